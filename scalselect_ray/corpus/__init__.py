@@ -1,0 +1,23 @@
+"""URIs to samples: formats, planning slices, conversations to one schema, images."""
+
+from scalselect_ray.corpus.images import load_image
+from scalselect_ray.corpus.planning import CorpusFile, Slice, is_complete, list_files, plan_file
+from scalselect_ray.corpus.reading import read_slices
+from scalselect_ray.corpus.sample import ImagePart, ImageRef, Reason, Reject, Sample, SampleRejectedError, Turn
+
+__all__ = [
+    "CorpusFile",
+    "ImagePart",
+    "ImageRef",
+    "Reason",
+    "Reject",
+    "Sample",
+    "SampleRejectedError",
+    "Slice",
+    "Turn",
+    "is_complete",
+    "list_files",
+    "load_image",
+    "plan_file",
+    "read_slices",
+]

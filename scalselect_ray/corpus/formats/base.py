@@ -1,0 +1,72 @@
+"""What a format is: a way to cut a file into runs of rows, and a way to read runs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from scalselect_ray.corpus.sample import Reason
+from scalselect_ray.storage import FileInfo
+
+MAX_ROW_BYTES = 1 << 28  # a longer row is no sample but an attack or an accident
+
+
+class Run(NamedTuple):
+    """Rows [first_row, stop_row) of a file and the bytes [start_byte, stop_byte) that hold them; bytes are (0, 0) without seeking."""
+
+    first_row: int
+    stop_row: int
+    start_byte: int
+    stop_byte: int
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A row that is there but cannot be parsed."""
+
+    message: str
+    reason: Reason = Reason.BROKEN_ROW
+
+
+class UnreadableFileError(Exception):
+    """The file, or its rest behind the runs already given, cannot be read."""
+
+
+class Format(Protocol):
+    """One container format. Rows are counted alike whatever the size of the runs."""
+
+    def scan(self, file: FileInfo, max_rows: int, max_bytes: int) -> Iterator[Run]:
+        """The runs of a file in order. Raises UnreadableFileError where reading must stop, OSError."""
+        ...
+
+    def read(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[object]]]:
+        """The records of consecutive runs, a run at a time; `Broken` in the place of a broken row."""
+        ...
+
+
+def cut(sizes: Iterator[tuple[int, int]], max_rows: int, max_bytes: int) -> Iterator[Run]:
+    """Runs from the (start, stop) bytes of each row: at most `max_rows` rows, and `max_bytes` bytes unless one row is larger.
+
+    An error of `sizes` passes through after the rows before it have been given.
+    """
+    first = row = 0
+    begin = end = 0
+    problem: UnreadableFileError | None = None
+    rows = iter(sizes)
+    while True:
+        try:
+            start, stop = next(rows)
+        except StopIteration:
+            break
+        except UnreadableFileError as error:
+            problem = error
+            break
+        if row > first and (row - first >= max_rows or stop - begin > max_bytes):
+            yield Run(first, row, begin, end)
+            first, begin = row, start
+        elif row == first:
+            begin = start
+        row, end = row + 1, stop
+    if row > first:
+        yield Run(first, row, begin, end)
+    if problem is not None:
+        raise problem

@@ -1,0 +1,79 @@
+"""One JSON array of rows (LLaVA-665K and kin), streamed: only a window of it is in memory."""
+
+import json
+from collections.abc import Iterator, Sequence
+
+from scalselect_ray import storage
+from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Run, UnreadableFileError, cut
+from scalselect_ray.storage import FileInfo
+
+_WINDOW = 1 << 22  # bytes read at once
+_BLANK = b" \t\r\n"
+
+
+class JsonList:
+    """Slices are byte ranges of the file between the array's commas."""
+
+    def scan(self, file: FileInfo, max_rows: int, max_bytes: int) -> Iterator[Run]:
+        return cut(_elements(file), max_rows, max_bytes)
+
+    def read(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[object]]]:
+        for run in runs:
+            try:
+                yield run, json.loads(b"[" + storage.read_bytes(file.uri, run.start_byte, run.stop_byte) + b"]")
+            except ValueError as error:
+                raise UnreadableFileError(str(error)) from error
+
+
+def _elements(file: FileInfo) -> Iterator[tuple[int, int]]:
+    """(start, stop) byte of each element. The decoder of the standard library finds where an element ends."""
+    decoder = json.JSONDecoder()
+    with storage.open_read(file.uri) as stream:
+        window, offset, row = b"", 0, 0  # `window` starts at byte `offset` of the file
+        expect_comma, opened = False, False
+        while True:
+            block = stream.read(_WINDOW)
+            window += block
+            text, at = _decoded(window), 0  # ascii or latin-1 view: an index is a byte offset
+            while True:
+                at = _skip_blank(text, at)
+                if at >= len(text):
+                    break
+                character = text[at]
+                if not opened:
+                    if character == "\ufeff" or text[at : at + 3] == "\xef\xbb\xbf":
+                        at += 3
+                        continue
+                    if character != "[":
+                        raise UnreadableFileError("not a JSON list")
+                    opened, at = True, at + 1
+                elif character == "]" and (expect_comma or row == 0):
+                    return
+                elif expect_comma:
+                    if character != ",":
+                        raise UnreadableFileError(f"broken JSON behind row {row - 1}, at byte {offset + at}: expected ',' or ']'")
+                    expect_comma, at = False, at + 1
+                else:
+                    try:
+                        _, end = decoder.raw_decode(text, at)
+                    except (ValueError, RecursionError) as error:
+                        if block and len(text) - at < MAX_ROW_BYTES:
+                            break  # may go on in the next window
+                        raise UnreadableFileError(f"broken JSON in row {row}, at byte {offset + at}: {error}") from error
+                    if end == len(text) and block:
+                        break  # a number could go on
+                    yield offset + at, offset + end
+                    row, expect_comma, at = row + 1, True, end
+            window, offset = window[at:], offset + at
+            if not block:
+                raise UnreadableFileError(f"the JSON list breaks off behind row {row - 1}" if opened else "the file is empty")
+
+
+def _decoded(window: bytes) -> str:
+    return window.decode("latin-1")
+
+
+def _skip_blank(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at

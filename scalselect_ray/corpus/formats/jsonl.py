@@ -1,0 +1,72 @@
+"""JSON lines, plain (slices are byte ranges) or gzipped (read as one stream). A row is a line that is not blank."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import BinaryIO, cast
+
+from scalselect_ray import storage
+from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Broken, Run, UnreadableFileError, cut
+from scalselect_ray.storage import FileInfo
+
+
+class JsonLines:
+    """One object a line."""
+
+    def __init__(self, compressed: bool = False) -> None:
+        self.sequential = compressed
+
+    def scan(self, file: FileInfo, max_rows: int, max_bytes: int) -> Iterator[Run]:
+        for run in cut(((start, stop) for start, stop, _ in self._lines(file)), max_rows, max_bytes):
+            yield run._replace(start_byte=0, stop_byte=0) if self.sequential else run
+
+    def read(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[object]]]:
+        if not self.sequential:
+            for run in runs:
+                lines = storage.read_bytes(file.uri, run.start_byte, run.stop_byte).splitlines()
+                yield run, [_parse(line) for line in storage_lines(lines)]
+            return
+        lines = (line for _, _, line in self._lines(file))
+        row = 0
+        for run in runs:
+            records: list[object] = []
+            while row < run.stop_row:
+                line = next(lines)
+                if row >= run.first_row:
+                    records.append(_parse(line))
+                row += 1
+            yield run, records
+
+    def _lines(self, file: FileInfo) -> Iterator[tuple[int, int, bytes]]:
+        """(start, stop, line) of each line that is not blank."""
+        with storage.open_read(file.uri) as raw:
+            stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if self.sequential else raw
+            with closing(stream):
+                at = row = 0
+                while True:
+                    try:
+                        line = stream.readline(MAX_ROW_BYTES)
+                    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                        raise UnreadableFileError(f"broken gzip behind row {row - 1}: {error}") from error
+                    if not line:
+                        return
+                    if len(line) >= MAX_ROW_BYTES:
+                        raise UnreadableFileError(f"row {row} is longer than {MAX_ROW_BYTES:,} bytes")
+                    if line.strip():
+                        yield at, at + len(line), line
+                        row += 1
+                    at += len(line)
+
+
+def storage_lines(lines: Sequence[bytes]) -> Iterator[bytes]:
+    """The lines that are rows."""
+    return (line for line in lines if line.strip())
+
+
+def _parse(line: bytes) -> object:
+    try:
+        return json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError) as error:
+        return Broken(f"not JSON: {error}: {line[:60]!r}")

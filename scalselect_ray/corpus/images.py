@@ -1,0 +1,100 @@
+"""Images of samples: where they may lie, and how they become pixels."""
+
+import base64
+import binascii
+import io
+import os
+import posixpath
+import warnings
+from collections.abc import Mapping
+
+from PIL import Image, UnidentifiedImageError
+
+from scalselect_ray import storage
+from scalselect_ray.corpus.conversation import ImageResolver
+from scalselect_ray.corpus.sample import ImageRef, Reason, SampleRejectedError
+from scalselect_ray.errors import CorpusError
+
+MAX_PIXELS = 1 << 27  # 134 million: a 400 MB picture once decoded
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+Image.init()  # Pillow knows formats by name only once their plugins are loaded
+
+
+def resolver(image_root: str) -> ImageResolver:
+    """What turns an image field of a row to a reference. Paths are joined to `image_root`, and nothing outside it is ever read."""
+
+    def resolve(field: object) -> ImageRef:
+        if isinstance(field, Mapping):
+            data, path = field.get("bytes"), field.get("path", field.get("url"))
+            return ImageRef(str(path or "bytes"), data=bytes(data)) if data is not None else resolve(path)
+        if isinstance(field, (bytes, bytearray, memoryview)):
+            return ImageRef("bytes", data=bytes(field))
+        if not isinstance(field, str) or "\0" in field:
+            raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"an image must be a path, bytes or a struct, found {type(field).__name__}")
+        if field.startswith("data:"):
+            try:
+                return ImageRef("data URI", data=base64.b64decode(field.partition(",")[2], validate=True))
+            except (binascii.Error, ValueError) as error:
+                raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"the data URI is not base64: {error}") from error
+        return ImageRef(field, uri=_inside(image_root, field))
+
+    return resolve
+
+
+def load_image(image: ImageRef) -> Image.Image:
+    """The decoded image, RGB, first frame, not rotated by EXIF (as trainers and the models' own processors take a PIL image).
+
+    Raises SampleRejectedError; CorpusError when the place may not be read at all.
+    """
+    data = image.data if image.data is not None else _fetch(image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # damaged metadata is no reason to speak once per picture
+        try:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise SampleRejectedError(
+                        Reason.IMAGE_TOO_LARGE, f"{image.name}: {picture.width}x{picture.height} is above {MAX_PIXELS:,} pixels"
+                    )
+                return _rgb(picture)
+        except Image.DecompressionBombError as error:
+            raise SampleRejectedError(Reason.IMAGE_TOO_LARGE, f"{image.name}: {error}") from error
+        except UnidentifiedImageError as error:
+            what = "is empty" if not data else f"starts with {data[:12]!r}"
+            raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"{image.name}: not an image ({what})") from error
+        except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, MemoryError) as error:
+            raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"{image.name}: {error}") from error
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I;16") or picture.mode == "I":  # 16-bit grey: PIL would clip it to white
+        return picture.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    return picture.convert("RGB")
+
+
+def _inside(root: str, path: str) -> str:
+    if "://" in path:
+        uri = path
+    elif storage.is_local(root):
+        uri = os.path.normpath(os.path.join(root, path))
+    else:
+        folder, slashes, rest = root.partition("://")
+        uri = f"{folder}{slashes}{posixpath.normpath(posixpath.join(rest, path))}"
+    if posixpath.normpath(uri) != uri.replace("://", ":/") or not uri.startswith(root.rstrip("/") + "/"):
+        raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{storage.redact(path)} is outside the image root {storage.redact(root)}")
+    if storage.is_local(root) and not os.path.realpath(uri).startswith(os.path.realpath(root) + "/"):
+        raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{path} leads outside the image root {root} by a link")
+    return uri
+
+
+def _fetch(image: ImageRef) -> bytes:
+    assert image.uri is not None
+    try:
+        return storage.read_bytes(image.uri)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise SampleRejectedError(Reason.IMAGE_MISSING, f"{image.name}: no such image below the image root") from error
+    except PermissionError as error:
+        raise CorpusError(f"{storage.redact(image.uri)}: no permission to read images there") from error
+    except OSError as error:
+        raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"{image.name}: {error}") from error

@@ -1,0 +1,88 @@
+"""One schema for every corpus: what a sample is, whatever file it came from."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+class Reason(StrEnum):
+    """Why a sample was rejected: the `reason` column of `rejects.parquet`."""
+
+    TEXT_ONLY = "text_only"  # no image at all: nothing for this method to represent
+    BROKEN_ROW = "broken_row"  # not valid JSON, or not an object
+    BAD_CONVERSATION = "bad_conversation"  # no turns, unknown role, a turn without text, no user turn
+    PLACEHOLDER_MISMATCH = "placeholder_mismatch"  # numbers of image placeholders and images differ
+    SPECIAL_TOKEN = "special_token"  # the text holds a token the model keeps for images
+    UNSUPPORTED_MEDIA = "unsupported_media"  # video or audio
+    IMAGE_MISSING = "image_missing"  # no such file, object or tar member
+    IMAGE_UNREADABLE = "image_unreadable"  # empty, truncated, or not an image
+    IMAGE_TOO_LARGE = "image_too_large"  # more pixels than we agree to decode
+    IMAGE_TOO_SMALL = "image_too_small"  # the model's own processor refuses the size or aspect ratio
+    IMAGE_REFUSED = "image_refused"  # outside the image root, or a URL
+    TOO_LONG = "too_long"  # more tokens than `extractor.max_length`
+    NO_QUERY_TOKENS = "no_query_tokens"  # nothing in the sample asks about the image
+    NON_FINITE = "non_finite"  # the feature has a NaN or an infinity
+    UNREADABLE_FILE = "unreadable_file"  # a whole file, or the rest of one, could not be read
+    EXTRACTION_FAILED = "extraction_failed"  # the model failed on this sample alone
+
+
+class SampleRejectedError(Exception):
+    """Raised anywhere on a sample's way to say that it cannot be used, and why."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """The place of an image inside a turn; `index` points into `Sample.images`."""
+
+    index: int
+
+
+Part = str | ImagePart
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one role says: texts and images in their order. Assistant turns hold text only."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """One image of a sample, still encoded: its bytes, or where they lie.
+
+    `name` is for messages and exports (the path as the corpus gives it); exactly one of `data` and `uri` is set.
+    `uri` has already been checked to lie inside the image root.
+    """
+
+    name: str
+    data: bytes | None = None
+    uri: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A sample that can be used. It is known by (source, shard, row), never by `id` alone."""
+
+    row: int  # position in its file, from 0
+    id: str | None
+    turns: tuple[Turn, ...]
+    images: tuple[ImageRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A sample that cannot be used. Also stands for a whole unreadable file (`row` is where reading stopped)."""
+
+    row: int
+    id: str | None
+    reason: Reason
+    message: str

@@ -1,0 +1,39 @@
+"""The errors people see, and the exit code each one means.
+
+ScalSelectError            an error with a message for people: no traceback is shown
+├── ConfigError            the config cannot be used                              exit 2
+├── CorpusError            the corpus cannot be found, listed or read             exit 2
+├── ModelError             the model cannot be found, loaded or used              exit 2
+├── OutputError            the output folder cannot be used                       exit 2
+└── TooManyRejectsError    more rejected samples than `rejects.max_fraction`      exit 3
+
+A sample that cannot be used is not an error of the run: see `scalselect_ray.corpus.SampleRejectedError`.
+"""
+
+
+class ScalSelectError(Exception):
+    """What was found, what was expected, where, and the next move, in one message."""
+
+    exit_code = 2
+
+
+class ConfigError(ScalSelectError):
+    """The config cannot be used as it stands."""
+
+
+class CorpusError(ScalSelectError):
+    """The corpus, or a place it points to, cannot be read."""
+
+
+class ModelError(ScalSelectError):
+    """The model folder or hub id cannot be used."""
+
+
+class OutputError(ScalSelectError):
+    """The output folder cannot be written, or what lies there is not ours."""
+
+
+class TooManyRejectsError(ScalSelectError):
+    """The share of rejected samples is above `rejects.max_fraction`."""
+
+    exit_code = 3

@@ -1,0 +1,121 @@
+"""One committed object a slice. The listing of these objects is the ledger of a run: there is no other record of what is done."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from scalselect_ray import storage
+from scalselect_ray.errors import OutputError
+
+_FORMAT = "scalselect.features/1"
+_COUNTS = ("num_tokens", "num_vision_tokens", "num_query_tokens", "num_attended_tokens")
+
+
+class DamagedFeaturesError(OutputError):
+    """A committed object that cannot be read any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a feature file holds, without its features."""
+
+    rows: int
+    scored: int
+    rejected: int  # without the text-only samples
+    text_only: int
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureStore:
+    """The features of one extractor below an output folder. Holds only strings: it may travel to any worker."""
+
+    output: str
+    extractor_id: str
+
+    @property
+    def folder(self) -> str:
+        return storage.join(self.output, "features", self.extractor_id)
+
+    def describe(self, description: Mapping[str, Any]) -> None:
+        """Writes `extractor.json` once, so that a person can tell the folders apart."""
+        uri = storage.join(self.folder, "extractor.json")
+        if not storage.exists(uri):
+            storage.write(uri, json.dumps(description, indent=2).encode())
+
+    def committed(self) -> set[str]:
+        """Ids of the slices that are done: one listing."""
+        return {name.removesuffix(".parquet") for name in storage.list_names(self.folder) if name.endswith(".parquet")}
+
+    def commit(self, slice_id: str, table: pa.Table) -> int:
+        """Writes one slice's features whole, and returns the bytes. Writing a slice again writes the same bytes."""
+        sink = io.BytesIO()
+        keys = [name for name in table.column_names if name != "feature"]
+        pq.write_table(
+            table.replace_schema_metadata({"format": _FORMAT, "slice": slice_id, "extractor": self.extractor_id}),
+            sink,
+            compression={**{name: "zstd" for name in keys}, "feature.list.element": "none"},
+            use_dictionary=["source", "shard", "reason"],
+            write_page_checksum=True,
+        )
+        storage.write(self._uri(slice_id), sink.getvalue())
+        return sink.tell()
+
+    def read(self, slice_id: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The table of a slice. Raises DamagedFeaturesError when a checksum, the length or the format is wrong."""
+        uri = self._uri(slice_id)
+        cure = "remove it and run again: its slice is then extracted anew"
+        try:
+            table = pq.read_table(
+                pa.BufferReader(storage.read_bytes(uri)), columns=list(columns) if columns else None, page_checksum_verification=True
+            )
+        except (pa.ArrowException, OSError) as error:
+            raise DamagedFeaturesError(f"{storage.redact(uri)} is damaged ({error}); {cure}") from error
+        found = (table.schema.metadata or {}).get(b"format", b"none").decode()
+        if found != _FORMAT:
+            raise DamagedFeaturesError(f"{storage.redact(uri)} has format {found}, expected {_FORMAT}; {cure}")
+        return table
+
+    def summary(self, slice_id: str) -> Summary:
+        """Counts of one slice."""
+        reasons = self.read(slice_id, ["reason"])["reason"]
+        text_only = pc.sum(pc.equal(reasons, "text_only")).as_py() or 0
+        return Summary(len(reasons), reasons.null_count, len(reasons) - reasons.null_count - text_only, text_only)
+
+    def _uri(self, slice_id: str) -> str:
+        return storage.join(self.folder, f"{slice_id}.parquet")
+
+
+def feature_table(rows: Sequence[Mapping[str, Any]], dim: int) -> pa.Table:
+    """The table of one slice from its rows; `feature` and the counts are null for a reject, `reason` and `message` for the others."""
+    schema = pa.schema(
+        [
+            ("source", pa.string()),
+            ("shard", pa.string()),
+            ("row", pa.int64()),
+            ("id", pa.string()),
+            ("reason", pa.string()),
+            ("message", pa.string()),
+            *((name, pa.int32()) for name in _COUNTS),
+        ]
+    )
+    table = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema)
+    chosen = np.array([row.get("feature") is not None for row in rows], dtype=bool)
+    values = np.zeros((len(rows), dim), dtype=np.float32)
+    for index in np.flatnonzero(chosen):
+        values[index] = rows[index]["feature"]
+    feature = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), dim, mask=pa.array(~chosen))
+    return table.append_column("feature", feature)
+
+
+def features_of(table: pa.Table) -> np.ndarray:
+    """The features of the rows that have one, in order. (n, d) float32."""
+    column = table["feature"].combine_chunks().drop_null()
+    dim = column.type.list_size
+    return np.asarray(column.flatten().to_numpy(zero_copy_only=False)).reshape(-1, dim)

@@ -1,0 +1,95 @@
+"""The exact top of a budget, whatever the number of scores: a radix select that only ever sees histograms.
+
+A score becomes an unsigned integer of the same order; four rounds of 16 bits find the integer of the last score that fits. Scores that
+tie there go to the parts, and in a part to the rows, in their order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+BITS = 16
+ROUNDS = 4
+BINS = 1 << BITS
+
+
+def resolve_budget(budget: float, count: int) -> int:
+    """How many of `count` samples a budget is: a fraction (rounded down, but 1 at least), or a number when it is above 1."""
+    if budget > 1:
+        return min(int(budget), count)
+    exact = Fraction(repr(float(budget))) * count  # 0.29 * 100 is 29, not 28.999...
+    return max(int(exact), 1) if exact > 0 else 0
+
+
+def sortable(scores_N: np.ndarray) -> np.ndarray:
+    """uint64 in the order of float64 scores. Both zeros are one."""
+    bits_N = (np.asarray(scores_N, dtype=np.float64) + 0.0).view(np.uint64)
+    negative_N = bits_N >> np.uint64(63) == 1
+    return np.where(negative_N, ~bits_N, bits_N | np.uint64(1 << 63))
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Where the budget ends, as far as it is known: keys whose leading `rounds` digits are above `prefix` are in.
+
+    `remaining` of the keys that share the prefix are in as well; after the last round these tie exactly.
+    """
+
+    prefix: int
+    rounds: int
+    remaining: int
+
+
+def histogram(keys_N: np.ndarray, cut: Cut) -> np.ndarray:
+    """How often each next digit occurs among the keys that share the prefix. (BINS,) int64."""
+    shift = np.uint64(BITS * (ROUNDS - cut.rounds - 1))
+    if cut.rounds:
+        keys_N = keys_N[keys_N >> (shift + np.uint64(BITS)) == cut.prefix]
+    digits_N = (keys_N >> shift) & np.uint64(BINS - 1)
+    return np.bincount(digits_N.astype(np.int64), minlength=BINS)
+
+
+def narrow(cut: Cut, counts: np.ndarray) -> Cut:
+    """The cut one digit further, from the sum of all parts' histograms."""
+    above = np.cumsum(counts[::-1])  # keys at or above each digit, largest digit first
+    place = int(np.searchsorted(above, cut.remaining))
+    if cut.remaining == 0 or place == BINS:
+        place = 0 if cut.remaining == 0 else BINS - 1
+    digit = BINS - 1 - place
+    taken = int(above[place] - counts[digit])
+    return Cut((cut.prefix << BITS) | digit, cut.rounds + 1, cut.remaining - taken)
+
+
+def take_ties(tied: Sequence[int], remaining: int) -> list[int]:
+    """How many of its tied rows each part may keep: the first parts first."""
+    quotas = []
+    for count in tied:
+        quotas.append(min(count, remaining))
+        remaining -= quotas[-1]
+    return quotas
+
+
+def chosen(keys_N: np.ndarray, cut: Cut, ties: int) -> np.ndarray:
+    """Which rows of a part are in, given a cut after its last round and this part's share of the ties. (N,) bool."""
+    assert cut.rounds == ROUNDS
+    inside_N = keys_N > np.uint64(cut.prefix)
+    inside_N[np.flatnonzero(keys_N == np.uint64(cut.prefix))[:ties]] = True
+    return np.asarray(inside_N)
+
+
+def best_first(counts: np.ndarray, rows: int) -> list[tuple[int, int, int]]:
+    """Cuts the range of leading digits into runs of at most about `rows` chosen keys: (low, high, keys above), best first.
+
+    `counts` (BINS,) is how often each leading digit occurs among the chosen. Both ends of a run are inside it.
+    """
+    runs: list[tuple[int, int, int]] = []
+    high, inside, above = BINS - 1, 0, 0
+    for digit in np.flatnonzero(counts)[::-1].tolist():
+        if inside and inside + counts[digit] > rows:
+            runs.append((digit + 1, high, above))
+            high, above, inside = digit, above + inside, 0
+        inside += int(counts[digit])
+    runs.append((0, high, above))
+    return runs

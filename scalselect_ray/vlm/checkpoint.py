@@ -1,0 +1,216 @@
+"""The front of a VLM from its checkpoint: vision tower, projector, embeddings and decoder layer 0, and nothing else.
+
+Layer 0 is all that the method reads (paper section 3.2), so the text model is built with one layer and without its head, and only
+the safetensors files (and in them only the tensors) that this front needs are fetched and read: about 1 GB of the 15 GB of a 7B model.
+"""
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from scalselect_ray import storage
+from scalselect_ray.errors import ModelError
+from scalselect_ray.vlm.families import Family, family_of
+
+# Loading a front leaves most of a checkpoint unread: transformers' report of that is long, and what matters is checked below.
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+_INDEX = "model.safetensors.index.json"
+_WEIGHTS = "model.safetensors"
+_DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model")  # config, processor, tokenizer, chat template
+_LATER_LAYER = re.compile(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.[1-9]\d*\.|(?:^|\.)lm_head\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint on this machine. `fingerprint` is a hash of everything in it that can change a feature."""
+
+    folder: Path
+    config: PretrainedConfig
+    family: Family
+    fingerprint: str
+
+
+def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
+    """The checkpoint a config names: a local folder, a folder in a bucket, or a hub id with an optional pinned revision.
+
+    What is not on this machine yet is fetched, without the weights that are not needed. Raises ModelError.
+    """
+    folder = _local_folder(model, revision)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{model}: no config.json in the model folder; expected a folder written by save_pretrained")
+    try:
+        # Code that comes with a checkpoint is never run: trust_remote_code stays at its default.
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{model}: config.json cannot be used: {error}") from error
+    family = family_of(config, model)
+    keep_front(config)
+    return Checkpoint(folder, config, family, _fingerprint(folder))
+
+
+def keep_front(config: PretrainedConfig) -> None:
+    """Cuts a composite config down to what comes before and in decoder layer 0 (in place)."""
+    text = config.text_config
+    text.num_hidden_layers = 1
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
+    if hasattr(config.vision_config, "deepstack_visual_indexes"):
+        config.vision_config.deepstack_visual_indexes = []  # DeepStack features are added after the layer: never read
+
+
+def load_front(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model's front, in eval mode on `device`. Raises ModelError when a tensor is missing or has another shape."""
+    with tempfile.TemporaryDirectory() as view:
+        _link_needed(checkpoint.folder, Path(view))
+        try:
+            model, loading = AutoModel.from_pretrained(
+                view,
+                config=checkpoint.config,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                attn_implementation="sdpa",
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"{checkpoint.folder}: the weights cannot be loaded: {error}") from error
+    problems = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
+    if problems:
+        raise ModelError(
+            f"{checkpoint.folder}: {len(problems)} tensors are missing or have another shape than config.json says, "
+            f"first {problems[0]}; is this a complete checkpoint of a {checkpoint.config.model_type} model?"
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def is_needed(tensor: str) -> bool:
+    """Whether a tensor of a checkpoint, by its name, belongs to the front. True when in doubt."""
+    return not _LATER_LAYER.search(tensor)
+
+
+def needed_files(names: Iterable[str], weight_map: dict[str, str]) -> set[str]:
+    """The safetensors files that hold a needed tensor; `weight_map` is that of the index, empty when there is none."""
+    if weight_map:
+        return {file for tensor, file in weight_map.items() if is_needed(tensor)}
+    return {_WEIGHTS} & set(names)
+
+
+def _local_folder(model: str, revision: str | None) -> Path:
+    if storage.is_local(model) and Path(storage.absolute(model)).is_dir():
+        return Path(storage.absolute(model))
+    if "://" in model:
+        return _fetch_from_bucket(model)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        return _fetch_from_hub(model, revision)
+    raise ModelError(f"extractor.model: no such folder: {model} (nor is it a hub id of the form owner/name)")
+
+
+def _fetch_from_hub(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    def fetch(patterns: list[str]) -> Path:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+
+    try:
+        folder = fetch(list(_DESCRIPTION))
+        return fetch([*_DESCRIPTION, *needed_files([_WEIGHTS], _weight_map(folder))])
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"extractor.model: {repository} is no folder here and cannot be had from the hub (revision {revision or 'main'}): {error}"
+        ) from error
+
+
+def _fetch_from_bucket(uri: str) -> Path:
+    try:
+        files = {file.uri.rpartition("/")[2]: file for file in storage.expand(uri)}
+        if "config.json" not in files:
+            raise ModelError(f"extractor.model: no config.json below {storage.redact(uri)}")
+        state = json.dumps(sorted((name, file.size, file.version) for name, file in files.items()))
+        folder = Path(tempfile.gettempdir(), "scalselect-models", hashlib.sha256(f"{uri} {state}".encode()).hexdigest()[:32])
+        described = [name for name in files if any(Path(name).match(pattern) for pattern in _DESCRIPTION)]
+        for name in described:
+            _download(files[name], folder / name)
+        for name in needed_files(files, _weight_map(folder)):
+            _download(files[name], folder / name)
+    except (OSError, KeyError) as error:
+        raise ModelError(f"extractor.model: {storage.redact(uri)} cannot be fetched: {error}") from error
+    return folder
+
+
+def _download(file: storage.FileInfo, target: Path) -> None:
+    if not (target.is_file() and target.stat().st_size == file.size):
+        storage.download(file.uri, str(target))
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    index = folder / _INDEX
+    if not index.is_file():
+        return {}
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    except (ValueError, KeyError) as error:
+        raise ModelError(f"{index}: not a safetensors index: {error}") from error
+    if any(Path(file).name != file for file in weight_map.values()):
+        raise ModelError(f"{index}: names a file outside the model folder")
+    return weight_map
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    files = [folder / name for name in sorted(needed_files([_WEIGHTS], _weight_map(folder)))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or not files:
+        raise ModelError(f"{folder}: no {missing[0] if missing else _WEIGHTS}; weights are read from safetensors only")
+    return files
+
+
+def _link_needed(folder: Path, view: Path) -> None:
+    """Makes `view` a checkpoint of the needed tensors: the weight files by link, and an index that names no others."""
+    for file in _weight_files(folder):
+        (view / file.name).symlink_to(file.resolve())
+    weight_map = {tensor: file for tensor, file in _weight_map(folder).items() if is_needed(tensor)}
+    if weight_map:
+        (view / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def _fingerprint(folder: Path) -> str:
+    """A hash of the description files and of the bytes of every needed tensor."""
+    digest = hashlib.sha256()
+    described = {path for pattern in _DESCRIPTION for path in folder.glob(pattern)} - {folder / _INDEX, folder / "README.txt"}
+    for path in sorted(described):
+        digest.update(f"{path.name}\0".encode() + path.read_bytes())
+    for path in _weight_files(folder):
+        try:
+            _hash_needed_tensors(path, digest)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise ModelError(f"{path}: not a safetensors file: {error}") from error
+    return digest.hexdigest()
+
+
+def _hash_needed_tensors(path: Path, digest: Any) -> None:
+    with safe_open(path, framework="np"):  # checks the header and the file's length
+        pass
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(header_bytes))
+        header.pop("__metadata__", None)
+        for name in sorted(filter(is_needed, header)):
+            start, stop = header[name]["data_offsets"]
+            digest.update(f"{name}\0{header[name]['dtype']}\0{header[name]['shape']}\0".encode())
+            file.seek(8 + header_bytes + start)
+            while start < stop:
+                block = file.read(min(stop - start, 1 << 24))
+                digest.update(block)
+                start += len(block)

@@ -1,0 +1,167 @@
+"""Prepared samples to representations, on one device (paper sections 3.2 and 3.3).
+
+The samples of a batch stand one behind the other in a single row of tokens, each with its own positions, and attention is computed
+sample by sample: there is no padding, so none can be attended to and none is paid for.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AttentionInterface, AutoImageProcessor
+
+from scalselect_ray.corpus import Reason, SampleRejectedError
+from scalselect_ray.vlm.checkpoint import Checkpoint, load_front
+from scalselect_ray.vlm.prepare import Prepared
+from scalselect_ray.vlm.probe import attended, attention_output, attention_received
+
+_CAPTURE = "scalselect_capture"
+
+
+@dataclass(frozen=True, slots=True)
+class Representation:
+    """What is kept of one sample."""
+
+    feature: np.ndarray  # (E,) float32: mean of layer 0's output over the attended vision tokens
+    num_tokens: int
+    num_vision_tokens: int
+    num_query_tokens: int
+    num_attended_tokens: int
+
+
+class _Projections(NamedTuple):
+    query_HTD: torch.Tensor  # T = tokens of the batch
+    key_KTD: torch.Tensor
+    value_KTD: torch.Tensor
+    scaling: float
+    sliding_window: int | None
+
+
+def _capture(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **settings: Any) -> Any:
+    """Stands in for an attention function: keeps queries, keys and values as the model's own code makes them."""
+    module.captured = _Projections(query[0], key[0], value[0], settings["scaling"], settings.get("sliding_window"))  # type: ignore[assignment]
+    return query.transpose(1, 2), None
+
+
+AttentionInterface.register(_CAPTURE, _capture)
+
+
+class Extractor:
+    """Holds the front of a model on a device. Costs its weights in memory, once."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, attention_threshold: float, batch_tokens: int
+    ) -> None:
+        self._family = checkpoint.family
+        self._device = device
+        self._threshold = attention_threshold
+        self._batch_tokens = batch_tokens
+        self._image_processor: Any = AutoImageProcessor.from_pretrained(checkpoint.folder, local_files_only=True)
+        self._model: Any = load_front(checkpoint, dtype, device)
+        self._dtype = dtype
+        text = self._model.language_model
+        self._rotary, self._layer, self._embed = text.rotary_emb, text.layers[0], self._model.get_input_embeddings()
+        self._output_projection = self._layer.self_attn.o_proj
+        self._layer.self_attn.o_proj = nn.Identity()  # applied below, to the attended tokens only
+        self._layer.self_attn.config._attn_implementation = _CAPTURE
+
+    @property
+    def dim(self) -> int:
+        """E, the length of a feature."""
+        return int(self._model.config.text_config.hidden_size)
+
+    def __call__(self, samples: Sequence[Prepared]) -> list[Representation | SampleRejectedError]:
+        """One answer a sample, in order. A sample that fails on its own is answered by the reason."""
+        answers: list[Representation | SampleRejectedError] = []
+        for batch in batches([len(sample.input_ids) for sample in samples], self._batch_tokens):
+            answers += self._represent_all(samples[batch.start : batch.stop])
+        return answers
+
+    def _represent_all(self, samples: Sequence[Prepared]) -> list[Representation | SampleRejectedError]:
+        """A failing batch is halved until the sample that fails stands alone: bad input, or too large for the device."""
+        try:
+            return list(self._represent(samples))
+        except (RuntimeError, ValueError, IndexError) as error:
+            if len(samples) == 1:
+                return [SampleRejectedError(Reason.EXTRACTION_FAILED, f"the model fails on this sample: {error}")]
+        half = len(samples) // 2
+        return self._represent_all(samples[:half]) + self._represent_all(samples[half:])
+
+    @torch.inference_mode()
+    def _represent(self, samples: Sequence[Prepared]) -> Iterator[Representation | SampleRejectedError]:
+        hidden_TE = self._embeddings(samples)
+        position_ids = torch.from_numpy(np.concatenate([sample.position_ids for sample in samples], axis=1)).to(self._device)
+        rotary = self._rotary(hidden_TE[None], position_ids if len(position_ids) == 1 else position_ids[:, None])
+        self._layer.self_attn(self._layer.input_layernorm(hidden_TE[None]), position_embeddings=rotary, attention_mask=None)
+        projections: _Projections = self._layer.self_attn.captured
+        del self._layer.self_attn.captured
+
+        rows, contexts = [], []
+        start = 0
+        for sample in samples:
+            rows_A, context_AC = self._attend(sample, projections, slice(start, start + len(sample.input_ids)))
+            rows.append(rows_A + start)
+            contexts.append(context_AC)
+            start += len(sample.input_ids)
+        # The rest of the layer works token by token: only the attended vision tokens go through it.
+        output_AE = hidden_TE[torch.cat(rows)] + self._output_projection(torch.cat(contexts))
+        output_AE = output_AE + self._layer.mlp(self._layer.post_attention_layernorm(output_AE))
+        for sample, part_AE in zip(samples, output_AE.float().split([len(row) for row in rows]), strict=True):
+            feature = part_AE.mean(dim=0).cpu().numpy()
+            if not np.isfinite(feature).all():
+                yield SampleRejectedError(Reason.NON_FINITE, "the feature holds a NaN or an infinity")
+                continue
+            yield Representation(
+                feature=feature,
+                num_tokens=len(sample.input_ids),
+                num_vision_tokens=int(sample.vision.sum()),
+                num_query_tokens=int(sample.query.sum()),
+                num_attended_tokens=len(part_AE),
+            )
+
+    def _embeddings(self, samples: Sequence[Prepared]) -> torch.Tensor:
+        """The input of layer 0: text embeddings, with the projected image features in the places of the placeholders. (T, E)."""
+        input_ids = torch.from_numpy(np.concatenate([sample.input_ids for sample in samples])).to(self._device)
+        images = self._family.collate([{name: torch.from_numpy(array) for name, array in sample.images.items()} for sample in samples])
+        images = {name: tensor.to(self._device) for name, tensor in images.items()}
+        images["pixel_values"] = self._normalise(images["pixel_values"])
+        features = torch.cat(tuple(self._model.get_image_features(**images, return_dict=True).pooler_output))
+        hidden_TE = self._embed(input_ids.clamp(max=self._embed.num_embeddings - 1))
+        places = input_ids == self._model.config.image_token_id
+        hidden_TE[places] = features.to(hidden_TE.dtype)
+        return cast(torch.Tensor, hidden_TE)
+
+    def _normalise(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Bytes to floats, as the model's own image processor does it."""
+        settings = self._image_processor
+        view = self._family.pixels_as_channels(pixel_values, len(settings.image_mean))
+        scaled = settings.rescale_and_normalize(
+            view, settings.do_rescale, settings.rescale_factor, settings.do_normalize, settings.image_mean, settings.image_std
+        )
+        return cast(torch.Tensor, scaled.reshape(pixel_values.shape).to(self._dtype))
+
+    def _attend(self, sample: Prepared, projections: _Projections, span: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """The attended vision tokens of one sample (A,), and what its attention gives them (A, H * D)."""
+        query_HSD, key_KSD, value_KSD = (tensor[:, span] for tensor in projections[:3])
+        query_Q, vision_V = (torch.from_numpy(np.flatnonzero(mask)).to(self._device) for mask in (sample.query, sample.vision))
+        scaling, window = projections.scaling, projections.sliding_window
+        received_V = attention_received(query_HSD, key_KSD, query_Q, vision_V, scaling, window)
+        rows_A = vision_V[attended(received_V, self._threshold)]
+        return rows_A, attention_output(query_HSD, key_KSD, value_KSD, rows_A, scaling, window)
+
+
+def batches(lengths: Sequence[int], batch_tokens: int) -> list[range]:
+    """Consecutive runs of samples with at most `batch_tokens` tokens in all, or a single longer sample."""
+    runs: list[range] = []
+    start = total = 0
+    for index, length in enumerate(lengths):
+        if index > start and total + length > batch_tokens:
+            runs.append(range(start, index))
+            start, total = index, 0
+        total += length
+    if start < len(lengths):
+        runs.append(range(start, len(lengths)))
+    return runs

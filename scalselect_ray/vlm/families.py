@@ -1,0 +1,114 @@
+"""What differs between model families. Everything else about a VLM is asked of transformers.
+
+Adding a family: subclass `Family` (or use one that fits), add a line to `FAMILIES`, and a row to the oracle test in `tests/vlm`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import PretrainedConfig, ProcessorMixin
+
+from scalselect_ray.errors import ModelError
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """LLaVA 1.5: one fixed-size crop an image, positions counted along the text."""
+
+    image_inputs: tuple[str, ...] = ("pixel_values",)
+    """What `get_image_features` of the model takes, by name, as the processor makes it."""
+
+    vision_marks: tuple[str, ...] = ()
+    """Tokens beside the image placeholders that the published implementation counts as vision tokens."""
+
+    resizable: bool = False
+    """Whether the processor scales an image into `min_pixels` to `max_pixels`."""
+
+    def images_argument(self, images: Sequence[Any]) -> Any:
+        """The images of one sample as the processor wants them."""
+        return list(images)
+
+    def position_ids(self, model: Any, inputs: Tensors) -> torch.Tensor:
+        """Rotary positions of one sample, (1, S), or (3, S) with multimodal rotary positions. `model` may have no weights."""
+        return torch.arange(inputs["input_ids"].shape[-1])[None]
+
+    def collate(self, samples: Sequence[Tensors]) -> dict[str, torch.Tensor]:
+        """The image inputs of several samples, joined along the images."""
+        return {name: torch.cat([sample[name] for sample in samples]) for name in self.image_inputs}
+
+    def pixels_as_channels(self, pixel_values: torch.Tensor, channels: int) -> torch.Tensor:
+        """A view of `pixel_values` as (..., channels, height, width), to normalise it."""
+        return pixel_values
+
+
+@dataclass(frozen=True, slots=True)
+class AnyResolutionFamily(Family):
+    """LLaVA-NeXT and LLaVA-OneVision: a variable number of crops an image, (images, crops, C, H, W), zero-padded along crops."""
+
+    image_inputs: tuple[str, ...] = ("pixel_values", "image_sizes")
+
+    def collate(self, samples: Sequence[Tensors]) -> dict[str, torch.Tensor]:
+        crops = max(sample["pixel_values"].shape[1] for sample in samples)
+        padded = [
+            {**sample, "pixel_values": F.pad(sample["pixel_values"], (0, 0, 0, 0, 0, 0, 0, crops - sample["pixel_values"].shape[1]))}
+            for sample in samples
+        ]
+        return Family.collate(self, padded)
+
+
+@dataclass(frozen=True, slots=True)
+class OneVisionFamily(AnyResolutionFamily):
+    """LLaVA-OneVision: an image that stands alone in its sample is cropped, several are not."""
+
+    image_inputs: tuple[str, ...] = ("pixel_values", "image_sizes", "batch_num_images")
+
+    def images_argument(self, images: Sequence[Any]) -> Any:
+        return [list(images)]  # nested: these images belong to one sample
+
+
+@dataclass(frozen=True, slots=True)
+class QwenFamily(Family):
+    """Qwen-VL: native resolution, patches in one flat list (patches, C * T * P * P), multimodal rotary positions."""
+
+    image_inputs: tuple[str, ...] = ("pixel_values", "image_grid_thw")
+    vision_marks: tuple[str, ...] = ("<|vision_start|>", "<|vision_end|>")
+    resizable: bool = True
+
+    def position_ids(self, model: Any, inputs: Tensors) -> torch.Tensor:
+        positions, _ = model.get_rope_index(
+            inputs["input_ids"][None], mm_token_type_ids=inputs["mm_token_type_ids"][None], image_grid_thw=inputs["image_grid_thw"]
+        )
+        return torch.as_tensor(positions[:, 0])
+
+    def pixels_as_channels(self, pixel_values: torch.Tensor, channels: int) -> torch.Tensor:
+        return pixel_values.view(len(pixel_values), channels, -1, 1)
+
+
+FAMILIES: dict[str, Family] = {
+    "llava": Family(),
+    "llava_next": AnyResolutionFamily(),
+    "llava_onevision": OneVisionFamily(),
+    "qwen2_vl": QwenFamily(),
+    "qwen2_5_vl": QwenFamily(),
+    "qwen3_vl": QwenFamily(),
+}
+"""By `model_type` of config.json."""
+
+
+def family_of(config: PretrainedConfig, model: str) -> Family:
+    """The family of a model. Raises ModelError for one that is not supported."""
+    try:
+        return FAMILIES[config.model_type]
+    except KeyError:
+        raise ModelError(f"{model}: model_type '{config.model_type}' is not supported; supported: {', '.join(FAMILIES)}") from None
+
+
+def vision_token_ids(family: Family, processor: ProcessorMixin) -> tuple[int, list[int]]:
+    """The id of the image placeholder, and those of the family's other vision marks."""
+    tokenizer = processor.tokenizer
+    return processor.image_token_id, [tokenizer.convert_tokens_to_ids(mark) for mark in family.vision_marks]

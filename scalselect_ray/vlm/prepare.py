@@ -1,0 +1,179 @@
+"""A sample to the inputs of a model, on the CPU: chat template, tokens, the roles of the tokens, images at the model's size.
+
+Pixels stay bytes here: scaling them to floats is left to the device (`Extractor`), so that what travels between machines is small.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+from scalselect_ray.corpus import ImagePart, Reason, Sample, SampleRejectedError, Turn
+from scalselect_ray.errors import ModelError
+from scalselect_ray.vlm.checkpoint import Checkpoint
+from scalselect_ray.vlm.families import vision_token_ids
+
+TokenRule = Literal["reference", "strict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One sample, ready for the model. S = tokens of the sample."""
+
+    input_ids: np.ndarray  # (S,) int64
+    position_ids: np.ndarray  # (1 or 3, S) int64
+    query: np.ndarray  # (S,) bool: the tokens whose attention counts
+    vision: np.ndarray  # (S,) bool: the tokens that attention is paid to
+    images: dict[str, np.ndarray] = field(repr=False)  # the family's image inputs; pixel_values uint8
+
+
+class Preparer:
+    """Makes `Prepared` of samples; one is made in each worker, from a checkpoint's description files alone."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        tokens: TokenRule = "reference",
+        max_length: int | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
+        self._family = checkpoint.family
+        self._tokens = tokens
+        self._max_length = max_length or checkpoint.config.text_config.max_position_embeddings
+        try:
+            self._processor: Any = AutoProcessor.from_pretrained(checkpoint.folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{checkpoint.folder}: the processor cannot be loaded: {error}") from error
+        self._image_token, marks = vision_token_ids(self._family, self._processor)
+        self._reserved = [self._processor.image_token, *self._family.vision_marks]
+        self._vision_tokens = [self._image_token, *(marks if tokens == "reference" else ())]
+        self._images_kwargs: dict[str, Any] = {"do_rescale": False, "do_normalize": False}
+        if min_pixels or max_pixels:
+            if not self._family.resizable:
+                raise ModelError(f"extractor.min_pixels and max_pixels have no meaning for {checkpoint.config.model_type} models")
+            size = copy.copy(self._processor.image_processor.size)
+            self._images_kwargs["size"] = {
+                "shortest_edge": min_pixels or size["shortest_edge"],
+                "longest_edge": max_pixels or size["longest_edge"],
+            }
+        with torch.device("meta"):  # only its methods that count positions are used
+            self._skeleton = AutoModel.from_config(checkpoint.config)
+
+    def __call__(self, sample: Sample, images: Sequence[Image.Image]) -> Prepared:
+        """`images` are those of `sample`, decoded, RGB, in order. Raises SampleRejectedError."""
+        text, assistant, user = self._render(sample.turns)
+        try:
+            batch = self._processor(
+                text=[text],
+                images=self._family.images_argument(images),
+                images_kwargs=self._images_kwargs,
+                return_offsets_mapping=True,
+                return_text_replacement_offsets=True,
+                return_mm_token_type_ids=True,
+            )
+        except ValueError as error:  # sizes and aspect ratios that the model's own processor refuses
+            sizes = ", ".join(f"{image.width}x{image.height}" for image in images)
+            raise SampleRejectedError(Reason.IMAGE_REFUSED, f"the model's processor refuses the images ({sizes}): {error}") from error
+        length = len(batch["input_ids"][0])
+        if length > self._max_length:
+            raise SampleRejectedError(Reason.TOO_LONG, f"{length} tokens, more than the limit of {self._max_length}")
+        inputs = {name: torch.as_tensor(np.asarray(batch[name])) for name in self._family.image_inputs}
+        inputs |= {name: torch.as_tensor(batch[name][0]) for name in ("input_ids", "mm_token_type_ids")}
+
+        input_ids = inputs["input_ids"].numpy()
+        vision = np.isin(input_ids, self._vision_tokens)
+        expansions = batch["text_replacement_offsets"][0]
+        offsets = np.asarray(batch["offset_mapping"][0])
+        if self._tokens == "reference":
+            query = ~vision & ~_overlaps(offsets, _expanded(assistant, expansions))
+        else:
+            query = ~np.isin(input_ids, [self._image_token]) & _overlaps(offsets, _expanded(user, expansions))
+        if not query.any():
+            raise SampleRejectedError(Reason.NO_QUERY_TOKENS, "no token of this sample asks about the image")
+        return Prepared(
+            input_ids=input_ids,
+            position_ids=self._family.position_ids(self._skeleton, inputs).numpy(),
+            query=query,
+            vision=vision,
+            images={name: inputs[name].numpy() for name in self._family.image_inputs},
+        )
+
+    def _render(self, turns: Sequence[Turn]) -> tuple[str, list[range], list[range]]:
+        """The conversation through the model's chat template, and where in it the assistant's and the user's texts stand.
+
+        The template is rendered a second time with a mark in place of each text: what stands between the marks is the template's
+        own, so each text is found by its place and never by a search that could meet the same words elsewhere.
+        """
+        for turn in turns:
+            for part in turn.parts:
+                found = [token for token in self._reserved if isinstance(part, str) and token in part]
+                if found:
+                    raise SampleRejectedError(Reason.SPECIAL_TOKEN, f"a {turn.role} turn holds {found[0]}, which the model keeps for images")
+        marks: list[str] = []
+        texts: list[tuple[str, str]] = []
+        marked: list[Turn] = []
+        for turn in turns:
+            parts: list[str | ImagePart] = []
+            for part in turn.parts:
+                if isinstance(part, str):
+                    marks.append(f"\u27e6{len(marks)}\u27e7")
+                    texts.append((turn.role, part))
+                    parts.append(marks[-1])
+                else:
+                    parts.append(part)
+            marked.append(Turn(turn.role, tuple(parts)))
+        rendered = self._apply_template(turns)
+        skeleton = self._apply_template(marked)
+
+        found_ranges: dict[str, list[range]] = {"assistant": [], "user": [], "system": []}
+        at_skeleton = at_rendered = 0
+        for place, number in sorted((skeleton.find(mark), number) for number, mark in enumerate(marks)):
+            literal = skeleton[at_skeleton:place]
+            role, text = texts[number]
+            start = at_rendered + len(literal)
+            kept = next((form for form in (text, text.strip()) if rendered.startswith(literal + form, at_rendered)), None)
+            if place < 0 or kept is None:
+                raise SampleRejectedError(Reason.BAD_CONVERSATION, f"the model's chat template drops or rewrites a {role} turn")
+            found_ranges[role].append(range(start, start + len(kept)))
+            at_skeleton, at_rendered = place + len(marks[number]), start + len(kept)
+        if rendered[at_rendered:] != skeleton[at_skeleton:]:
+            raise SampleRejectedError(Reason.BAD_CONVERSATION, "the model's chat template rewrites the conversation")
+        return rendered, found_ranges["assistant"], found_ranges["user"]
+
+    def _apply_template(self, turns: Sequence[Turn]) -> str:
+        messages = [
+            {"role": turn.role, "content": [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in turn.parts]}
+            for turn in turns
+        ]
+        try:
+            return str(self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
+        except Exception as error:  # templates raise what they like: an order of roles they do not know, for one
+            raise SampleRejectedError(Reason.BAD_CONVERSATION, f"the model's chat template refuses the conversation: {error}") from error
+
+
+def _expanded(ranges: Sequence[range], expansions: Sequence[dict[str, Any]]) -> list[range]:
+    """Character ranges of the rendered text, moved to where they stand once each image placeholder is written out in full."""
+    moved = []
+    for span in ranges:
+        shift = sum(
+            (item["new_span"][1] - item["new_span"][0]) - (item["span"][1] - item["span"][0])
+            for item in expansions
+            if item["span"][1] <= span.start
+        )
+        moved.append(range(span.start + shift, span.stop + shift))
+    return moved
+
+
+def _overlaps(offsets: np.ndarray, ranges: Sequence[range]) -> np.ndarray:
+    """Which tokens, by their character offsets (S, 2), hold a character of one of the ranges. (S,) bool."""
+    overlap = np.zeros(len(offsets), dtype=bool)
+    for span in ranges:
+        overlap |= (offsets[:, 0] < span.stop) & (offsets[:, 1] > span.start)
+    return overlap
