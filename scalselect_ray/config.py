@@ -171,7 +171,9 @@ def to_yaml(config: JobConfig) -> str:
 
 def feature_settings(extractor: ExtractorConfig) -> dict[str, Any]:
     """Everything in the config that changes a feature, but the model itself."""
-    return {item.name: getattr(extractor, item.name) for item in fields(extractor) if item.name not in ("model", "revision", "batch_tokens")}
+    return {
+        item.name: getattr(extractor, item.name) for item in fields(extractor) if item.name not in ("model", "revision", "batch_tokens")
+    }
 
 
 def _check(config: JobConfig, where: str) -> None:
@@ -192,7 +194,7 @@ def _check(config: JobConfig, where: str) -> None:
         (extractor.max_length is None or extractor.max_length >= 1, "extractor.max_length", extractor.max_length, "1 or more, or null"),
         (0 < config.subspace.energy <= 1, "subspace.energy", config.subspace.energy, "above 0, at most 1"),
         (
-            0 <= budget and (budget <= 1 or float(budget).is_integer()),
+            budget >= 0 and (budget <= 1 or float(budget).is_integer()),
             "selection.budget",
             budget,
             "a fraction between 0 and 1, or an integer count above 1",

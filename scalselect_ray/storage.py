@@ -139,6 +139,17 @@ def list_names(folder: str) -> list[str]:
     return sorted(name for name in names if name and not name.startswith("."))
 
 
+def list_folders(folder: str) -> list[str]:
+    """The names of the folders right inside `folder`, sorted; empty when it does not exist."""
+    fs, path = filesystem(folder)
+    fs.invalidate_cache(path)
+    try:
+        entries = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return []
+    return sorted(posixpath.basename(entry["name"].rstrip("/")) for entry in entries if entry["type"] == "directory")
+
+
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
     fs, path = filesystem(uri)

@@ -1,7 +1,7 @@
 """URIs to samples: formats, planning slices, conversations to one schema, images."""
 
 from scalselect_ray.corpus.images import load_image
-from scalselect_ray.corpus.planning import CorpusFile, Slice, is_complete, list_files, plan_file
+from scalselect_ray.corpus.planning import CorpusFile, Slice, is_complete, list_files, plan_file, reading_units, slice_range
 from scalselect_ray.corpus.reading import read_slices
 from scalselect_ray.corpus.sample import ImagePart, ImageRef, Reason, Reject, Sample, SampleRejectedError, Turn
 
@@ -20,4 +20,6 @@ __all__ = [
     "load_image",
     "plan_file",
     "read_slices",
+    "reading_units",
+    "slice_range",
 ]

@@ -6,7 +6,7 @@ Layouts: `messages[{role, content}]` (content a text or a typed list), `conversa
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from scalselect_ray.corpus.sample import ImagePart, ImageRef, Part, Reason, Role, Sample, SampleRejectedError, Turn
 
@@ -79,7 +79,8 @@ def _said(record: Mapping[str, Any]) -> list[tuple[object, object]]:
     if isinstance(record.get("caption"), str):
         return [("user", PLACEHOLDER), ("assistant", record["caption"])]
     raise SampleRejectedError(
-        Reason.BAD_CONVERSATION, f"no conversation: none of messages, conversations, texts, conversation among {sorted(map(str, record))[:12]}"
+        Reason.BAD_CONVERSATION,
+        f"no conversation: none of messages, conversations, texts, conversation among {sorted(map(str, record))[:12]}",
     )
 
 
@@ -151,7 +152,7 @@ def _id(value: object) -> str | None:
     return None if _is_null(value) or isinstance(value, (list, dict, bytes)) else str(value)
 
 
-def _is_list(value: object) -> bool:
+def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
@@ -162,4 +163,4 @@ def _is_null(value: object) -> bool:
         return value.strip().lower() in _NO_IMAGE
     if isinstance(value, Mapping):  # Parquet's empty image struct
         return all(item is None for item in value.values())
-    return _is_list(value) and len(value) == 0  # type: ignore[arg-type]
+    return _is_list(value) and len(value) == 0

@@ -80,12 +80,13 @@ def slice_range(slice_id: str) -> tuple[str, int, int, int]:
 
 def is_complete(slice_ids: Iterable[str]) -> bool:
     """Whether slices of one file cover all its rows."""
-    at, rows = 0, -1
-    for _, first, stop, rows in sorted(map(slice_range, slice_ids)):
+    at = 0
+    ranges = sorted(map(slice_range, slice_ids))
+    for _, first, stop, _ in ranges:
         if first > at:
             return False
         at = max(at, stop)
-    return at == rows
+    return bool(ranges) and at == ranges[0][3]
 
 
 def list_files(sources: Sequence[Source], slice_rows: int, slice_bytes: int) -> list[CorpusFile]:
@@ -146,3 +147,15 @@ def plan_file(file: CorpusFile) -> list[Slice]:
         )
         for run in runs
     ]
+
+
+def reading_units(slices: Sequence[Slice]) -> list[list[Slice]]:
+    """The slices that one task reads: one each, but all of a file that can only be read from its start."""
+    units: list[list[Slice]] = []
+    for part in slices:
+        from_start = part.shard.endswith((".gz", ".tgz"))
+        if from_start and units and units[-1][0].file_key == part.file_key:
+            units[-1].append(part)
+        else:
+            units.append([part])
+    return units

@@ -108,7 +108,7 @@ def feature_table(rows: Sequence[Mapping[str, Any]], dim: int) -> pa.Table:
     table = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema)
     chosen = np.array([row.get("feature") is not None for row in rows], dtype=bool)
     values = np.zeros((len(rows), dim), dtype=np.float32)
-    for index in np.flatnonzero(chosen):
+    for index in np.flatnonzero(chosen).tolist():
         values[index] = rows[index]["feature"]
     feature = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), dim, mask=pa.array(~chosen))
     return table.append_column("feature", feature)

@@ -42,7 +42,7 @@ class Subspace:
 
     @property
     def k(self) -> int:
-        return self.basis_DK.shape[1]
+        return int(self.basis_DK.shape[1])
 
     @property
     def captured(self) -> float:

@@ -24,7 +24,7 @@ class Moments:
     @property
     def gram_DD(self) -> np.ndarray:
         """Sum of x x^T, about zero."""
-        return self.scatter_DD + self.count * np.outer(self.mean_D, self.mean_D)
+        return np.asarray(self.scatter_DD + self.count * np.outer(self.mean_D, self.mean_D))
 
 
 def of_rows(x_ND: np.ndarray) -> Moments:

@@ -34,12 +34,11 @@ _LATER_LAYER = re.compile(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?layers
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint on this machine. `fingerprint` is a hash of everything in it that can change a feature."""
+    """A checkpoint on this machine, with the config of its front."""
 
     folder: Path
     config: PretrainedConfig
     family: Family
-    fingerprint: str
 
 
 def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
@@ -57,7 +56,7 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         raise ModelError(f"{model}: config.json cannot be used: {error}") from error
     family = family_of(config, model)
     keep_front(config)
-    return Checkpoint(folder, config, family, _fingerprint(folder))
+    return Checkpoint(folder, config, family)
 
 
 def keep_front(config: PretrainedConfig) -> None:
@@ -185,8 +184,9 @@ def _link_needed(folder: Path, view: Path) -> None:
         (view / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def _fingerprint(folder: Path) -> str:
-    """A hash of the description files and of the bytes of every needed tensor."""
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """A hash of all in a checkpoint that can change a feature: the description files and the bytes of every needed tensor."""
+    folder = checkpoint.folder
     digest = hashlib.sha256()
     described = {path for pattern in _DESCRIPTION for path in folder.glob(pattern)} - {folder / _INDEX, folder / "README.txt"}
     for path in sorted(described):

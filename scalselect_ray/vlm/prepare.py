@@ -115,7 +115,9 @@ class Preparer:
             for part in turn.parts:
                 found = [token for token in self._reserved if isinstance(part, str) and token in part]
                 if found:
-                    raise SampleRejectedError(Reason.SPECIAL_TOKEN, f"a {turn.role} turn holds {found[0]}, which the model keeps for images")
+                    raise SampleRejectedError(
+                        Reason.SPECIAL_TOKEN, f"a {turn.role} turn holds {found[0]}, which the model keeps for images"
+                    )
         marks: list[str] = []
         texts: list[tuple[str, str]] = []
         marked: list[Turn] = []
@@ -149,7 +151,10 @@ class Preparer:
 
     def _apply_template(self, turns: Sequence[Turn]) -> str:
         messages = [
-            {"role": turn.role, "content": [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in turn.parts]}
+            {
+                "role": turn.role,
+                "content": [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in turn.parts],
+            }
             for turn in turns
         ]
         try:

@@ -36,7 +36,7 @@ def attention_received(
     key_heads = key_KSD.shape[0]
     query_Q = query_Q[query_Q > vision_V.min()]
     received_V = torch.zeros(len(vision_V), dtype=torch.float32, device=query_HSD.device)
-    for rows_R in query_Q.split(max(1, _MAX_LOGITS // (heads * length))):
+    for rows_R in torch.split(query_Q, max(1, _MAX_LOGITS // (heads * length))):
         grouped_KGD = query_HSD[:, rows_R].reshape(key_heads, -1, head_size)  # a key-value head serves H/K consecutive heads
         logits_HRS = (grouped_KGD @ key_KSD.transpose(1, 2)).float().view(heads, len(rows_R), length) * scaling
         logits_HRS.masked_fill_(~causal(rows_R, length, sliding_window), float("-inf"))

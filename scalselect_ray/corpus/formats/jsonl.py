@@ -25,8 +25,8 @@ class JsonLines:
     def read(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[object]]]:
         if not self.sequential:
             for run in runs:
-                lines = storage.read_bytes(file.uri, run.start_byte, run.stop_byte).splitlines()
-                yield run, [_parse(line) for line in storage_lines(lines)]
+                block = storage.read_bytes(file.uri, run.start_byte, run.stop_byte)
+                yield run, [_parse(line) for line in block.split(b"\n") if line.strip()]
             return
         lines = (line for _, _, line in self._lines(file))
         row = 0
@@ -58,11 +58,6 @@ class JsonLines:
                         yield at, at + len(line), line
                         row += 1
                     at += len(line)
-
-
-def storage_lines(lines: Sequence[bytes]) -> Iterator[bytes]:
-    """The lines that are rows."""
-    return (line for line in lines if line.strip())
 
 
 def _parse(line: bytes) -> object:

@@ -90,7 +90,7 @@ def _whole(tar: tarfile.TarFile, group: list[tarfile.TarInfo]) -> bool:
     if not getattr(stream, "seekable", lambda: False)():
         return all(getattr(member, "data", None) is None or len(member.data) == member.size for member in group)  # type: ignore[attr-defined]
     at = stream.tell()  # type: ignore[union-attr]
-    stream.seek(0, io.SEEK_END)  # type: ignore[union-attr]
+    stream.seek(0, io.SEEK_END)  # type: ignore[union-attr, call-arg]
     size = stream.tell()  # type: ignore[union-attr]
     stream.seek(at)  # type: ignore[union-attr]
     return group[-1].offset_data + group[-1].size <= size

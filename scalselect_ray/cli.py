@@ -1,0 +1,144 @@
+"""The command line.
+
+Exit codes: 0 finished, 1 unforeseen, 2 unusable config, corpus, model or output, 3 too many rejects, 130 interrupted.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+from scalselect_ray import __version__, storage
+from scalselect_ray.config import JobConfig, load_config
+from scalselect_ray.console import Console
+from scalselect_ray.errors import ScalSelectError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb and answers its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    console = Console()
+    signal.signal(signal.SIGTERM, _interrupt)  # preemption and `ray job stop` are a Ctrl-C
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        answer = options.verb(options, console)
+    except ScalSelectError as error:
+        console.error(storage.redact(str(error)))
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.note("interrupted: what is committed stays, and the next run goes on from there")
+        return 130
+    if options.json and answer is not None:
+        sys.stdout.write(json.dumps(answer) + "\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scalselect", description="Choose the part of a visual-instruction-tuning corpus worth training on."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print the result to stdout as JSON")
+    for name, verb, text in (
+        ("run", _run, "select: extract what is new, score everything, write the manifest"),
+        ("plan", _plan, "say what a run would read and do, and do none of it"),
+    ):
+        added = verbs.add_parser(name, parents=[common], help=text, description=text)
+        added.add_argument("config", help="YAML file; any fsspec URI")
+        added.add_argument("overrides", nargs="*", metavar="key=value", help="such as selection.budget=0.08")
+        added.set_defaults(verb=verb)
+    added = verbs.add_parser("status", parents=[common], help="tell the state of an output folder")
+    added.add_argument("output", help="the `output` of a config")
+    added.set_defaults(verb=_status)
+    added = verbs.add_parser("demo", parents=[common], help="the whole job on a small corpus and model that it makes itself")
+    added.add_argument("folder", nargs="?", default="demo", help="where to put it (default: ./demo)")
+    added.set_defaults(verb=_demo)
+    return parser
+
+
+def _run(options: argparse.Namespace, console: Console) -> Any:
+    config = load_config(options.config, options.overrides)
+    from scalselect_ray.job import run  # not before the config is known to be good: it takes seconds
+
+    return run(config, console)
+
+
+def _plan(options: argparse.Namespace, console: Console) -> Any:
+    config = load_config(options.config, options.overrides)
+    from scalselect_ray.corpus import list_files, slice_range
+    from scalselect_ray.job import make_plan, open_store, plan_here
+
+    store = open_store(config, storage.absolute(config.output))
+    files = list_files(config.corpus.sources, config.corpus.slice_rows, config.corpus.slice_bytes)
+    plan = make_plan(files, store.committed(), plan_here)
+    sources: dict[str, dict[str, int]] = {}
+    source_of = {file.key: file.source for file in files}
+    todo = {part.id for part in plan.todo}
+    for file in files:
+        counts = sources.setdefault(file.source, dict.fromkeys(("files", "bytes", "slices", "rows", "rows to do"), 0))
+        counts["files"] += 1
+        counts["bytes"] += file.file.size
+    for slice_id in plan.slice_ids:
+        key, first, stop, _ = slice_range(slice_id)
+        counts = sources[source_of[key]]
+        counts["slices"] += 1
+        counts["rows"] += stop - first
+        counts["rows to do"] += (stop - first) * (slice_id in todo)
+    columns = ["files", "bytes", "slices", "rows", "rows to do"]
+    console.table(("source", *columns), [(name, *(counts[column] for column in columns)) for name, counts in sources.items()])
+    for part in plan.todo:
+        if part.problem:
+            console.warn(f"{part.shard}: {part.problem}")
+    console.note(f"extractor {store.extractor_id}: {plan.todo_rows:,} of {plan.rows:,} samples are to be extracted")
+    return {"extractor": store.extractor_id, "rows": plan.rows, "todo_rows": plan.todo_rows, "sources": sources}
+
+
+def _status(options: argparse.Namespace, console: Console) -> Any:
+    output = storage.absolute(options.output)
+    latest = _json_at(storage.join(output, "latest.json")).get("run_id")
+    extractors = {}
+    for name in storage.list_folders(storage.join(output, "features")):
+        slices = [item for item in storage.list_names(storage.join(output, "features", name)) if item.endswith(".parquet")]
+        model = _json_at(storage.join(output, "features", name, "extractor.json")).get("model")
+        extractors[name] = {"model": model, "slices": len(slices)}
+    runs = []
+    for name in storage.list_folders(storage.join(output, "runs")):
+        record = _json_at(storage.join(output, "runs", name, "run.json"))
+        runs.append({"run_id": name, "finished": bool(record), **{key: record.get(key) for key in ("scored", "chosen", "k")}})
+    if not extractors and not runs:
+        console.note(f"{storage.redact(output)}: nothing there yet")
+    for name, found in extractors.items():
+        console.note(f"extractor {name}: {found['slices']:,} slices committed, model {found['model']}")
+    for item in runs:
+        mark = "  latest" if item["run_id"] == latest else ""
+        state = f"{item['chosen']:,} of {item['scored']:,} chosen, k = {item['k']}" if item["finished"] else "not finished"
+        console.note(f"run {item['run_id']}: {state}{mark}")
+    return {"latest": latest, "extractors": extractors, "runs": runs}
+
+
+def _demo(options: argparse.Namespace, console: Console) -> Any:
+    from scalselect_ray.demo import make_demo
+    from scalselect_ray.job import run
+
+    config: JobConfig = load_config(make_demo(options.folder))
+    console.note(f"made a corpus of 200 pictures, a small model with random weights, and {options.folder}/config.yaml")
+    return run(config, console)
+
+
+def _json_at(uri: str) -> dict[str, Any]:
+    try:
+        found = json.loads(storage.read_bytes(uri))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _interrupt(signal_number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

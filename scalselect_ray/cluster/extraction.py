@@ -1,0 +1,188 @@
+"""Slices to feature files with Ray Data: read and prepare (CPU tasks), extract (actors), commit (CPU tasks). One row is one slice."""
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from safetensors.numpy import load, save
+
+from scalselect_ray.cluster.session import cluster_cpus, cluster_gpus
+from scalselect_ray.config import ExtractorConfig, WorkersConfig
+from scalselect_ray.corpus import Reject, Sample, SampleRejectedError, Slice, load_image, read_slices, reading_units
+from scalselect_ray.features import FeatureStore, feature_table
+from scalselect_ray.vlm import Extractor, Prepared, Preparer, Representation, open_checkpoint
+
+_IMAGE_THREADS = 8  # of one task; the images of JSON corpora are fetched one by one
+_PREPARE_BYTES = 512 << 20  # of one prepare task: a slice of samples, its decoded images and what is made of them
+_ARRAYS = ("input_ids", "position_ids", "query", "vision")
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What is heard of a slice once its object is written."""
+
+    rows: int
+    rejected: int  # without the text-only samples
+    bytes: int
+
+
+def extract(slices: Sequence[Slice], store: FeatureStore, extractor: ExtractorConfig, workers: WorkersConfig) -> Iterator[Committed]:
+    """Extracts and commits every slice; answers one by one as they are committed, in any order."""
+    units = [{"unit": json.dumps([part.to_dict() for part in unit])} for unit in reading_units(slices)]
+    cpus, gpus = cluster_cpus(), cluster_gpus()
+    gpus_each = workers.gpus_per_extractor if workers.gpus_per_extractor is not None else float(gpus > 0)
+    room = int(gpus / gpus_each) if gpus_each else (cpus - 1) // workers.cpus_per_extractor
+    most = workers.max_extractors or max(1, room, workers.min_extractors)
+    crowded = cpus <= workers.cpus_per_extractor  # an actor that took the last CPU would wait for its input forever
+    pool = ray.data.ActorPoolStrategy(min_size=min(workers.min_extractors, most), max_size=most)
+    committed = (
+        ray.data.from_items(units, override_num_blocks=len(units))
+        .map_batches(
+            prepare_unit,
+            fn_kwargs={"extractor": extractor},
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=0.5 if crowded else 1,
+            memory=_PREPARE_BYTES,  # a need unlike the extractors' also keeps Ray from fusing the two stages: they are to overlap
+        )
+        .map_batches(
+            ExtractSlices,
+            fn_constructor_args=(extractor, workers.cpus_per_extractor),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=pool,
+            num_cpus=0.25 if crowded else workers.cpus_per_extractor,
+            num_gpus=gpus_each,
+        )
+        .map_batches(commit_slice, fn_kwargs={"store": store}, batch_size=1, batch_format="pyarrow", num_cpus=0.1)
+    )
+    for batch in committed.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in batch.to_pylist():
+            yield Committed(**row)
+
+
+def prepare_unit(batch: pa.Table, extractor: ExtractorConfig) -> Iterator[pa.Table]:
+    """One unit of slices to one row a slice: (slice, payload)."""
+    preparer = _preparer(extractor)
+    slices = [Slice(**part) for part in json.loads(batch["unit"][0].as_py())]
+    with ThreadPoolExecutor(_IMAGE_THREADS) as threads:
+        for part, samples in read_slices(slices):
+            rows = list(threads.map(functools.partial(_prepare_row, preparer), samples))
+            yield _one_row(slice=json.dumps(part.to_dict()), payload=pack(rows))
+
+
+class ExtractSlices:
+    """The actor: holds the model, answers a prepared slice with its table of features."""
+
+    def __init__(self, extractor: ExtractorConfig, cpus: int) -> None:
+        torch.set_num_threads(cpus)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._extractor = Extractor(
+            open_checkpoint(extractor.model, extractor.revision),
+            dtype=getattr(torch, extractor.dtype),
+            device=device,
+            attention_threshold=extractor.attention_threshold,
+            batch_tokens=extractor.batch_tokens,
+        )
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        part = Slice(**json.loads(batch["slice"][0].as_py()))
+        rows = unpack(batch["payload"][0].as_buffer())
+        answers = iter(self._extractor([prepared for _, prepared in rows if isinstance(prepared, Prepared)]))
+        records = [
+            {"source": part.source, "shard": part.shard, **key, **_outcome(next(answers) if isinstance(prepared, Prepared) else prepared)}
+            for key, prepared in rows
+        ]
+        sink = pa.BufferOutputStream()
+        table = feature_table(records, self._extractor.dim)
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        return _one_row(slice=part.id, payload=sink.getvalue().to_pybytes())
+
+
+def commit_slice(batch: pa.Table, store: FeatureStore) -> pa.Table:
+    """Writes the object of one slice."""
+    table = pa.ipc.open_stream(batch["payload"][0].as_buffer()).read_all()
+    size = store.commit(batch["slice"][0].as_py(), table)
+    reasons = table["reason"].to_pylist()
+    rejected = sum(reason not in (None, "text_only") for reason in reasons)
+    return pa.Table.from_pylist([asdict(Committed(len(reasons), rejected, size))])
+
+
+Row = tuple[dict[str, Any], Prepared | SampleRejectedError]
+
+
+def pack(rows: Sequence[Row]) -> bytes:
+    """Prepared rows as one safetensors blob, to travel to an extractor."""
+    arrays: dict[str, np.ndarray] = {}
+    keys = []
+    for place, (key, prepared) in enumerate(rows):
+        if isinstance(prepared, SampleRejectedError):
+            keys.append({**key, "reason": prepared.reason, "message": prepared.message})
+            continue
+        keys.append(key)
+        arrays |= {f"{place}.{name}": np.ascontiguousarray(getattr(prepared, name)) for name in _ARRAYS}
+        arrays |= {f"{place}.images.{name}": np.ascontiguousarray(array) for name, array in prepared.images.items()}
+    return bytes(save(arrays, metadata={"rows": json.dumps(keys)}))
+
+
+def unpack(payload: Any) -> list[Row]:
+    """The inverse of `pack`."""
+    data = bytes(payload)
+    length = int.from_bytes(data[:8], "little")
+    keys = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["rows"])
+    arrays: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in load(data).items():
+        place, _, rest = name.partition(".")
+        arrays.setdefault(place, {})[rest] = array
+    rows: list[Row] = []
+    for place, key in enumerate(keys):
+        if "reason" in key:
+            reject = SampleRejectedError(key.pop("reason"), key.pop("message"))
+            rows.append((key, reject))
+            continue
+        found = arrays[str(place)]
+        images = {name.removeprefix("images."): array for name, array in found.items() if name.startswith("images.")}
+        rows.append((key, Prepared(**{name: found[name] for name in _ARRAYS}, images=images)))
+    return rows
+
+
+def _prepare_row(preparer: Preparer, sample: Sample | Reject) -> Row:
+    key = {"row": sample.row, "id": sample.id}
+    if isinstance(sample, Reject):
+        return key, SampleRejectedError(sample.reason, sample.message)
+    try:
+        return key, preparer(sample, [load_image(image) for image in sample.images])
+    except SampleRejectedError as error:
+        return key, error
+
+
+def _outcome(answer: Representation | SampleRejectedError) -> dict[str, Any]:
+    if isinstance(answer, SampleRejectedError):
+        return {"reason": str(answer.reason), "message": answer.message[:2000]}
+    return {item.name: getattr(answer, item.name) for item in fields(answer)}
+
+
+@functools.lru_cache(maxsize=1)
+def _preparer(extractor: ExtractorConfig) -> Preparer:
+    """One a worker process."""
+    torch.set_num_threads(1)
+    return Preparer(
+        open_checkpoint(extractor.model, extractor.revision),
+        tokens=extractor.tokens,
+        max_length=extractor.max_length,
+        min_pixels=extractor.min_pixels,
+        max_pixels=extractor.max_pixels,
+    )
+
+
+def _one_row(slice: str, payload: Any) -> pa.Table:
+    schema = pa.schema([("slice", pa.string()), ("payload", pa.large_binary())])
+    return pa.table([pa.array([slice]), pa.array([payload], pa.large_binary())], schema=schema)

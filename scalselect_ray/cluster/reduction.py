@@ -1,0 +1,130 @@
+"""Feature files to moments to the subspace: leaf tasks, a tree of merges, one task that decomposes. No d x d matrix meets the driver."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from scalselect_ray import storage
+from scalselect_ray.cluster.session import bounded_map
+from scalselect_ray.config import SubspaceConfig
+from scalselect_ray.features import FeatureStore, features_of
+from scalselect_ray.subspace import (
+    MergeTree,
+    Moments,
+    Subspace,
+    Transform,
+    accumulate,
+    decomposition,
+    dominant_subspace,
+    fit_transform,
+    merge,
+    moments,
+)
+
+
+def reduce_moments(
+    store: FeatureStore,
+    groups: Sequence[Sequence[str]],
+    fan_in: int,
+    transform: Any = None,
+    done: Callable[[int], None] = lambda slices: None,
+) -> Any:
+    """A reference to the moments of all groups of slices, of their rows as they are or transformed (`transform` is a reference).
+
+    The shape of the tree follows from the groups alone, so that the sum does not depend on what ended first; merges start as soon as
+    their inputs are there.
+    """
+    tree = MergeTree(len(groups), fan_in)
+    held: dict[tuple[int, int], Any] = {}
+
+    def arrived(place: int, ref: Any) -> None:
+        node = (0, place)
+        held[node] = ref
+        while (parent := tree.arrive(node)) is not None:
+            node, children = parent
+            held[node] = _merge.remote(*(held.pop(child) for child in children)) if len(children) > 1 else held.pop(children[0])
+            if len(children) > 1:
+                ray.wait([held[node]])  # bounds the matrices alive: inputs are let go before more are made
+        done(len(groups[place]))
+
+    bounded_map(_leaf, [(store, list(group), transform) for group in groups], arrived)
+    return held[tree.root]
+
+
+def find_stored(store: FeatureStore, slice_ids: Sequence[str]) -> tuple[str, list[str]] | None:
+    """The stored moments that cover most of these slices and nothing else: (URI, slice ids)."""
+    folder = storage.join(store.output, "moments", store.extractor_id)
+    wanted, best = set(slice_ids), None
+    for name in storage.list_names(folder):
+        uri = storage.join(folder, name)
+        covered = moments.stored_slices(lambda start, stop, uri=uri: storage.read_bytes(uri, start, stop))  # type: ignore[misc]
+        if covered and wanted.issuperset(covered) and (best is None or len(covered) > len(best[1])):
+            best = uri, covered
+    return best
+
+
+def keep(store: FeatureStore, slice_ids: Sequence[str], merged: Any) -> None:
+    """Stores moments under the hash of the set of slices they are of."""
+    set_id = hashlib.sha256("\n".join(sorted(slice_ids)).encode()).hexdigest()[:32]
+    uri = storage.join(store.output, "moments", store.extractor_id, f"{set_id}.safetensors")
+    if not storage.exists(uri):
+        ray.get(_save_moments.remote(uri, merged, list(slice_ids)))
+
+
+def merge_with_stored(uri: str, merged: Any) -> Any:
+    """A reference to the union of stored moments and others (None: the stored ones alone)."""
+    return _merge_stored.remote(uri, merged)
+
+
+def solve(config: SubspaceConfig, merged: Any, second_pass: Callable[[Any], Any], uri: str) -> tuple[Any, dict[str, Any]]:
+    """A reference to the subspace, which is also stored at `uri`, and what people want to know of it."""
+    transform = _fit.remote(merged, config.standardize, config.l2_normalize)
+    gram = second_pass(transform) if config.l2_normalize else None
+    subspace, facts = _solve.options(num_returns=2).remote(merged, transform, gram, config.energy, uri)
+    return subspace, ray.get(facts)
+
+
+@ray.remote
+def _leaf(store: FeatureStore, slice_ids: list[str], transform: Transform | None) -> Moments:
+    def blocks() -> Any:
+        for slice_id in slice_ids:
+            features = features_of(store.read(slice_id, ["feature"]))
+            yield transform(features) if transform is not None else features
+
+    dim = store.read(slice_ids[0], ["feature"])["feature"].type.list_size
+    return accumulate(blocks(), dim)
+
+
+@ray.remote
+def _merge(*parts: Moments) -> Moments:
+    total = parts[0]
+    for part in parts[1:]:
+        total = merge(total, part)
+    return total
+
+
+@ray.remote
+def _merge_stored(uri: str, new: Moments | None) -> Moments:
+    stored = moments.from_bytes(storage.read_bytes(uri))
+    return stored if new is None else merge(stored, new)
+
+
+@ray.remote
+def _save_moments(uri: str, merged: Moments, slice_ids: list[str]) -> None:
+    storage.write(uri, moments.to_bytes(merged, slice_ids))
+
+
+@ray.remote
+def _fit(merged: Moments, standardize: bool, l2_normalize: bool) -> Transform:
+    return fit_transform(merged, standardize=standardize, l2_normalize=l2_normalize)
+
+
+@ray.remote
+def _solve(merged: Moments, transform: Transform, gram: Moments | None, energy: float, uri: str) -> tuple[Subspace, dict[str, Any]]:
+    subspace = dominant_subspace(merged, transform, gram.gram_DD if gram is not None else None, energy)
+    storage.write(uri, decomposition.to_bytes(subspace))
+    facts = {"k": subspace.k, "dim": int(np.size(subspace.spectrum_D)), "captured": subspace.captured, "count": subspace.count}
+    return subspace, facts

@@ -1,0 +1,203 @@
+"""Feature files to scores, and scores to the manifest: tasks over parts, the driver sees counts and histograms."""
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+
+from scalselect_ray import storage
+from scalselect_ray.cluster.session import bounded_map
+from scalselect_ray.features import FeatureStore, features_of
+from scalselect_ray.selection import ROUNDS, Cut, best_first, chosen, histogram, leverage, narrow, sortable, take_ties
+from scalselect_ray.subspace import Subspace
+
+_PART_ROWS = 1_000_000  # about so many rows in one part of a manifest
+_KEYS = [("source", pa.string()), ("shard", pa.string()), ("row", pa.int64()), ("id", pa.string())]
+SCORES = pa.schema([*_KEYS, ("score", pa.float64())], metadata={"format": "scalselect.scores/1"})
+MANIFEST = pa.schema([*_KEYS, ("score", pa.float64()), ("rank", pa.int64())], metadata={"format": "scalselect.manifest/1"})
+REJECTS = pa.schema([*_KEYS, ("reason", pa.string()), ("message", pa.string())], metadata={"format": "scalselect.rejects/1"})
+
+
+@dataclass
+class Scored:
+    """What the driver keeps of the scoring pass: nothing that grows with the number of samples but a few bytes a part."""
+
+    parts: list[str]  # URIs of the score files, in the order of (shard, row)
+    counts: dict[str, int] = field(default_factory=dict)  # scored samples by source
+    reasons: dict[str, int] = field(default_factory=dict)  # rejects by reason
+    digits: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))  # first-round histogram
+    total: float = 0.0  # sum of all scores
+    rejects: list[Any] = field(default_factory=list)  # references to tables of rejects, in order
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts.values())
+
+
+def score(store: FeatureStore, groups: Sequence[Sequence[str]], subspace: Any, folder: str, done: Callable[[int], None]) -> Scored:
+    """The second map pass: writes `folder`/NNNNN.parquet for each group of slices."""
+    parts = [storage.join(folder, f"{place:05d}.parquet") for place in range(len(groups))]
+    scored = Scored(parts, rejects=[None] * len(groups))
+
+    def arrived(place: int, refs: Any) -> None:
+        facts = ray.get(refs[0])
+        for source, count in facts["counts"].items():
+            scored.counts[source] = scored.counts.get(source, 0) + count
+        for reason, count in facts["reasons"].items():
+            scored.reasons[reason] = scored.reasons.get(reason, 0) + count
+        scored.digits = scored.digits + facts["digits"]
+        scored.total += facts["total"]
+        scored.rejects[place] = refs[1]
+        done(len(groups[place]))
+
+    task = _score_part.options(num_returns=2)
+    bounded_map(task, [(store, list(group), subspace, uri) for group, uri in zip(groups, parts, strict=True)], arrived)
+    return scored
+
+
+def select(scored: Scored, budget: int, folder: str) -> dict[str, int]:
+    """Writes the `budget` best samples to `folder`/NNNNN.parquet in rank order; answers the count chosen of each source."""
+    cut = narrow(Cut(0, 0, budget), scored.digits)
+    while cut.rounds < ROUNDS:
+        cut = narrow(cut, _summed(_histogram, [(uri, cut) for uri in scored.parts]))
+    ties = _in_order(_ties, [(uri, cut) for uri in scored.parts])
+    quotas = take_ties(ties, cut.remaining)
+    digits = _summed(_chosen_digits, [(uri, cut, quota) for uri, quota in zip(scored.parts, quotas, strict=True)])
+    parts = list(zip(scored.parts, quotas, strict=True))
+    arguments = [
+        (parts, cut, *run, storage.join(folder, f"{place:05d}.parquet")) for place, run in enumerate(best_first(digits, _PART_ROWS))
+    ]
+    by_source: dict[str, int] = {}
+    for counts in _in_order(_write_manifest, arguments):
+        for source, count in counts.items():
+            by_source[source] = by_source.get(source, 0) + count
+    return by_source
+
+
+def write_rejects(scored: Scored, uri: str, keep_share: float | None, manifest: str, first_rank: int) -> int:
+    """Writes the one file of rejects. With `keep_share`, that share of the text-only samples goes to a manifest part of its own instead
+    (score null, ranks behind the scored ones); answers how many."""
+    refs = [ref for ref in scored.rejects if ref is not None]
+    return int(ray.get(_write_rejects.remote(refs, uri, keep_share, manifest, first_rank)))
+
+
+@ray.remote
+def _score_part(store: FeatureStore, slice_ids: list[str], subspace: Subspace, uri: str) -> tuple[dict[str, Any], pa.Table]:
+    columns = ["source", "shard", "row", "id", "reason", "message", "feature"]
+    scored, rejected = [], []
+    for slice_id in slice_ids:
+        table = store.read(slice_id, columns)
+        kept = table.filter(pc.is_null(table["reason"]))
+        values = leverage(features_of(kept), subspace) if len(kept) else np.empty(0)
+        scored.append(kept.select(["source", "shard", "row", "id"]).append_column("score", pa.array(values)))
+        rejected.append(table.filter(pc.is_valid(table["reason"])).select([name for name in REJECTS.names]))
+    scores = pa.concat_tables(scored).cast(SCORES)
+    _write(uri, scores)
+    values = scores["score"].to_numpy()
+    rejects = pa.concat_tables(rejected).cast(REJECTS)
+    facts = {
+        "counts": _value_counts(scores["source"]),
+        "reasons": _value_counts(rejects["reason"]),
+        "digits": histogram(sortable(values), Cut(0, 0, 0)),
+        "total": float(values.sum()),
+    }
+    return facts, rejects
+
+
+@ray.remote
+def _histogram(uri: str, cut: Cut) -> np.ndarray:
+    return histogram(_keys(uri), cut)
+
+
+@ray.remote
+def _ties(uri: str, cut: Cut) -> int:
+    return int((_keys(uri) == np.uint64(cut.prefix)).sum())
+
+
+@ray.remote
+def _chosen_digits(uri: str, cut: Cut, ties: int) -> np.ndarray:
+    keys = _keys(uri)
+    return histogram(keys[chosen(keys, cut, ties)], Cut(0, 0, 0))
+
+
+@ray.remote
+def _write_manifest(parts: list[tuple[str, int]], cut: Cut, low: int, high: int, above: int, uri: str) -> dict[str, int]:
+    """One part of the manifest: the chosen whose leading digit lies in [low, high]; `above` samples rank before it."""
+    tables = []
+    for part, ties in parts:
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(part)))
+        keys = sortable(table["score"].to_numpy())
+        digits = keys >> np.uint64(48)
+        tables.append(table.filter(pa.array(chosen(keys, cut, ties) & (digits >= low) & (digits <= high))))
+    table = pa.concat_tables(tables)
+    order = np.argsort(~sortable(table["score"].to_numpy()), kind="stable")  # best first; ties stay in the order of (shard, row)
+    table = table.take(pa.array(order)).append_column("rank", pa.array(np.arange(above + 1, above + 1 + len(order))))
+    _write(uri, table.cast(MANIFEST))
+    return _value_counts(table["source"])
+
+
+@ray.remote
+def _write_rejects(refs: list[Any], uri: str, keep_share: float | None, manifest: str, first_rank: int) -> int:
+    sink, kept = io.BytesIO(), 0
+    kept_tables = []
+    with pq.ParquetWriter(sink, REJECTS, compression="zstd") as writer:
+        for ref in refs:
+            table = ray.get(ref)
+            if keep_share is not None:
+                keys = zip(*(table[name].to_pylist() for name in ("source", "shard", "row", "reason")), strict=True)
+                keep = [reason == "text_only" and _uniform(f"{source}\0{shard}\0{row}") < keep_share for source, shard, row, reason in keys]
+                kept_tables.append(table.filter(pa.array(keep, pa.bool_())).select(["source", "shard", "row", "id"]))
+                table = table.filter(pa.array([not flag for flag in keep], pa.bool_()))
+            writer.write_table(table)
+    storage.write(uri, sink.getvalue())
+    if kept_tables and (kept := sum(map(len, kept_tables))):
+        table = pa.concat_tables(kept_tables).append_column("score", pa.nulls(kept, pa.float64()))
+        _write(manifest, table.append_column("rank", pa.array(np.arange(first_rank, first_rank + kept))).cast(MANIFEST))
+    return kept
+
+
+def _uniform(key: str) -> float:
+    """A number in [0, 1) that only depends on `key`: a sample that is kept stays kept as the corpus grows."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big") / (1 << 56)
+
+
+def _keys(uri: str) -> np.ndarray:
+    return sortable(pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=["score"])["score"].to_numpy())
+
+
+def _value_counts(column: Any) -> dict[str, int]:
+    return {item["values"]: item["counts"] for item in pc.value_counts(column).to_pylist()}
+
+
+def _write(uri: str, table: pa.Table) -> None:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", use_dictionary=["source", "shard"], write_page_checksum=True)
+    storage.write(uri, sink.getvalue())
+
+
+def _in_order(function: Any, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    results: list[Any] = [None] * len(arguments)
+
+    def arrived(place: int, ref: Any) -> None:
+        results[place] = ray.get(ref)
+
+    bounded_map(function, arguments, arrived)
+    return results
+
+
+def _summed(function: Any, arguments: Sequence[tuple[Any, ...]]) -> np.ndarray:
+    total = np.zeros(1, dtype=np.int64)
+
+    def arrived(_: int, ref: Any) -> None:
+        nonlocal total
+        total = total + ray.get(ref)
+
+    bounded_map(function, arguments, arrived)
+    return total

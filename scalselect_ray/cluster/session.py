@@ -1,0 +1,73 @@
+"""Joining a Ray cluster, or starting one on this machine."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.data import DataContext
+from ray.exceptions import RayError
+
+from scalselect_ray.errors import ScalSelectError
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """Ray while the block runs: the cluster of RAY_ADDRESS (set inside a submitted job), one that is already joined, or a local one.
+
+    Ray's own progress output is off. An error of ours that was raised inside a task comes out as itself.
+    """
+    ours = not ray.is_initialized()
+    if ours:
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        yield
+    except RayError as error:
+        raise _own(error) or error from None
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def cluster_cpus() -> int:
+    """CPUs of the whole cluster, 1 at least."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def cluster_gpus() -> int:
+    """GPUs of the whole cluster."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def bounded_map(function: Any, arguments: Sequence[tuple[Any, ...]], done: Callable[[int, Any], None]) -> None:
+    """Runs one task for each tuple of arguments, twice as many at a time as there are CPUs, and hands (place, ref or refs) to `done`
+    as each ends, in any order. What is in flight stays bounded however many there are."""
+    limit = 2 * cluster_cpus()
+    waiting = list(enumerate(arguments))[::-1]
+    running: dict[Any, tuple[int, Any]] = {}
+    while waiting or running:
+        while waiting and len(running) < limit:
+            place, items = waiting.pop()
+            refs = function.remote(*items)
+            running[refs[0] if isinstance(refs, list) else refs] = (place, refs)
+        ready, _ = ray.wait(list(running), num_returns=1)
+        for ref in ready:
+            done(*running.pop(ref))
+
+
+def _own(error: BaseException | None) -> ScalSelectError | None:
+    """The error of ours at the bottom of one of Ray's."""
+    while error is not None:
+        if isinstance(error, ScalSelectError):
+            return type(error)(error.args[0]) if error.args else error
+        cause = getattr(error, "cause", None)
+        error = cause if isinstance(cause, BaseException) and cause is not error else error.__cause__
+    return None

@@ -1,0 +1,45 @@
+"""What all tests share."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+GOLDEN = Path(__file__).parent / "golden"  # committed with the project
+SHARED = Path(__file__).parents[2] / "shared"  # beside a checkout, where there is one
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The large golden and real data beside the checkout; must be there in CI."""
+    if not SHARED.is_dir():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI needs {SHARED}")
+        pytest.skip(f"no {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """One local Ray for all tests that run jobs in this process."""
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    ray.init(num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def write_config(folder: Path, sources: list[dict[str, object]], model: Path, **more: object) -> Path:
+    """A config file for the job's command line."""
+    config = {
+        "corpus": {"sources": sources, "slice_rows": 10},
+        "extractor": {"model": str(model), "dtype": "float32"},
+        "selection": {"budget": 0.25},
+        "output": str(folder / "output"),
+        **more,
+    }
+    path = folder / "config.yaml"
+    path.write_text(json.dumps(config))  # JSON is YAML
+    return path

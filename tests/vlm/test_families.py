@@ -1,0 +1,121 @@
+"""Every family against a slow, plain oracle: the full model with eager attention, one sample at a time, written from the paper."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import MAKERS
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from scalselect_ray.corpus import ImagePart, Sample, Turn
+from scalselect_ray.vlm import Extractor, Preparer, open_checkpoint
+
+CONVERSATIONS = [
+    [("user", 1, "What is it?"), ("assistant", 0, "is")],  # the answer's word stands in the question and in the role's name
+    [("system", 0, "Be kind."), ("user", 1, "Where?"), ("assistant", 0, "Here, on the left."), ("user", 0, "Sure?"), ("assistant", 0, "e")],
+    [("user", 2, "Which of the two is larger?"), ("assistant", 0, "The second one, by far, as everybody can see at once.")],
+]
+SIZES = [(70, 50), (120, 40), (64, 90), (100, 100)]
+
+
+def samples() -> list[tuple[Sample, list[Image.Image]]]:
+    made = []
+    rng = np.random.default_rng(3)
+    for row, said in enumerate(CONVERSATIONS):
+        turns, images = [], []
+        for role, count, text in said:
+            places = []
+            for _ in range(count):
+                width, height = SIZES[(row + len(images)) % len(SIZES)]
+                images.append(Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)))
+                places.append(ImagePart(len(images) - 1))
+            turns.append(Turn(role, (*places, text)))
+        made.append((Sample(row, str(row), tuple(turns), ()), images))
+    return made
+
+
+def oracle(folder: Path, sample: Sample, images: list[Image.Image], rule: str, threshold: float):
+    """Layer 0's attention and output of the whole model. Token roles are counted by tokenizing growing prefixes of the text."""
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    tokenizer = processor.tokenizer
+    messages = [
+        {"role": t.role, "content": [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in t.parts]}
+        for t in sample.turns
+    ]
+    text = processor.apply_chat_template(messages)
+    nested = [images] if "Onevision" in type(processor).__name__ else images
+    inputs = processor(text=[text], images=nested, return_tensors="pt")
+    caught = {}
+    layer = model.model.language_model.layers[0]
+    layer.register_forward_hook(lambda module, args, output: caught.update(hidden=output[0] if isinstance(output, tuple) else output))
+    with torch.no_grad():
+        attention = model(**inputs, output_attentions=True).attentions[0][0].mean(0)
+    hidden = caught["hidden"][0]
+
+    ids = inputs["input_ids"][0]
+    image = ids == model.config.image_token_id
+    marks = [tokenizer.convert_tokens_to_ids(m) for m in ("<|vision_start|>", "<|vision_end|>") if m in tokenizer.get_vocab()]
+    vision = image | torch.isin(ids, torch.tensor(marks, dtype=ids.dtype)) if rule == "reference" else image
+    # One byte is one token: token places follow from the bytes of the text between special tokens.
+    said = torch.zeros(len(ids), dtype=torch.bool)
+    asked = torch.zeros(len(ids), dtype=torch.bool)
+    at = 0
+    plain = [i for i, token in enumerate(ids.tolist()) if token >= len(tokenizer.added_tokens_decoder)]
+    letters = tokenizer.decode(ids[plain])
+    for turn in sample.turns:
+        for part in turn.parts:
+            if isinstance(part, str):
+                header = letters.lower().index(turn.role, at) + len(turn.role)
+                start = letters.index(part, header)
+                at = start + len(part)
+                {"assistant": said, "user": asked}.get(turn.role, torch.zeros(len(ids)))[plain[start:at]] = True
+    query = ~vision & ~said if rule == "reference" else asked
+    received = attention[query][:, vision].mean(0)
+    received = received / received.sum()
+    order = received.argsort(descending=True)
+    kept = int((received[order].cumsum(0) <= threshold).sum()) + 1
+    chosen = torch.where(vision)[0][order[:kept]]
+    return hidden[chosen].mean(0).numpy(), int(vision.sum()), int(query.sum()), kept
+
+
+@pytest.fixture(scope="module", params=sorted(MAKERS))
+def model_folder(request, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    MAKERS[request.param](folder)
+    return folder
+
+
+def extractor(folder: Path, batch_tokens: int) -> Extractor:
+    return Extractor(
+        open_checkpoint(str(folder)), dtype=torch.float32, device=torch.device("cpu"), attention_threshold=0.9, batch_tokens=batch_tokens
+    )
+
+
+@pytest.mark.parametrize("rule", ["reference", "strict"])
+def test_family_agrees_with_the_full_model(model_folder, rule):
+    preparer = Preparer(open_checkpoint(str(model_folder)), tokens=rule)
+    prepared = [preparer(sample, images) for sample, images in samples()]
+    answers = extractor(model_folder, 10_000)(prepared)
+    for (sample, images), answer in zip(samples(), answers, strict=True):
+        feature, vision, query, attended = oracle(model_folder, sample, images, rule, 0.9)
+        assert (answer.num_vision_tokens, answer.num_query_tokens, answer.num_attended_tokens) == (vision, query, attended)
+        np.testing.assert_allclose(answer.feature, feature, atol=1e-5)
+
+
+def test_a_sample_is_the_same_alone_and_in_a_batch(model_folder):
+    preparer = Preparer(open_checkpoint(str(model_folder)))
+    prepared = [preparer(sample, images) for sample, images in samples()]
+    together, alone = extractor(model_folder, 10_000)(prepared), extractor(model_folder, 1)(prepared)
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one.feature, other.feature, atol=2e-6)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_side_of_the_tokenizer_changes_nothing(model_folder, side):
+    preparer = Preparer(open_checkpoint(str(model_folder)))
+    expected = preparer(*samples()[0])
+    preparer._processor.tokenizer.padding_side = side
+    assert np.array_equal(preparer(*samples()[0]).input_ids, expected.input_ids)
