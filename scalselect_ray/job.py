@@ -243,9 +243,10 @@ def _text_only_share(config: JobConfig, budget: int, scored: int) -> float | Non
 
 
 def _run_id(config: JobConfig, store: FeatureStore, plan: Plan) -> str:
-    """Sorts by time; the tail tells apart runs of the same second."""
+    """Sorts by time, in milliseconds; the tail tells apart runs of the same moment."""
+    now = datetime.now(UTC)
     what = json.dumps([asdict(config), store.extractor_id, plan.slice_ids], sort_keys=True)
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+    return f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}Z-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
 
 
 def _move_latest(output: str, run_id: str) -> None:
