@@ -139,8 +139,8 @@ def parse_config(text: str, overrides: Sequence[str] = (), where: str = "config"
     """As `load_config`, from the text of a YAML file; `where` names it in errors."""
     try:
         loaded = OmegaConf.create(text)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{where}: not valid YAML: {error}") from error
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, AssertionError) as error:  # OmegaConf asserts on a bare number
+        raise ConfigError(f"{where}: not valid YAML, or no keys: {error}") from error
     if not OmegaConf.is_dict(loaded):
         raise ConfigError(f"{where}: expected keys such as corpus, extractor, selection and output")
     wrong = [override for override in overrides if not re.match(r"^[\w.\[\]]+=", override)]

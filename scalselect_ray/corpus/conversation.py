@@ -90,7 +90,7 @@ def _turn(role: object, content: object, fields: list[object]) -> Turn:
     if known is None:
         raise SampleRejectedError(Reason.BAD_CONVERSATION, f"unknown role {str(role)[:40]!r}; known: {', '.join(sorted(_ROLES))}")
     parts: list[Part] = []
-    for piece in [content] if isinstance(content, str) else content if _is_list(content) else [None]:
+    for piece in [content] if isinstance(content, str) else content if _is_list(content) else [content]:
         kind = piece.get("type") if isinstance(piece, Mapping) else None
         if kind in ("image", "image_url") and isinstance(piece, Mapping):
             url = piece.get("image_url")

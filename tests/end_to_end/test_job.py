@@ -72,7 +72,9 @@ def test_one_corpus_in_every_format_gives_the_same_scores(tmp_path):
         file.write("".join(json.dumps(row) + "\n\n" for row in ROWS))
     uris = [{**row, "images": ["data:image/png;base64," + base64.b64encode(images[n]).decode() for n in row["images"]]} for row in ROWS]
     (folder / "inline.jsonl").write_text("".join(json.dumps(row) + "\n" for row in uris))
-    structs = [{**row, "id": str(row["id"]), "images": [{"bytes": images[n], "path": n} for n in row["images"]], "scene": "x"} for row in ROWS]
+    structs = [
+        {**row, "id": str(row["id"]), "images": [{"bytes": images[n], "path": n} for n in row["images"]], "scene": "x"} for row in ROWS
+    ]
     pq.write_table(pa.Table.from_pylist(structs), folder / "rows.parquet", row_group_size=7)
     roles = {"user": "human", "assistant": "gpt"}
     for name in ("shard.tar", "shard2.tar.gz"):
@@ -126,7 +128,9 @@ def test_growth_extracts_only_what_is_new(tmp_path):
     grown, scores, *_ = run(config)
     assert (first["slices"]["extracted"], grown["slices"]["extracted"]) == (2, 3)
     assert grown["slices"]["moments_reused"] == 2
-    fresh, fresh_scores, *_ = run(write_config(folder, [source], MODEL, corpus={"sources": [source], "slice_rows": 5}, output=str(folder / "x")))
+    fresh, fresh_scores, *_ = run(
+        write_config(folder, [source], MODEL, corpus={"sources": [source], "slice_rows": 5}, output=str(folder / "x"))
+    )
     assert fresh["slices"]["moments_reused"] == 0
     np.testing.assert_allclose(scores["score"], fresh_scores["score"], rtol=1e-9)
     (folder / "corpus" / "a.json").write_text(json.dumps(ROWS[:9]))
@@ -179,7 +183,7 @@ def test_bad_samples_are_rejected_with_their_reason_and_good_ones_are_scored_as_
         "too_long": {"messages": [said[0], {"role": "assistant", "content": "long " * 5000}], "images": ROWS[0]["images"]},
     }
     mixed = [row for pair in zip(bad.values(), ROWS[: len(bad)], strict=True) for row in pair]
-    record, scores, _, rejects = run(corpus_of(tmp_path / "bad", mixed), "rejects.max_fraction=0.6", "corpus.slice_rows=50")
+    _, scores, _, rejects = run(corpus_of(tmp_path / "bad", mixed), "rejects.max_fraction=0.6", "corpus.slice_rows=50")
     assert rejects["reason"].to_pylist() == list(bad)
     assert all(rejects["message"].to_pylist())
     _, clean, *_ = run(corpus_of(tmp_path / "clean", ROWS[: len(bad)]), "corpus.slice_rows=50")

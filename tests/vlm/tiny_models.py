@@ -83,7 +83,9 @@ def llava_next(folder: Path) -> None:
 def llava_onevision(folder: Path) -> None:
     template = CHATML.replace("{IMAGE}", "<image>\n")
     tokenizer = byte_tokenizer([*CHATML_SPECIAL, "<image>", "<video>"], template)
-    vision = SiglipVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=56, patch_size=14)
+    vision = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=56, patch_size=14
+    )
     vision.vision_use_head = False
     config = LlavaOnevisionConfig(vision_config=vision, text_config=Qwen2Config(vocab_size=len(tokenizer), **TEXT), image_token_index=3,
                                   video_token_index=4, image_grid_pinpoints=PINPOINTS)  # fmt: skip
@@ -99,14 +101,18 @@ def _qwen(folder: Path, config_class, model_class, processor_class, vision: dict
     special = [*CHATML_SPECIAL, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer = byte_tokenizer(special, template)
     text = dict(vocab_size=len(tokenizer), rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}, **TEXT)
-    config = config_class(text_config=text, vision_config=vision, vision_start_token_id=3, vision_end_token_id=4, image_token_id=5, video_token_id=6)
+    config = config_class(
+        text_config=text, vision_config=vision, vision_start_token_id=3, vision_end_token_id=4, image_token_id=5, video_token_id=6
+    )
     sizes = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
     processor = processor_class(Qwen2VLImageProcessor(size=sizes), tokenizer, Qwen2VLVideoProcessor(), chat_template=template)
     _save(model_class(config), processor, folder)
 
 
 def qwen2_vl(folder: Path) -> None:
-    vision = dict(depth=2, embed_dim=32, hidden_size=64, num_heads=4, mlp_ratio=2, patch_size=14, spatial_merge_size=2, temporal_patch_size=2)
+    vision = dict(
+        depth=2, embed_dim=32, hidden_size=64, num_heads=4, mlp_ratio=2, patch_size=14, spatial_merge_size=2, temporal_patch_size=2
+    )
     _qwen(folder, Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor, vision)
 
 

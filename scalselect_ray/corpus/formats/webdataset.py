@@ -6,6 +6,7 @@ import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO, NamedTuple, cast
 
 from scalselect_ray import storage
 from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Broken, Run, UnreadableFileError, cut
@@ -23,23 +24,29 @@ class WebDataset:
         self.sequential = compressed
 
     def scan(self, file: FileInfo, max_rows: int, max_bytes: int) -> Iterator[Run]:
-        with storage.open_read(file.uri) as stream:
-            with self._open(stream) as tar:
-                sizes = ((members[0].offset, _end(members[-1])) for members in _groups(tar))
-                for run in cut(sizes, max_rows, max_bytes):
-                    yield run._replace(start_byte=0, stop_byte=0) if self.sequential else run
+        with storage.open_read(file.uri) as stream, self._open(stream) as tar:
+            for run in cut(self._sizes(tar), max_rows, max_bytes):
+                yield run._replace(start_byte=0, stop_byte=0) if self.sequential else run
+
+    def _sizes(self, tar: tarfile.TarFile) -> Iterator[tuple[int, int]]:
+        for members in _groups(tar, self.sequential):
+            yield members[0].info.offset, _end(members[-1].info)
+        if not self.sequential:  # a stream has its own checksum
+            stream = cast(BinaryIO, tar.fileobj)
+            stream.seek(tar.offset)  # type: ignore[attr-defined]
+            if stream.read(_BLOCK) != bytes(_BLOCK):  # tarfile takes a cut between two members for the end
+                raise UnreadableFileError("the tar is cut: it has no end mark")
 
     def read(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[object]]]:
         if not self.sequential:
             for run in runs:
                 data = io.BytesIO(storage.read_bytes(file.uri, run.start_byte, run.stop_byte))
                 with tarfile.open(fileobj=data, mode="r:") as tar:
-                    yield run, [_record(tar, members) for members in _groups(tar)]
+                    yield run, [_record(tar, members) for members in _groups(tar, self.sequential)]
             return
         with storage.open_read(file.uri) as stream, self._open(stream) as tar:
-            # A stream cannot go back: each member is read as it passes.
             row = 0
-            groups = _groups(tar, read=True)
+            groups = _groups(tar, self.sequential)
             for run in runs:
                 records: list[object] = []
                 while row < run.stop_row:
@@ -56,44 +63,53 @@ class WebDataset:
             raise UnreadableFileError(f"broken tar: {error}") from error
 
 
-def _groups(tar: tarfile.TarFile, read: bool = False) -> Iterator[list[tarfile.TarInfo]]:
-    group: list[tarfile.TarInfo] = []
-    members = iter(tar)
+class _Member(NamedTuple):
+    info: tarfile.TarInfo
+    data: bytes | None = None  # read already, where the tar is a stream that cannot go back
+
+
+def _groups(tar: tarfile.TarFile, streamed: bool) -> Iterator[list[_Member]]:
+    """The members of each key. Raises UnreadableFileError where the tar is cut, after the whole keys before."""
+    group: list[_Member] = []
     while True:
         try:
-            member = next(members, None)
-            if member is not None and member.isreg() and not member.issparse() and read and member.size <= MAX_ROW_BYTES:
-                file = tar.extractfile(member)
-                member.data = file.read() if file else b""  # type: ignore[attr-defined]
+            info = tar.next()
+            if info is None:
+                break
+            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
+            if not info.isreg() or info.issparse() or posixpath.basename(info.name).startswith("."):
+                continue  # links, devices, sparse files and the like are never followed
+            member = _Member(info)
+            if streamed and info.size <= MAX_ROW_BYTES:
+                member = _Member(info, _content(tar, info))
         except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, OverflowError) as error:
-            if group and _whole(tar, group):
+            if group and _is_whole(tar, group[-1]):
                 yield group
             raise UnreadableFileError(f"the tar is cut or broken: {error}") from error
-        if member is None:
-            break
-        tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
-        if not member.isreg() or member.issparse() or posixpath.basename(member.name).startswith("."):
-            continue  # links, devices, sparse files and the like are never followed
-        if group and _key(member) != _key(group[0]):
+        if group and _key(info) != _key(group[0].info):
             yield group
             group = []
         group.append(member)
     if group:
-        if not _whole(tar, group):
-            raise UnreadableFileError(f"the tar is cut inside {group[-1].name}")
+        if not _is_whole(tar, group[-1]):
+            raise UnreadableFileError(f"the tar is cut inside {group[-1].info.name}")
         yield group
 
 
-def _whole(tar: tarfile.TarFile, group: list[tarfile.TarInfo]) -> bool:
-    """Whether the file is long enough to hold the last member."""
-    stream = tar.fileobj
-    if not getattr(stream, "seekable", lambda: False)():
-        return all(getattr(member, "data", None) is None or len(member.data) == member.size for member in group)  # type: ignore[attr-defined]
-    at = stream.tell()  # type: ignore[union-attr]
-    stream.seek(0, io.SEEK_END)  # type: ignore[union-attr, call-arg]
-    size = stream.tell()  # type: ignore[union-attr]
-    stream.seek(at)  # type: ignore[union-attr]
-    return group[-1].offset_data + group[-1].size <= size
+def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(info)
+    return file.read() if file else b""
+
+
+def _is_whole(tar: tarfile.TarFile, member: _Member) -> bool:
+    """Whether the file is long enough to hold a member."""
+    if member.data is not None:
+        return len(member.data) == member.info.size
+    stream = cast(BinaryIO, tar.fileobj)
+    at = stream.tell()
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(at)
+    return member.info.offset_data + member.info.size <= size
 
 
 def _key(member: tarfile.TarInfo) -> str:
@@ -109,20 +125,17 @@ def _end(member: tarfile.TarInfo) -> int:
     return member.offset_data + -(-member.size // _BLOCK) * _BLOCK
 
 
-def _record(tar: tarfile.TarFile, members: list[tarfile.TarInfo]) -> object:
+def _record(tar: tarfile.TarFile, members: list[_Member]) -> object:
     """The row of one key: its json (or txt) member, with the image members as its images."""
     record: object = None
     images: dict[str, dict[str, object]] = {}
-    for member in members:
+    for member, read in members:
         kind = _extension(member)
         if kind.rpartition(".")[2] not in (*_IMAGES, "json", "txt"):
             continue
         if member.size > MAX_ROW_BYTES:
             return Broken(f"{member.name}: {member.size:,} bytes is above the limit of {MAX_ROW_BYTES:,}", Reason.IMAGE_TOO_LARGE)
-        data = getattr(member, "data", None)
-        if data is None:
-            file = tar.extractfile(member)
-            data = file.read() if file else b""
+        data = read if read is not None else _content(tar, member)
         if kind == "json":
             try:
                 record = json.loads(data)
@@ -135,10 +148,10 @@ def _record(tar: tarfile.TarFile, members: list[tarfile.TarInfo]) -> object:
     if isinstance(record, list):
         record = {"conversations": record}
     if record is None:
-        return Broken(f"{_key(members[0])}: no .json or .txt member with the conversation")
+        return Broken(f"{_key(members[0].info)}: no .json or .txt member with the conversation")
     if not isinstance(record, dict):
-        return Broken(f"{_key(members[0])}: the .json member must hold an object")
-    record.setdefault("id", record.get("key", _key(members[0])))
+        return Broken(f"{_key(members[0].info)}: the .json member must hold an object")
+    record.setdefault("id", record.get("key", _key(members[0].info)))
     record["images"] = _ordered(record, images)
     record.pop("image", None)
     return record

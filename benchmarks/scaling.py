@@ -1,0 +1,100 @@
+"""Reduce, solve, score and select on made-up features as N grows 1x, 2x, 4x, 8x: seconds, and peak memory of a worker and of the driver.
+
+python benchmarks/scaling.py [--dim 4096] [--rows 25000] [--steps 4]
+
+Features are written slice by slice as a run would commit them, then the job's own stages run over them. The time that depends on N (reduce and
+score) is given apart from that of the eigendecomposition, which is O(d^3) whatever N. The last line of stdout is one JSON record.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from scalselect_ray.cluster import reduction, selecting
+from scalselect_ray.cluster.session import session
+from scalselect_ray.config import SubspaceConfig
+from scalselect_ray.features import FeatureStore
+from scalselect_ray.subspace import consecutive_groups
+
+SLICE_ROWS = 500
+
+
+def make_slices(store: FeatureStore, first: int, stop: int, dim: int) -> list[str]:
+    """Commits slices [first, stop) of features with a large mean and a decaying spectrum."""
+    scale = np.geomspace(1, 0.01, dim).astype(np.float32)
+    names = []
+    for number in range(first, stop):
+        x = np.random.default_rng(number).standard_normal((SLICE_ROWS, dim), dtype=np.float32) * scale + 3
+        rows = np.arange(SLICE_ROWS) + number * SLICE_ROWS
+        names.append(f"{0:016x}-{rows[0]:09d}-{rows[-1] + 1:09d}-of-{10**8:09d}")
+        empty = pa.nulls(SLICE_ROWS, pa.string())
+        table = pa.table({
+            "source": pa.array(["made"] * SLICE_ROWS), "shard": pa.array(["/made"] * SLICE_ROWS), "row": rows, "id": rows.astype(str),
+            "reason": empty, "message": empty, "feature": pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), dim),
+        })  # fmt: skip
+        store.commit(names[-1], table)
+    return names
+
+
+def worker_peak() -> int:
+    """Largest peak resident memory of this machine's Ray workers, in bytes."""
+    peaks = [0]
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+            if lines["Name"].strip().startswith("ray::"):
+                peaks.append(int(lines["VmHWM"].split()[0]) * 1024)
+        except (OSError, KeyError):
+            continue
+    return max(peaks)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dim", type=int, default=4096)
+    parser.add_argument("--rows", type=int, default=25_000)
+    parser.add_argument("--steps", type=int, default=4)
+    options = parser.parse_args()
+    results = []
+    names: list[str] = []
+    with tempfile.TemporaryDirectory() as folder, session():
+        store = FeatureStore(folder, "made")
+        for step in range(options.steps):
+            names += make_slices(store, len(names), options.rows * 2**step // SLICE_ROWS, options.dim)
+            groups = [names[run.start : run.stop] for run in consecutive_groups([SLICE_ROWS] * len(names), 5000)]
+            started = time.perf_counter()
+            merged = reduction.reduce_moments(store, groups, fan_in=8)
+            ray.wait([merged])
+            reduced = time.perf_counter()
+            subspace, facts = reduction.solve(SubspaceConfig(), merged, lambda transform: None, f"{folder}/subspace-{step}")
+            solved = time.perf_counter()
+            scored = selecting.score(store, groups, subspace, f"{folder}/scores-{step}", lambda slices: None)
+            selecting.select(scored, scored.count // 6, f"{folder}/manifest-{step}")
+            ended = time.perf_counter()
+            results.append({
+                "rows": scored.count, "reduce_s": reduced - started, "solve_s": solved - reduced, "score_s": ended - solved,
+                "us_per_row": 1e6 * (reduced - started + ended - solved) / scored.count, "k": facts["k"],
+                "worker_peak_mib": worker_peak() >> 20, "driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+            })  # fmt: skip
+            print({key: round(value, 2) for key, value in results[-1].items()}, flush=True)
+            del merged, subspace
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    print(json.dumps({
+        "benchmark": "scaling", "date": datetime.now(UTC).date().isoformat(), "commit": commit, "cpus": os.cpu_count(), "dim": options.dim,
+        "versions": {name: version(name) for name in ("ray", "numpy", "scipy", "pyarrow")}, "results": results,
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Where images may lie, and how they become pixels."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scalselect_ray.corpus import ImageRef, Reason, SampleRejectedError, load_image
+from scalselect_ray.corpus.images import resolver
+
+
+def encoded(mode: str, form: str, **options) -> bytes:
+    picture = Image.fromarray((np.arange(48 * 3).reshape(6, 8, 3) % 256).astype(np.uint8)).convert(mode)
+    sink = io.BytesIO()
+    picture.save(sink, form, **options)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [encoded("RGB", "JPEG"), encoded("CMYK", "JPEG"), encoded("P", "PNG", transparency=0), encoded("RGBA", "PNG"), encoded("LA", "PNG"),
+     encoded("1", "PNG"), encoded("P", "GIF"), encoded("RGB", "WEBP"), encoded("RGB", "TIFF"), encoded("RGB", "BMP")],
+)  # fmt: skip
+def test_every_kind_becomes_rgb(data):
+    picture = load_image(ImageRef("x", data=data))
+    assert (picture.mode, picture.size) == ("RGB", (8, 6))
+
+
+def test_16_bit_grey_is_scaled_and_not_clipped():
+    sink = io.BytesIO()
+    Image.fromarray(np.array([[0, 256 * 100, 65535]], dtype=np.uint16)).save(sink, "PNG")
+    assert [pixel[0] for pixel in np.asarray(load_image(ImageRef("x", data=sink.getvalue())))[0]] == [0, 100, 255]
+
+
+def test_a_bomb_is_refused_by_its_header():
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\0IDAT"
+    with pytest.raises(SampleRejectedError) as caught:
+        load_image(ImageRef("bomb.png", data=data))
+    assert caught.value.reason == Reason.IMAGE_TOO_LARGE
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>404</html>", encoded("RGB", "PNG")[:50], encoded("RGB", "JPEG")[:200]])
+def test_what_is_no_picture_is_unreadable(data):
+    with pytest.raises(SampleRejectedError) as caught:
+        load_image(ImageRef("x.jpg", data=data))
+    assert caught.value.reason == Reason.IMAGE_UNREADABLE
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../secret.png",
+        "a/../../secret.png",
+        "/etc/passwd",
+        "http://169.254.169.254/x",
+        "file:///etc/passwd",
+        "s3://other/x.png",
+        "link.png",
+        ".",
+    ],
+)
+def test_nothing_outside_the_image_root_is_read(path, tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "secret.png").write_bytes(encoded("RGB", "PNG"))
+    (tmp_path / "root" / "link.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(SampleRejectedError) as caught:
+        resolver(str(tmp_path / "root"))(path)
+    assert caught.value.reason == Reason.IMAGE_REFUSED
+
+
+@pytest.mark.parametrize(
+    "path", ["../a.png", "s3://bucket/images-other/a.png", "s3://bucket/images/../a.png", "http://bucket/images/a.png"]
+)
+def test_nothing_outside_a_bucket_prefix_is_read(path):
+    with pytest.raises(SampleRejectedError):
+        resolver("s3://bucket/images")(path)
+
+
+def test_what_is_inside_is_found(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded("RGB", "PNG"))
+    resolve = resolver(str(tmp_path))
+    assert load_image(resolve("a.png")).size == load_image(resolve(str(tmp_path / "a.png"))).size == (8, 6)
+    assert resolver("s3://bucket/images")("s3://bucket/images/b/a.png").uri == "s3://bucket/images/b/a.png"
+    with pytest.raises(SampleRejectedError) as caught:
+        load_image(resolve("b.png"))
+    assert caught.value.reason == Reason.IMAGE_MISSING

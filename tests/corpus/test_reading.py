@@ -1,0 +1,145 @@
+"""Files to slices to rows: each row once, however the file is cut, whatever is wrong with it."""
+
+import gzip
+import io
+import json
+import tarfile
+import tracemalloc
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scalselect_ray.corpus import Reason, Reject, Slice, is_complete, list_files, plan_file, read_slices, reading_units
+from scalselect_ray.errors import CorpusError
+
+ROWS = [
+    {"id": f"é{n}", "image": "a.png", "conversations": [{"from": "human", "value": f'[{{"<image>{n}'}, {"from": "gpt", "value": "\\]"}]}
+    for n in range(23)
+]
+
+
+@dataclass
+class Source:
+    paths: list[str]
+    name: str = "s"
+    image_root: str | None = None
+    extra: list = field(default_factory=list)
+
+
+def tar_bytes(mode: str = "w") -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode=mode) as tar:
+        for number, row in enumerate(ROWS):
+            for name, data in ((f"{number}.png", b"png" * 99), (f"{number}.json", json.dumps(row).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return sink.getvalue()
+
+
+def parquet_bytes() -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([{**row, "scene": "heavy"} for row in ROWS]), sink, row_group_size=6)
+    return sink.getvalue()
+
+
+LINES = "".join(json.dumps(row) + "\n\n" for row in ROWS).encode()
+FILES = {
+    "a.json": json.dumps(ROWS, indent=2, ensure_ascii=False).encode(),
+    "bom.json": b"\xef\xbb\xbf" + json.dumps(ROWS).encode(),
+    "lines.json": LINES,
+    "a.jsonl": LINES,
+    "a.jsonl.gz": gzip.compress(LINES),
+    "a.parquet": parquet_bytes(),
+    "a.tar": tar_bytes(),
+    "a.tar.gz": tar_bytes("w:gz"),
+}
+
+
+def slices(path: Path, rows: int = 10, size: int = 1 << 20) -> list[Slice]:
+    return plan_file(list_files([Source([str(path)])], rows, size)[0])
+
+
+def read(planned: list[Slice]) -> list:
+    return [row for unit in reading_units(planned) for _, rows in read_slices(unit) for row in rows]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("rows", "size"), [(1, 1 << 20), (4, 1 << 20), (7, 1 << 20), (1000, 1 << 20), (1000, 700)])
+def test_each_row_once_however_the_file_is_cut(name, rows, size, tmp_path):
+    (tmp_path / name).write_bytes(FILES[name])
+    planned = slices(tmp_path / name, rows, size)
+    found = read(planned)
+    assert [(row.row, row.id) for row in found] == [(number, row["id"]) for number, row in enumerate(ROWS)]
+    assert all(part.rows <= rows for part in planned)
+    assert is_complete(part.id for part in planned)
+    assert not is_complete(part.id for part in planned[1:])
+    assert len(planned) > 1 or rows == 1000
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_part_of_the_slices_reads_the_same_rows(name, tmp_path):
+    (tmp_path / name).write_bytes(FILES[name])
+    assert [row.row for row in read(slices(tmp_path / name, 5)[2:4])] == list(range(10, 20)) or name == "a.parquet"
+
+
+@pytest.mark.parametrize("name", FILES)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_file_gives_rows_and_rejects_and_no_other_error(name, data, tmp_path):
+    content = bytearray(FILES[name])
+    if data.draw(st.booleans(), "cut"):
+        del content[data.draw(st.integers(1, len(content) - 1)) :]
+    for _ in range(data.draw(st.integers(0, 4), "flips")):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    (tmp_path / name).write_bytes(content)
+    try:
+        found = read(slices(tmp_path / name, 5))
+    except CorpusError:
+        return
+    assert [row.row for row in found] == list(range(len(found)))
+
+
+def test_rows_before_the_break_are_kept_and_the_rest_is_one_reject(tmp_path):
+    for name, keep in (("a.json", 0.5), ("a.tar", 0.5), ("a.jsonl.gz", 0.9)):
+        (tmp_path / name).write_bytes(FILES[name][: int(len(FILES[name]) * keep)])
+        *good, last = read(slices(tmp_path / name))
+        assert 0 < len(good) < 23 or name.endswith("gz")
+        assert isinstance(last, Reject)
+        assert last.reason == (Reason.UNREADABLE_FILE)
+        assert name in last.message
+
+
+def test_a_broken_line_is_its_own_reject(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(LINES.replace(b'{"id": "\\u00e93"', b'{"id": oops', 1) + b"\xff\xfe\n[]\n")
+    found = read(slices(tmp_path / "a.jsonl"))
+    assert [row.row for row in found if isinstance(row, Reject)] == [3, 23, 24]
+    assert found[3].reason == Reason.BROKEN_ROW
+
+
+def test_a_large_json_list_is_never_in_memory(tmp_path):
+    with (tmp_path / "large.json").open("w") as file:
+        file.write("[" + ",\n".join(json.dumps({**ROWS[0], "pad": "x" * 5000}) for _ in range(8000)) + "]")
+    tracemalloc.start()
+    planned = slices(tmp_path / "large.json", 100)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(part.rows for part in planned) == 8000
+    assert peak < 25 << 20, "the file has 42 MB"
+
+
+def test_wrong_paths_are_named(tmp_path):
+    with pytest.raises(CorpusError, match=r"source 's': nothing matches .*nowhere"):
+        list_files([Source([str(tmp_path / "nowhere" / "*.json")])], 10, 10)
+
+
+def test_a_changed_file_gets_new_slices(tmp_path):
+    (tmp_path / "a.json").write_bytes(FILES["a.json"])
+    before = slices(tmp_path / "a.json")
+    (tmp_path / "a.json").write_bytes(FILES["a.json"] + b" ")
+    assert before[0].file_key != slices(tmp_path / "a.json")[0].file_key

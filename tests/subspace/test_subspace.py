@@ -1,0 +1,152 @@
+"""Moments, tree and decomposition against dense NumPy on the whole matrix."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from scalselect_ray.selection import leverage
+from scalselect_ray.subspace import (
+    MergeTree,
+    accumulate,
+    consecutive_groups,
+    decomposition,
+    dominant_subspace,
+    fit_transform,
+    merge,
+    moments,
+    of_rows,
+    principal_angles,
+)
+
+
+def rows(count=300, dim=12, mean=1e4, seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(count, dim)) * np.geomspace(1, 0.02, dim) + mean).astype(np.float32)
+
+
+def dense_leverage(x, energy):
+    """The paper's letter: thin SVD of the whole centred matrix."""
+    x = x.astype(np.float64)
+    u, s, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    k = min(int(np.searchsorted(np.cumsum(s**2) / np.sum(s**2), energy)) + 1, np.linalg.matrix_rank(x - x.mean(0)))
+    return np.square(u[:, :k]).sum(1), k
+
+
+def solve(x, energy=0.9, **settings):
+    found = of_rows(x)
+    transform = fit_transform(found, **({"standardize": False, "l2_normalize": False} | settings))
+    return dominant_subspace(found, transform, of_rows(transform(x)).gram_DD if transform.l2_normalize else None, energy)
+
+
+@pytest.mark.parametrize("energy", [0.5, 0.9, 0.99, 1.0])
+def test_scores_are_those_of_a_dense_svd_and_sum_to_k(energy):
+    x = rows()
+    expected, k = dense_leverage(x, energy)
+    subspace = solve(x, energy)
+    scores = leverage(x, subspace)
+    assert subspace.k == k
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+    assert scores.sum() == pytest.approx(k)
+    assert ((scores >= 0) & (scores <= 1 + 1e-9)).all()
+
+
+def test_golden_scores(shared):
+    x = np.load(shared / "golden" / "scores" / "features.npy")
+    expected = np.load(shared / "golden" / "scores" / "expected.npz")
+    subspace = solve(x)
+    assert subspace.k == expected["k"]
+    np.testing.assert_allclose(leverage(x, subspace), expected["scores"], rtol=1e-9)
+
+
+def test_any_split_and_order_gives_the_moments_of_the_whole():
+    x, dice = rows(), random.Random(1)
+    whole = of_rows(x)
+    edges = [0, *sorted(dice.sample(range(1, 300), 7)), 300]
+    parts = [of_rows(x[a:b]) for a, b in itertools.pairwise(edges)]
+    dice.shuffle(parts)
+    total = parts[0]
+    for part in parts[1:]:
+        total = merge(total, part)
+    streamed = accumulate((x[a : a + 7] for a in range(0, 300, 7)), 12, block_rows=50)
+    for found in (total, streamed):
+        assert found.count == 300
+        np.testing.assert_allclose(found.scatter_DD, whole.scatter_DD, rtol=1e-10, atol=1e-8)
+        np.testing.assert_allclose(found.mean_D, whole.mean_D, rtol=1e-14)
+
+
+def test_a_large_mean_does_not_drown_the_small_directions():
+    x = rows(mean=1e6).astype(np.float64)
+    x[:, -1] = 1e6 + np.linspace(-1e-3, 1e-3, 300)
+    exact = np.square(x[:, -1] - x[:, -1].mean()).sum()
+    naive = (x.T @ x - 300 * np.outer(x.mean(0), x.mean(0)))[-1, -1]
+    assert accumulate((x[:100], x[100:]), 12).scatter_DD[-1, -1] == pytest.approx(exact, rel=1e-6)
+    assert abs(naive / exact - 1) > 0.1, "else this test shows nothing"
+
+
+def test_leverage_does_not_change_when_features_are_rotated():
+    x = rows(mean=10).astype(np.float64)
+    rotation, _ = np.linalg.qr(np.random.default_rng(5).normal(size=(12, 12)))
+    np.testing.assert_allclose(leverage(x @ rotation, solve(x @ rotation)), leverage(x, solve(x)), rtol=1e-8)
+
+
+def test_basis_is_orthonormal_and_signs_are_fixed():
+    basis = solve(rows()).basis_DK
+    np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-12)
+    assert (basis[np.abs(basis).argmax(0), range(basis.shape[1])] > 0).all()
+    assert principal_angles(basis, basis @ -np.eye(basis.shape[1])).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "x", [rows(1), np.full((9, 12), 0.1, np.float32), np.repeat(rows(1), 40, 0)], ids=["one row", "constant", "equal rows"]
+)
+def test_rows_without_spread_have_no_subspace(x):
+    subspace = solve(x)
+    assert subspace.k == 0
+    assert leverage(x, subspace).tolist() == [0.0] * len(x)
+
+
+def test_fewer_rows_than_dimensions_clips_k_to_the_rank():
+    assert solve(rows(5), 1.0).k == 4
+
+
+def test_constant_column_survives_standardising():
+    x = rows()
+    x[:, 3] = 7
+    assert np.isfinite(leverage(x, solve(x, standardize=True, l2_normalize=True))).all()
+
+
+def test_stored_forms_come_back():
+    x = rows()
+    stored = moments.to_bytes(of_rows(x), ["b", "a"])
+    assert moments.stored_slices(lambda start, stop: stored[start:stop]) == ["a", "b"]
+    assert np.array_equal(moments.from_bytes(stored).scatter_DD, of_rows(x).scatter_DD)
+    assert moments.stored_slices(lambda start, stop: b"\xff" * (stop - start)) == []
+    subspace = solve(x, standardize=True)
+    again = decomposition.from_bytes(decomposition.to_bytes(subspace), l2_normalize=False)
+    assert np.array_equal(leverage(x, again), leverage(x, subspace))
+
+
+@pytest.mark.parametrize(("leaves", "fan_in"), [(1, 2), (2, 2), (7, 2), (8, 8), (9, 8), (65, 8)])
+def test_the_tree_does_not_depend_on_arrival(leaves, fan_in):
+    def built(order):
+        tree, values = MergeTree(leaves, fan_in), {}
+        for leaf in order:
+            node = (0, leaf)
+            values[node] = str(leaf)
+            while (parent := tree.arrive(node)) is not None:
+                node, children = parent
+                assert len(children) <= fan_in
+                values[node] = "(" + " ".join(values.pop(child) for child in children) + ")"
+        assert list(values) == [tree.root]
+        return values[tree.root]
+
+    orders = [list(range(leaves)), list(range(leaves))[::-1], random.Random(0).sample(range(leaves), leaves)]
+    assert len({built(order) for order in orders}) == 1
+
+
+def test_groups_are_consecutive_and_complete():
+    groups = consecutive_groups([5, 5, 5, 1, 9], 10)
+    assert [list(group) for group in groups] == [[0, 1], [2, 3, 4]]
+    assert consecutive_groups([], 10) == []

@@ -1,0 +1,55 @@
+"""Files by URI."""
+
+import os
+
+import pytest
+
+from scalselect_ray import storage
+from scalselect_ray.errors import ConfigError
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request, tmp_path) -> str:
+    return str(tmp_path) if request.param == "local" else f"memory://bucket{tmp_path}"
+
+
+def test_written_files_are_found(root):
+    for name in ("b.json", "a.json", "c.txt"):
+        storage.write(f"{root}/x/{name}", name.encode())
+    assert storage.list_names(f"{root}/x") == ["a.json", "b.json", "c.txt"]
+    assert [file.uri.rpartition("/")[2] for file in storage.expand(f"{root}/x/*.json")] == ["a.json", "b.json"]
+    assert storage.read_bytes(f"{root}/x/a.json", 0, 3) == b"a.j"
+    assert storage.expand(f"{root}/nowhere") == []
+    assert storage.list_folders(root) == ["x"]
+
+
+def test_a_changed_file_has_another_version(tmp_path):
+    path = str(tmp_path / "a")
+    storage.write(path, b"1")
+    os.utime(path, (1, 1))
+    before = storage.stat(path)
+    storage.write(path, b"2")
+    assert storage.stat(path).version != before.version
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    storage.write(str(tmp_path / "a"), b"old")
+
+    def fail(source, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        storage.write(str(tmp_path / "a"), b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_secrets_are_redacted():
+    text = storage.redact("https://user:pass@host/a?X-Amz-Signature=abc&part=2 s3://b/k?token=t")
+    assert text == "https://***@host/a?X-Amz-Signature=***&part=2 s3://b/k?token=***"
+
+
+def test_unknown_scheme_names_the_cure():
+    with pytest.raises(ConfigError, match="known schemes"):
+        storage.read_bytes("nosuch://bucket/a")
