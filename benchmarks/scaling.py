@@ -2,8 +2,9 @@
 
 python benchmarks/scaling.py [--dim 4096] [--rows 25000] [--steps 4]
 
-Features are written slice by slice as a run would commit them, then the job's own stages run over them. The time that depends on N (reduce and
-score) is given apart from that of the eigendecomposition, which is O(d^3) whatever N. The last line of stdout is one JSON record.
+Features are written slice by slice as a run would commit them, then the job's own stages run over them. The time that depends on N
+(reduce and score) is given apart from that of the eigendecomposition, which is O(d^3) whatever N. The last line of stdout is one JSON
+record.
 """
 
 import argparse
