@@ -27,6 +27,7 @@ def session() -> Iterator[None]:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # a wrapped one would lose its kind on the way here
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield
@@ -64,10 +65,10 @@ def bounded_map(function: Any, arguments: Sequence[tuple[Any, ...]], done: Calla
 
 
 def _own(error: BaseException | None) -> ScalSelectError | None:
-    """The error of ours at the bottom of one of Ray's."""
+    """The error of ours that one of Ray's carries from a task."""
     while error is not None:
-        if isinstance(error, ScalSelectError):
-            return type(error)(error.args[0]) if error.args else error
         cause = getattr(error, "cause", None)
-        error = cause if isinstance(cause, BaseException) and cause is not error else error.__cause__
+        if isinstance(cause, ScalSelectError):
+            return type(cause)(str(cause).partition("\nFailed to apply UDF")[0])  # Ray Data adds advice of its own
+        error = cause if isinstance(cause, BaseException) else error.__cause__
     return None

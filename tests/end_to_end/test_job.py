@@ -254,3 +254,16 @@ def test_interrupted_run_goes_on_from_what_is_committed(tmp_path):
     record, *_ = run(config)
     assert record["slices"]["extracted"] <= 120 - 3
     assert record["scored"] == 960
+
+
+def test_an_error_of_ours_inside_a_task_comes_out_as_itself(tmp_path, capsys, monkeypatch):
+    """A file that goes away between plan and read."""
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps(ROWS))
+    monkeypatch.setattr("scalselect_ray.job._what_is_to_do", lambda plan, store: rows.unlink() or "")
+    assert main(["run", str(write_config(tmp_path, [{"name": "s", "paths": [str(rows)]}], MODEL))]) == 2
+    said = capsys.readouterr().err
+    assert "error: " in said
+    assert "changed or went away" in said
+    assert "UDF" not in said
+    assert "Traceback" not in said
