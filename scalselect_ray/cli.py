@@ -14,7 +14,7 @@ from typing import Any
 
 from scalselect_ray import __version__, storage
 from scalselect_ray.config import JobConfig, load_config
-from scalselect_ray.console import Console
+from scalselect_ray.console import Console, duration
 from scalselect_ray.errors import ScalSelectError
 
 
@@ -97,7 +97,18 @@ def _plan(options: argparse.Namespace, console: Console) -> Any:
         if part.problem:
             console.warn(f"{part.shard}: {part.problem}")
     console.note(f"extractor {store.extractor_id}: {plan.todo_rows:,} of {plan.rows:,} samples are to be extracted")
-    return {"extractor": store.extractor_id, "rows": plan.rows, "todo_rows": plan.todo_rows, "sources": sources}
+    rate = _measured_rate(store.output, store.extractor_id)
+    if plan.todo and rate:
+        console.note(f"about {duration(plan.todo_rows / rate)} at the {rate:,.1f} samples/s of the last run with this extractor")
+    elif plan.todo:
+        console.note("no run with this extractor yet to tell the time by; try one file first: what it extracts is kept")
+    return {
+        "extractor": store.extractor_id,
+        "rows": plan.rows,
+        "todo_rows": plan.todo_rows,
+        "seconds": plan.todo_rows / rate if rate else None,
+        "sources": sources,
+    }
 
 
 def _status(options: argparse.Namespace, console: Console) -> Any:
@@ -130,6 +141,15 @@ def _demo(options: argparse.Namespace, console: Console) -> Any:
     config: JobConfig = load_config(make_demo(options.folder))
     console.note(f"made a corpus of 200 pictures, a small model with random weights, and {options.folder}/config.yaml")
     return run(config, console)
+
+
+def _measured_rate(output: str, extractor_id: str) -> float | None:
+    """Samples a second of the newest run that extracted with this extractor."""
+    for name in reversed(storage.list_folders(storage.join(output, "runs"))):
+        record = _json_at(storage.join(output, "runs", name, "run.json"))
+        if record.get("extractor") == extractor_id and record.get("samples_per_second"):
+            return float(record["samples_per_second"])
+    return None
 
 
 def _json_at(uri: str) -> dict[str, Any]:

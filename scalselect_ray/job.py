@@ -123,6 +123,7 @@ def run(config: JobConfig, console: Console | None = None) -> dict[str, Any]:
         "energy_captured": facts["captured"],
         "score_sum": scored.total,
         "slices": {"total": len(plan.slice_ids), "extracted": len(plan.todo), "moments_reused": len(reused)},
+        "samples_per_second": round(plan.todo_rows / seconds["extract"], 3) if plan.todo else None,
         "seconds": {name: round(value, 3) for name, value in seconds.items()} | {"total": round(time.time() - started, 3)},
         "versions": {name: version(name) for name in ("ray", "torch", "transformers", "numpy", "pyarrow")} | {"scalselect": __version__},
     }

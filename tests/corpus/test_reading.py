@@ -143,3 +143,10 @@ def test_a_changed_file_gets_new_slices(tmp_path):
     before = slices(tmp_path / "a.json")
     (tmp_path / "a.json").write_bytes(FILES["a.json"] + b" ")
     assert before[0].file_key != slices(tmp_path / "a.json")[0].file_key
+
+
+def test_the_order_of_paths_does_not_matter(tmp_path):
+    for name in FILES:
+        (tmp_path / name).write_bytes(FILES[name])
+    paths = [str(tmp_path / name) for name in FILES]
+    assert list_files([Source(paths)], 10, 10) == list_files([Source([*paths[::-1], str(tmp_path)])], 10, 10)

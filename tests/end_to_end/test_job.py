@@ -115,7 +115,7 @@ def test_real_corpora_in_three_formats(tmp_path, shared):
     assert np.array_equal(manifest.sort_by("rank")["score"].to_numpy(), best)
 
 
-def test_growth_extracts_only_what_is_new(tmp_path):
+def test_growth_extracts_only_what_is_new(tmp_path, capsys):
     folder = tmp_path / "grow"
     config = corpus_of(folder, ROWS[:10])
     source = {"name": "made", "paths": [str(folder / "*.json*")], "image_root": str(CORPUS)}
@@ -125,6 +125,10 @@ def test_growth_extracts_only_what_is_new(tmp_path):
     config = write_config(folder, [source], MODEL, corpus={"sources": [source], "slice_rows": 5})
     first, *_ = run(config)
     (folder / "corpus" / "b.json").write_text(json.dumps(ROWS[10:]))
+    assert main(["plan", str(config), "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert (planned["rows"], planned["todo_rows"], planned["sources"]["made"]["rows to do"]) == (24, 14, 14)
+    assert planned["seconds"] == pytest.approx(14 / first["samples_per_second"])
     grown, scores, *_ = run(config)
     assert (first["slices"]["extracted"], grown["slices"]["extracted"]) == (2, 3)
     assert grown["slices"]["moments_reused"] == 2
