@@ -4,10 +4,11 @@ A URI is a string with a scheme (`s3://`, `file://`, `memory://`, ...) or a plai
 that uses them and never pickled; credentials stay where fsspec finds them (environment, profile, instance role).
 """
 
+import contextlib
 import os
 import posixpath
 import re
-import tempfile
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -48,8 +49,9 @@ def is_local(uri: str) -> bool:
 def absolute(uri: str) -> str:
     """The one way this program writes a URI: local paths absolute and without a scheme, no slash at the end."""
     if is_local(uri):
-        uri = os.path.abspath(os.path.expanduser(re.sub(r"^(file|local)://", "", uri)))
-    return uri.rstrip("/") or "/"
+        return os.path.abspath(os.path.expanduser(re.sub(r"^(file|local)://", "", uri)))
+    scheme, separator, path = uri.partition("://")
+    return scheme + separator + path.rstrip("/")
 
 
 def join(base: str, *parts: str) -> str:
@@ -58,9 +60,12 @@ def join(base: str, *parts: str) -> str:
 
 
 def redact(text: str) -> str:
-    """`text` without the secrets a URI can carry: userinfo and the query of a signed URL."""
-    text = re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
-    return re.sub(r"(?i)(?<=[?&])([^=&\s]*(?:signature|token|credential|key|sig|secret)[^=&\s]*)=[^&\s]+", r"\1=***", text)
+    """`text` without the secrets a URI can carry: userinfo and the query of a signed URL.
+
+    A password may hold a slash (keys of S3 do), so `user:` up to the last `@` is taken for userinfo, unless it is a port.
+    """
+    text = re.sub(r"(?<=://)(?:[^/@\s:]+:(?!\d+/)[^\s\"']*|[^/@\s]+)@", "***@", text)
+    return re.sub(r"(?i)(?<=[?&])([^=&\s]*(?:sig|token|credential|key|secret|passw|pwd)[^=&\s]*)=[^&\s\"']+", r"\1=***", text)
 
 
 def stat(uri: str) -> FileInfo:
@@ -70,18 +75,21 @@ def stat(uri: str) -> FileInfo:
 
 
 def expand(pattern: str) -> list[FileInfo]:
-    """The files a path or glob names, sorted by URI; a folder stands for every file below it. Empty when nothing matches."""
+    """The files a path or glob names, sorted by URI; a folder stands for every file below it. Empty when nothing matches.
+
+    A `[` that is part of an existing name is no glob.
+    """
     fs, path = filesystem(pattern)
-    if not any(character in path for character in "*?["):
+    fs.invalidate_cache()
+    found: Iterable[dict[str, Any]]
+    if "*" in path or "?" in path or ("[" in path and not fs.exists(path)):
+        found = [info for info in fs.glob(path, detail=True).values() if info["type"] == "file"]
+    else:
         try:
             info = fs.info(path)
         except FileNotFoundError:
             return []
-        if info["type"] != "directory":
-            return [_file_info(fs, info)]
-        found: Iterable[dict[str, Any]] = fs.find(path, detail=True).values()
-    else:
-        found = [info for info in fs.glob(path, detail=True).values() if info["type"] == "file"]
+        found = [info] if info["type"] != "directory" else fs.find(path, detail=True).values()
     return sorted((_file_info(fs, info) for info in found), key=lambda file: file.uri)
 
 
@@ -100,31 +108,38 @@ def read_bytes(uri: str, start: int | None = None, stop: int | None = None) -> b
 def write(uri: str, data: bytes) -> None:
     """Writes one object whole: it is there with all of `data`, or it is not there.
 
-    An object store makes a PUT visible at once; locally the bytes go beside it and are moved there.
+    An object store makes a PUT visible at once; locally the bytes go beside it, reach the disk, and are moved there.
+    Raises OSError.
     """
     fs, path = filesystem(uri)
     if not is_local(uri):
         fs.pipe_file(path, data)
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".", suffix=".tmp")
+    temporary = _beside(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
-        os.chmod(temporary, 0o644)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        _remove(temporary)
         raise
 
 
 def download(uri: str, target: str) -> None:
-    """Copies one object to a local path; the path is there whole or not at all."""
+    """Copies one object to a local path; the path is there whole or not at all. Raises FileNotFoundError, OSError."""
     fs, path = filesystem(uri)
+    target = os.path.abspath(target)
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    temporary = f"{target}.{os.getpid()}.tmp"
-    fs.get_file(path, temporary)
-    os.replace(temporary, target)
+    temporary = _beside(target)
+    try:
+        fs.get_file(path, temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        _remove(temporary)
+        raise
 
 
 def list_names(folder: str) -> list[str]:
@@ -135,8 +150,9 @@ def list_names(folder: str) -> list[str]:
         entries = fs.ls(path, detail=True)
     except FileNotFoundError:
         return []
-    names = (posixpath.basename(entry["name"]) for entry in entries if entry["type"] == "file")
-    return sorted(name for name in names if name and not name.startswith("."))
+    here = path.rstrip("/")  # a listing can show the folder itself, as the marker object some tools leave
+    names = (posixpath.basename(entry["name"]) for entry in entries if entry["type"] == "file" and entry["name"].rstrip("/") != here)
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def list_folders(folder: str) -> list[str]:
@@ -157,8 +173,19 @@ def exists(uri: str) -> bool:
     return bool(fs.exists(path))
 
 
+def _beside(path: str) -> str:
+    """A new hidden name in the folder of `path`, which no listing of ours shows."""
+    return os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}.tmp")
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
 def _file_info(fs: Any, info: dict[str, Any]) -> FileInfo:
-    version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified") or info.get("created") or ""
     if isinstance(fs, fsspec.get_filesystem_class("file")):
-        return FileInfo(info["name"], info["size"], repr(info["mtime"]))
+        status = os.stat(info["name"])  # of what a link points to: the content is what is versioned
+        return FileInfo(info["name"], status.st_size, str(status.st_mtime_ns))
+    version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified") or info.get("created") or ""
     return FileInfo(fs.unstrip_protocol(info["name"]), info["size"] or 0, str(version).strip('"'))
