@@ -33,6 +33,14 @@ class OutputError(ScalSelectError):
     """The output folder cannot be written, or what lies there is not ours."""
 
 
+class StorageError(ScalSelectError, OSError):
+    """A disk or an object store does not answer, or cannot take what is written, after all patience."""
+
+
+class NoPermissionError(StorageError, PermissionError):
+    """A disk or an object store refuses."""
+
+
 class TooManyRejectsError(ScalSelectError):
     """The share of rejected samples is above `rejects.max_fraction`."""
 

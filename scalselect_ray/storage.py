@@ -2,22 +2,37 @@
 
 A URI is a string with a scheme (`s3://`, `file://`, `memory://`, ...) or a plain local path. File systems are made in the process
 that uses them and never pickled; credentials stay where fsspec finds them (environment, profile, instance role).
+
+Whatever a store's client raises comes out as FileNotFoundError (or a kin of it), NoPermissionError or StorageError. What may pass
+(throttling, resets, time-outs, errors of the store itself) is tried again for about half a minute, on top of the client's own retries.
 """
 
 import contextlib
+import io
 import os
 import posixpath
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
+import tenacity
 from fsspec.core import url_to_fs
 
-from scalselect_ray.errors import ConfigError
+from scalselect_ray.errors import ConfigError, NoPermissionError, ScalSelectError, StorageError
 
+T = TypeVar("T")
+_ANSWERS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ScalSelectError)  # no error of the store
+_PATIENCE = tenacity.Retrying(
+    retry=tenacity.retry_if_not_exception_type(_ANSWERS),
+    wait=tenacity.wait_random_exponential(multiplier=1, max=16),
+    stop=tenacity.stop_after_attempt(5),
+    reraise=True,
+)
+_STREAM_BYTES = 1 << 23  # asked for at once by a reader that goes through a whole object
+_OPTIONS = {"s3": {"max_concurrency": 1}}  # one GET an object without a HEAD before it; many tasks read at once anyway
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub"}
 
 
@@ -32,10 +47,10 @@ class FileInfo:
 
 def filesystem(uri: str) -> tuple[Any, str]:
     """The fsspec file system of `uri` and the path in it. Raises ConfigError when its package is not installed."""
+    scheme = uri.partition("://")[0]
     try:
-        return cast(tuple[Any, str], url_to_fs(uri))
+        return cast(tuple[Any, str], url_to_fs(uri, **_OPTIONS.get(scheme, {})))
     except (ImportError, ValueError) as error:
-        scheme = uri.partition("://")[0]
         package = _PACKAGES.get(scheme)
         cure = f"install it with 'pip install {package}'" if package else f"known schemes: {', '.join(sorted(_PACKAGES))}, file"
         raise ConfigError(f"{redact(uri)}: no file system for the scheme '{scheme}': {cure}") from error
@@ -69,52 +84,188 @@ def redact(text: str) -> str:
 
 
 def stat(uri: str) -> FileInfo:
-    """The listing entry of one file. Raises FileNotFoundError."""
+    """The listing entry of one file. Raises FileNotFoundError, StorageError."""
     fs, path = filesystem(uri)
-    return _file_info(fs, fs.info(path))
+    return _file_info(fs, _patiently(uri, lambda: fs.info(path)))
 
 
 def expand(pattern: str) -> list[FileInfo]:
     """The files a path or glob names, sorted by URI; a folder stands for every file below it. Empty when nothing matches.
 
-    A `[` that is part of an existing name is no glob.
+    A `[` that is part of an existing name is no glob. Raises StorageError.
     """
     fs, path = filesystem(pattern)
-    fs.invalidate_cache()
-    found: Iterable[dict[str, Any]]
-    if "*" in path or "?" in path or ("[" in path and not fs.exists(path)):
-        found = [info for info in fs.glob(path, detail=True).values() if info["type"] == "file"]
-    else:
-        try:
-            info = fs.info(path)
-        except FileNotFoundError:
-            return []
-        found = [info] if info["type"] != "directory" else fs.find(path, detail=True).values()
-    return sorted((_file_info(fs, info) for info in found), key=lambda file: file.uri)
+
+    def found() -> Iterable[dict[str, Any]]:
+        fs.invalidate_cache()
+        if "*" in path or "?" in path or ("[" in path and not fs.exists(path)):
+            return [info for info in fs.glob(path, detail=True).values() if info["type"] == "file"]
+        info = fs.info(path)
+        return [info] if info["type"] != "directory" else list(fs.find(path, detail=True).values())
+
+    try:
+        return sorted((_file_info(fs, info) for info in _patiently(pattern, found)), key=lambda file: file.uri)
+    except FileNotFoundError:
+        return []
 
 
 def open_read(uri: str) -> BinaryIO:
-    """`uri` opened for reading, seekable. Raises FileNotFoundError, PermissionError, OSError."""
-    fs, path = filesystem(uri)
-    return cast(BinaryIO, fs.open(path, "rb"))
+    """`uri` opened to be read from its start to its end; seekable. Raises FileNotFoundError, StorageError."""
+    if is_local(uri):
+        return cast(BinaryIO, _patiently(uri, lambda: open(absolute(uri), "rb")))
+    return cast(BinaryIO, io.BufferedReader(_Ranges(uri), _STREAM_BYTES))
+
+
+def open_random(uri: str) -> BinaryIO:
+    """`uri` opened to read ranges of it: each read of an object is one request for just its bytes. Raises as `open_read`."""
+    return open_read(uri) if is_local(uri) else cast(BinaryIO, _Ranges(uri))
 
 
 def read_bytes(uri: str, start: int | None = None, stop: int | None = None) -> bytes:
-    """The bytes [start, stop) of `uri`, all by default."""
+    """The bytes [start, stop) of `uri`, all by default. Raises FileNotFoundError, StorageError."""
     fs, path = filesystem(uri)
-    return cast(bytes, fs.cat_file(path, start=start, end=stop))
+
+    def read() -> bytes:
+        data = cast(bytes, fs.cat_file(path, start=start, end=stop))
+        if start is not None and stop is not None and len(data) > stop - start:
+            raise OSError(f"the store answers {len(data)} bytes where {stop - start} are asked for")
+        return data
+
+    return _patiently(uri, read)
 
 
 def write(uri: str, data: bytes) -> None:
-    """Writes one object whole: it is there with all of `data`, or it is not there.
+    """Writes one object whole: it is there with all of `data`, or it is not there. Raises StorageError.
 
     An object store makes a PUT visible at once; locally the bytes go beside it, reach the disk, and are moved there.
-    Raises OSError.
     """
     fs, path = filesystem(uri)
-    if not is_local(uri):
-        fs.pipe_file(path, data)
+    try:
+        if is_local(uri):
+            _write_here(path, data)
+        else:
+            _patiently(uri, lambda: fs.pipe_file(path, data))
+    except PermissionError as error:
+        raise NoPermissionError(f"{redact(uri)}: no permission to write there") from error
+    except OSError as error:
+        raise StorageError(f"{redact(uri)} cannot be written: {error}") from error
+
+
+def delete(uris: Iterable[str]) -> None:
+    """Removes objects, in as few requests as the store allows. One that is gone already is no error. Raises StorageError."""
+    listed = list(uris)
+    if not listed:
         return
+    fs = filesystem(listed[0])[0]
+    paths = [filesystem(uri)[1] for uri in listed]
+    if is_local(listed[0]):
+        for path in paths:
+            _remove(path)
+        return
+    for start in range(0, len(paths), 1000):
+        _patiently(listed[start], lambda some=paths[start : start + 1000]: fs.rm(some))  # type: ignore[misc]
+
+
+def download(uri: str, target: str) -> None:
+    """Copies one object to a local path; the path is there whole or not at all. Raises FileNotFoundError, StorageError."""
+    fs, path = filesystem(uri)
+    target = os.path.abspath(target)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    temporary = _beside(target)
+    try:
+        _patiently(uri, lambda: fs.get_file(path, temporary))
+        os.replace(temporary, target)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def list_names(folder: str) -> list[str]:
+    """The names of the files right inside `folder`, sorted; empty when it does not exist. Raises StorageError."""
+    return [name for name, kind in _entries(folder) if kind == "file"]
+
+
+def list_folders(folder: str) -> list[str]:
+    """The names of the folders right inside `folder`, sorted; empty when it does not exist. Raises StorageError."""
+    return [name for name, kind in _entries(folder) if kind == "directory"]
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there. Raises StorageError."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache(path)
+    try:
+        _patiently(uri, lambda: fs.info(path))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+class _Ranges(io.RawIOBase):
+    """An object of a store as a file: each read is a request of its own, with the patience of `read_bytes`."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri, self._size, self._at = uri, stat(uri).size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._at + len(buffer), self._size)
+        if stop <= self._at:
+            return 0
+        data = read_bytes(self._uri, self._at, stop)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def _patiently(uri: str, call: Callable[[], T]) -> T:
+    """`call()`, tried again while the error may pass, with its error in the words of this module."""
+    try:
+        return call() if is_local(uri) else _PATIENCE.copy()(call)
+    except ScalSelectError:
+        raise
+    except PermissionError as error:
+        raise NoPermissionError(f"{redact(uri)}: no permission ({redact(str(error))})") from error
+    except _ANSWERS:
+        raise
+    except OSError as error:
+        raise StorageError(f"{redact(uri)}: {redact(str(error)) or type(error).__name__}") from error
+    except Exception as error:  # clients of stores raise what they like
+        if "Credentials" in type(error).__name__:
+            raise NoPermissionError(f"{redact(uri)}: no credentials ({error})") from error
+        raise StorageError(f"{redact(uri)}: {type(error).__name__}: {redact(str(error))}") from error
+
+
+def _entries(folder: str) -> list[tuple[str, str]]:
+    """(name, file or directory) of what lies right inside `folder`, hidden ones aside."""
+    fs, path = filesystem(folder)
+
+    def listed() -> list[dict[str, Any]]:
+        fs.invalidate_cache(path)
+        return cast(list[dict[str, Any]], fs.ls(path, detail=True))
+
+    try:
+        entries = _patiently(folder, listed)
+    except FileNotFoundError:
+        return []
+    here = path.rstrip("/")  # a listing can show the folder itself, as the marker object some tools leave
+    named = ((entry["name"].rstrip("/"), entry["type"]) for entry in entries)
+    return sorted((posixpath.basename(name), kind) for name, kind in named if name != here and not posixpath.basename(name).startswith("."))
+
+
+def _write_here(path: str, data: bytes) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = _beside(path)
     try:
@@ -126,51 +277,6 @@ def write(uri: str, data: bytes) -> None:
     except BaseException:
         _remove(temporary)
         raise
-
-
-def download(uri: str, target: str) -> None:
-    """Copies one object to a local path; the path is there whole or not at all. Raises FileNotFoundError, OSError."""
-    fs, path = filesystem(uri)
-    target = os.path.abspath(target)
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    temporary = _beside(target)
-    try:
-        fs.get_file(path, temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        _remove(temporary)
-        raise
-
-
-def list_names(folder: str) -> list[str]:
-    """The names of the files right inside `folder`, sorted; empty when it does not exist."""
-    fs, path = filesystem(folder)
-    fs.invalidate_cache(path)
-    try:
-        entries = fs.ls(path, detail=True)
-    except FileNotFoundError:
-        return []
-    here = path.rstrip("/")  # a listing can show the folder itself, as the marker object some tools leave
-    names = (posixpath.basename(entry["name"]) for entry in entries if entry["type"] == "file" and entry["name"].rstrip("/") != here)
-    return sorted(name for name in names if not name.startswith("."))
-
-
-def list_folders(folder: str) -> list[str]:
-    """The names of the folders right inside `folder`, sorted; empty when it does not exist."""
-    fs, path = filesystem(folder)
-    fs.invalidate_cache(path)
-    try:
-        entries = fs.ls(path, detail=True)
-    except FileNotFoundError:
-        return []
-    return sorted(posixpath.basename(entry["name"].rstrip("/")) for entry in entries if entry["type"] == "directory")
-
-
-def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
-    fs, path = filesystem(uri)
-    fs.invalidate_cache()
-    return bool(fs.exists(path))
 
 
 def _beside(path: str) -> str:

@@ -5,8 +5,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import object_store
 import pytest
 import ray
+
+from scalselect_ray import storage
 
 GOLDEN = Path(__file__).parent / "golden"  # committed with the project
 SHARED = Path(__file__).parents[2] / "shared"  # beside a checkout, where there is one
@@ -23,8 +26,16 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
-    """One local Ray for all tests that run jobs in this process."""
+def s3() -> Iterator[object_store.ObjectStore]:
+    """An S3 server with one bucket, `s3://bucket`; call its `clear` first."""
+    with object_store.serve() as store:
+        storage.filesystem("s3://bucket")[0].mkdir("bucket")
+        yield store
+
+
+@pytest.fixture(scope="session")
+def cluster(s3: object_store.ObjectStore) -> Iterator[None]:
+    """One local Ray for all tests that run jobs in this process. Its workers know the S3 server."""
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     ray.init(num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield

@@ -13,9 +13,10 @@ from PIL import Image, UnidentifiedImageError
 from scalselect_ray import storage
 from scalselect_ray.corpus.conversation import ImageResolver
 from scalselect_ray.corpus.sample import ImageRef, Reason, SampleRejectedError
-from scalselect_ray.errors import CorpusError
+from scalselect_ray.errors import CorpusError, NoPermissionError, StorageError
 
 MAX_PIXELS = 1 << 27  # 134 million: a 400 MB picture once decoded
+_MAX_PATH = 1024  # what object stores take
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 Image.init()  # Pillow knows formats by name only once their plugins are loaded
 
@@ -81,6 +82,8 @@ def _inside(root: str, path: str) -> str:
     else:
         folder, slashes, rest = root.partition("://")
         uri = f"{folder}{slashes}{posixpath.normpath(posixpath.join(rest, path))}"
+    if len(path) > _MAX_PATH:
+        raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{path[:60]}...: a path of {len(path):,} characters")
     if posixpath.normpath(uri) != uri.replace("://", ":/") or not uri.startswith(root.rstrip("/") + "/"):
         raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{storage.redact(path)} is outside the image root {storage.redact(root)}")
     if storage.is_local(root) and not os.path.realpath(uri).startswith(os.path.realpath(root) + "/"):
@@ -94,7 +97,12 @@ def _fetch(image: ImageRef) -> bytes:
         return storage.read_bytes(image.uri)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise SampleRejectedError(Reason.IMAGE_MISSING, f"{image.name}: no such image below the image root") from error
-    except PermissionError as error:
-        raise CorpusError(f"{storage.redact(image.uri)}: no permission to read images there") from error
-    except OSError as error:
+    except NoPermissionError as error:
+        raise CorpusError(
+            f"no permission to read the image {storage.redact(image.uri)}; the image root must be readable (a store that may not be "
+            "listed answers like this for a missing image as well)"
+        ) from error
+    except StorageError as error:
+        if not storage.is_local(image.uri):
+            raise  # the store's trouble, not the sample's: a reject would stay when the trouble is over
         raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"{image.name}: {error}") from error

@@ -1,13 +1,14 @@
 """A corpus to slices: fixed runs of rows of one file, the unit of work, of commit, of resume and of growth."""
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from scalselect_ray import storage
 from scalselect_ray.corpus.formats import Run, UnreadableFileError, format_of, is_corpus_file
-from scalselect_ray.errors import CorpusError
+from scalselect_ray.errors import CorpusError, StorageError
 
 _PLAN_VERSION = 1  # raised when the same file would be cut into other slices or read as other rows
 
@@ -55,7 +56,7 @@ class Slice:
     first_row: int
     stop_row: int
     file_rows: int
-    start_byte: int  # where the rows lie in the file, for formats that can seek
+    start_byte: int  # where the rows lie in the file; slices with the same bytes are read together
     stop_byte: int
     problem: str | None = None
 
@@ -127,6 +128,8 @@ def plan_file(file: CorpusFile) -> list[Slice]:
     except PermissionError as error:
         raise CorpusError(f"source '{file.source}': no permission to read {storage.redact(file.file.uri)}") from error
     except OSError as error:
+        if isinstance(error, StorageError) and not storage.is_local(file.file.uri):
+            raise  # the store's trouble may pass; a file's own does not
         problem = f"the file cannot be read: {error}"
     rows = runs[-1].stop_row if runs else 0
     if problem is not None:
@@ -150,12 +153,6 @@ def plan_file(file: CorpusFile) -> list[Slice]:
 
 
 def reading_units(slices: Sequence[Slice]) -> list[list[Slice]]:
-    """The slices that one task reads: one each, but all of a file that can only be read from its start."""
-    units: list[list[Slice]] = []
-    for part in slices:
-        from_start = part.shard.endswith((".gz", ".tgz"))
-        if from_start and units and units[-1][0].file_key == part.file_key:
-            units[-1].append(part)
-        else:
-            units.append([part])
-    return units
+    """The slices that one task reads: one each, but those together that lie in the same bytes (a large Parquet row group, a stream)."""
+    by_bytes = itertools.groupby(slices, key=lambda part: (part.file_key, part.start_byte, part.stop_byte))
+    return [list(unit) for _, unit in by_bytes]

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scalselect_ray import storage
-from scalselect_ray.errors import OutputError
+from scalselect_ray.errors import OutputError, StorageError
 
 _FORMAT = "scalselect.features/1"
 _COUNTS = ("num_tokens", "num_vision_tokens", "num_query_tokens", "num_attended_tokens")
@@ -75,6 +75,8 @@ class FeatureStore:
             table = pq.read_table(
                 pa.BufferReader(storage.read_bytes(uri)), columns=list(columns) if columns else None, page_checksum_verification=True
             )
+        except StorageError:
+            raise  # the store's trouble is no damage
         except (pa.ArrowException, OSError) as error:
             raise DamagedFeaturesError(f"{storage.redact(uri)} is damaged ({error}); {cure}") from error
         found = (table.schema.metadata or {}).get(b"format", b"none").decode()

@@ -11,7 +11,10 @@ MAX_ROW_BYTES = 1 << 28  # a longer row is no sample but an attack or an acciden
 
 
 class Run(NamedTuple):
-    """Rows [first_row, stop_row) of a file and the bytes [start_byte, stop_byte) that hold them; bytes are (0, 0) without seeking."""
+    """Rows [first_row, stop_row) of a file and the bytes [start_byte, stop_byte) that hold them: (0, 0) in a stream, which has one start.
+
+    Runs with the same bytes are read together.
+    """
 
     first_row: int
     stop_row: int

@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple, cast
 from scalselect_ray import storage
 from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Broken, Run, UnreadableFileError, cut
 from scalselect_ray.corpus.sample import Reason
+from scalselect_ray.errors import StorageError
 from scalselect_ray.storage import FileInfo
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -59,6 +60,8 @@ class WebDataset:
     def _open(self, stream: object) -> tarfile.TarFile:
         try:
             return tarfile.open(fileobj=stream, mode="r|gz" if self.sequential else "r:")  # type: ignore[call-overload, no-any-return]
+        except StorageError:
+            raise
         except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
             raise UnreadableFileError(f"broken tar: {error}") from error
 
@@ -82,6 +85,8 @@ def _groups(tar: tarfile.TarFile, streamed: bool) -> Iterator[list[_Member]]:
             member = _Member(info)
             if streamed and info.size <= MAX_ROW_BYTES:
                 member = _Member(info, _content(tar, info))
+        except StorageError:
+            raise
         except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, OverflowError) as error:
             if group and _is_whole(tar, group[-1]):
                 yield group
