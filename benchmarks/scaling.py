@@ -81,7 +81,7 @@ def main() -> None:
             subspace, facts = reduction.solve(SubspaceConfig(), merged, lambda transform: None, f"{folder}/subspace-{step}")
             solved = time.perf_counter()
             scored = selecting.score(store, groups, subspace, f"{folder}/scores-{step}", lambda slices: None)
-            selecting.select(scored, scored.count // 6, f"{folder}/manifest-{step}")
+            selecting.select(scored, scored.count // 6, {}, f"{folder}/manifest-{step}")
             ended = time.perf_counter()
             results.append({
                 "rows": scored.count, "reduce_s": reduced - started, "solve_s": solved - reduced, "score_s": ended - solved,

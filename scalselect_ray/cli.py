@@ -16,6 +16,7 @@ from scalselect_ray import __version__, storage
 from scalselect_ray.config import JobConfig, load_config
 from scalselect_ray.console import Console, duration
 from scalselect_ray.errors import ScalSelectError
+from scalselect_ray.runs import Runs, read_object
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     added = verbs.add_parser("status", parents=[common], help="tell the state of an output folder")
     added.add_argument("output", help="the `output` of a config")
     added.set_defaults(verb=_status)
+    added = verbs.add_parser("clean", parents=[common], help="show what of an output folder is of no more use, and remove it when told to")
+    added.add_argument("output", help="the `output` of a config")
+    added.add_argument("--delete", action="store_true", help="remove it; without this nothing is touched")
+    added.set_defaults(verb=_clean)
     added = verbs.add_parser("demo", parents=[common], help="the whole job on a small corpus and model that it makes itself")
     added.add_argument("folder", nargs="?", default="demo", help="where to put it (default: ./demo)")
     added.set_defaults(verb=_demo)
@@ -73,9 +78,10 @@ def _run(options: argparse.Namespace, console: Console) -> Any:
 def _plan(options: argparse.Namespace, console: Console) -> Any:
     config = load_config(options.config, options.overrides)
     from scalselect_ray.corpus import list_files, slice_range
-    from scalselect_ray.job import make_plan, open_store, plan_here
+    from scalselect_ray.job import open_store
+    from scalselect_ray.plan import make_plan, plan_here
 
-    store = open_store(config, storage.absolute(config.output))
+    store = open_store(config, config.output)
     files = list_files(config.corpus.sources, config.corpus.slice_rows, config.corpus.slice_bytes)
     plan = make_plan(files, store.committed(), plan_here)
     sources: dict[str, dict[str, int]] = {}
@@ -112,16 +118,19 @@ def _plan(options: argparse.Namespace, console: Console) -> Any:
 
 
 def _status(options: argparse.Namespace, console: Console) -> Any:
+    from scalselect_ray.garbage import find_garbage
+
     output = storage.absolute(options.output)
-    latest = _json_at(storage.join(output, "latest.json")).get("run_id")
+    known = Runs(output)
+    latest = known.latest()
     extractors = {}
     for name in storage.list_folders(storage.join(output, "features")):
         slices = [item for item in storage.list_names(storage.join(output, "features", name)) if item.endswith(".parquet")]
-        model = _json_at(storage.join(output, "features", name, "extractor.json")).get("model")
+        model = read_object(storage.join(output, "features", name, "extractor.json")).get("model")
         extractors[name] = {"model": model, "slices": len(slices)}
     runs = []
-    for name in storage.list_folders(storage.join(output, "runs")):
-        record = _json_at(storage.join(output, "runs", name, "run.json"))
+    for name in known.names():
+        record = known.record(name)
         runs.append({"run_id": name, "finished": bool(record), **{key: record.get(key) for key in ("scored", "chosen", "k")}})
     if not extractors and not runs:
         console.note(f"{storage.redact(output)}: nothing there yet")
@@ -131,7 +140,39 @@ def _status(options: argparse.Namespace, console: Console) -> Any:
         mark = "  latest" if item["run_id"] == latest else ""
         state = f"{item['chosen']:,} of {item['scored']:,} chosen, k = {item['k']}" if item["finished"] else "not finished"
         console.note(f"run {item['run_id']}: {state}{mark}")
-    return {"latest": latest, "extractors": extractors, "runs": runs}
+    try:
+        garbage = find_garbage(output)
+    except ScalSelectError as error:
+        garbage = []
+        console.warn(storage.redact(str(error)))
+    for heap in garbage:
+        console.note(f"of no more use: {heap}")
+    if garbage:
+        console.note(f"next: 'scalselect clean {options.output}' shows what it would remove, with --delete it does")
+    return {"latest": latest, "extractors": extractors, "runs": runs, "garbage": [_heap(heap) for heap in garbage]}
+
+
+def _clean(options: argparse.Namespace, console: Console) -> Any:
+    from scalselect_ray.garbage import find_garbage
+
+    garbage = find_garbage(storage.absolute(options.output))
+    for heap in garbage:
+        console.note(f"{'removing' if options.delete else 'would remove'} {heap}")
+        for uri in heap.uris[:20]:
+            console.note(f"  {storage.redact(uri)}")
+        if len(heap.uris) > 20:
+            console.note(f"  and {len(heap.uris) - 20:,} more")
+        if options.delete:
+            storage.delete(heap.uris)
+    if not garbage:
+        console.note("nothing to remove")
+    elif not options.delete:
+        console.note("nothing was removed; with --delete it is")
+    return {"deleted": options.delete, "garbage": [_heap(heap) for heap in garbage]}
+
+
+def _heap(heap: Any) -> dict[str, Any]:
+    return {"what": heap.what, "objects": len(heap.uris), "bytes": heap.size}
 
 
 def _demo(options: argparse.Namespace, console: Console) -> Any:
@@ -145,19 +186,12 @@ def _demo(options: argparse.Namespace, console: Console) -> Any:
 
 def _measured_rate(output: str, extractor_id: str) -> float | None:
     """Samples a second of the newest run that extracted with this extractor."""
-    for name in reversed(storage.list_folders(storage.join(output, "runs"))):
-        record = _json_at(storage.join(output, "runs", name, "run.json"))
+    runs = Runs(output)
+    for name in reversed(runs.names()):
+        record = runs.record(name)
         if record.get("extractor") == extractor_id and record.get("samples_per_second"):
             return float(record["samples_per_second"])
     return None
-
-
-def _json_at(uri: str) -> dict[str, Any]:
-    try:
-        found = json.loads(storage.read_bytes(uri))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:

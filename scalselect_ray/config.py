@@ -1,9 +1,10 @@
 """The config of a run: typed, merged from YAML and `key=value` overrides by OmegaConf, checked before anything is started."""
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 import yaml
@@ -69,11 +70,24 @@ class SubspaceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuotaConfig:
+    """Bounds on what one source sends: fractions of the budget in [0, 1], or counts above 1."""
+
+    share: float | None = None
+    """Exactly so much: floor and cap in one."""
+    floor: float | None = None
+    cap: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SelectionConfig:
     """How much is chosen."""
 
-    budget: float = MISSING
-    """A fraction of the scored samples in [0, 1], or a count when it is an integer above 1."""
+    budget: Any = MISSING
+    """A fraction of the scored samples in [0, 1], or a count when it is an integer above 1. A list of these makes the manifest of the
+    largest, of which the others are the first ranks: `run.json` says how many."""
+    per_source: dict[str, QuotaConfig] = field(default_factory=dict)
+    """Quotas by the name of a source; sources that are not named have none."""
     text_only: Literal["drop", "keep"] = "drop"
     """What becomes of samples without an image: they cannot be scored."""
     text_only_share: float | None = None
@@ -161,12 +175,44 @@ def parse_config(text: str, overrides: Sequence[str] = (), where: str = "config"
         raise ConfigError(f"{where}: {_key(error)}: {message}") from error
     assert isinstance(config, JobConfig)
     _check(config, where)
-    return config
+    return _absolute(config)
 
 
 def to_yaml(config: JobConfig) -> str:
     """The resolved config, for the copy that is kept with a run. Secrets that a URI may carry are left out."""
     return storage.redact(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def _absolute(config: JobConfig) -> JobConfig:
+    """Local paths made absolute, so that a kept copy means the same from any folder."""
+    sources = [
+        replace(
+            source,
+            paths=[storage.absolute(path) for path in source.paths],
+            image_root=storage.absolute(source.image_root) if source.image_root else None,
+        )
+        for source in config.corpus.sources
+    ]
+    model = storage.absolute(config.extractor.model)
+    return replace(
+        config,
+        corpus=replace(config.corpus, sources=sources),
+        extractor=replace(config.extractor, model=model) if os.path.isdir(model) else config.extractor,
+        output=storage.absolute(config.output),
+    )
+
+
+def budgets_of(selection: SelectionConfig) -> list[Any]:
+    """The budgets of a selection, as given."""
+    return list(selection.budget) if isinstance(selection.budget, (list, tuple)) else [selection.budget]
+
+
+def quotas_of(selection: SelectionConfig) -> dict[str, tuple[float | None, float | None]]:
+    """(floor, cap) by source."""
+    return {
+        name: (quota.floor, quota.cap) if quota.share is None else (quota.share, quota.share)
+        for name, quota in selection.per_source.items()
+    }
 
 
 def feature_settings(extractor: ExtractorConfig) -> dict[str, Any]:
@@ -179,7 +225,7 @@ def feature_settings(extractor: ExtractorConfig) -> dict[str, Any]:
 def _check(config: JobConfig, where: str) -> None:
     sources, extractor, selection = config.corpus.sources, config.extractor, config.selection
     names = [source.name for source in sources]
-    budget = selection.budget
+    budgets = budgets_of(selection)
     share = selection.text_only_share
     checks: list[tuple[bool, str, object, str]] = [
         (bool(sources), "corpus.sources", [], "at least one source"),
@@ -194,10 +240,16 @@ def _check(config: JobConfig, where: str) -> None:
         (extractor.max_length is None or extractor.max_length >= 1, "extractor.max_length", extractor.max_length, "1 or more, or null"),
         (0 < config.subspace.energy <= 1, "subspace.energy", config.subspace.energy, "above 0, at most 1"),
         (
-            budget >= 0 and (budget <= 1 or float(budget).is_integer()),
+            bool(budgets) and all(map(_is_amount, budgets)),
             "selection.budget",
-            budget,
-            "a fraction between 0 and 1, or an integer count above 1",
+            selection.budget,
+            "a fraction between 0 and 1, or an integer count above 1, or a list of these",
+        ),
+        (
+            not (selection.per_source and len(budgets) > 1),
+            "selection.budget",
+            selection.budget,
+            "one budget with selection.per_source (a smaller one is then no prefix of a larger; another run extracts nothing)",
         ),
         (share is None or 0 <= share <= 1, "selection.text_only_share", share, "between 0 and 1, or null"),
         (0 <= config.rejects.max_fraction <= 1, "rejects.max_fraction", config.rejects.max_fraction, "between 0 and 1"),
@@ -216,9 +268,24 @@ def _check(config: JobConfig, where: str) -> None:
     for name in ("min_pixels", "max_pixels"):
         value = getattr(extractor, name)
         checks.append((value is None or value >= 1, f"extractor.{name}", value, "1 or more, or null"))
+    for name, quota in selection.per_source.items():
+        key = f"selection.per_source.{name}"
+        checks.append((name in names, "selection.per_source", name, f"the name of a source ({', '.join(names)})"))
+        checks.append(
+            (quota.share is None or (quota.floor is None and quota.cap is None), key, "share with floor or cap", "one or the other")
+        )
+        for bound in ("share", "floor", "cap"):
+            value = getattr(quota, bound)
+            checks.append((value is None or _is_amount(value), f"{key}.{bound}", value, "a fraction between 0 and 1, or a count above 1"))
+        if quota.floor is not None and quota.cap is not None and (quota.floor > 1) == (quota.cap > 1):
+            checks.append((quota.floor <= quota.cap, f"{key}.floor", quota.floor, f"no more than the cap of {quota.cap}"))
     for fine, key, value, expected in checks:
         if not fine:
             raise ConfigError(f"{where}: {key} is {value!r}; expected {expected}")
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 and (value <= 1 or float(value).is_integer())
 
 
 def _key(error: BaseException) -> str:

@@ -41,6 +41,18 @@ class NoPermissionError(StorageError, PermissionError):
     """A disk or an object store refuses."""
 
 
+class DamagedObjectError(OutputError):
+    """A committed object of ours that is not what was written. A run removes it and makes it anew."""
+
+    def __init__(self, uri: str, problem: str) -> None:
+        super().__init__(uri, problem)
+        self.uri = uri
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.uri} is damaged ({self.problem})"
+
+
 class TooManyRejectsError(ScalSelectError):
     """The share of rejected samples is above `rejects.max_fraction`."""
 

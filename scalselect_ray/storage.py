@@ -15,6 +15,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
@@ -43,6 +44,7 @@ class FileInfo:
     uri: str
     size: int  # bytes
     version: str
+    modified: float = 0.0  # seconds since the epoch; 0 where the store does not tell
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -292,6 +294,8 @@ def _remove(path: str) -> None:
 def _file_info(fs: Any, info: dict[str, Any]) -> FileInfo:
     if isinstance(fs, fsspec.get_filesystem_class("file")):
         status = os.stat(info["name"])  # of what a link points to: the content is what is versioned
-        return FileInfo(info["name"], status.st_size, str(status.st_mtime_ns))
-    version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified") or info.get("created") or ""
-    return FileInfo(fs.unstrip_protocol(info["name"]), info["size"] or 0, str(version).strip('"'))
+        return FileInfo(info["name"], status.st_size, str(status.st_mtime_ns), status.st_mtime)
+    modified = info.get("LastModified") or info.get("mtime") or info.get("updated") or info.get("last_modified") or info.get("created")
+    version = info.get("ETag") or info.get("etag") or modified or ""
+    seconds = modified.timestamp() if isinstance(modified, datetime) else 0.0
+    return FileInfo(fs.unstrip_protocol(info["name"]), info["size"] or 0, str(version).strip('"'), seconds)

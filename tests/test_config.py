@@ -24,8 +24,12 @@ def test_configs_that_people_copy_are_valid(path):
 
 
 def test_overrides_reach_any_depth():
-    config = parse_config(GOOD, ["subspace.energy=0.5", "corpus.sources.0.paths=[y.json,z.json]", "selection.budget=100"])
-    assert (config.subspace.energy, config.corpus.sources[0].paths, config.selection.budget) == (0.5, ["y.json", "z.json"], 100)
+    config = parse_config(GOOD, ["subspace.energy=0.5", "corpus.sources.0.paths=[/a/y.json,z.json]", "selection.budget=100"])
+    assert (config.subspace.energy, config.corpus.sources[0].paths, config.selection.budget) == (
+        0.5,
+        ["/a/y.json", str(Path.cwd() / "z.json")],
+        100,
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import ray
 from scalselect_ray import storage
 from scalselect_ray.cluster.session import bounded_map
 from scalselect_ray.config import SubspaceConfig
+from scalselect_ray.errors import DamagedObjectError
 from scalselect_ray.features import FeatureStore, features_of
 from scalselect_ray.subspace import (
     MergeTree,
@@ -54,29 +56,42 @@ def reduce_moments(
     return held[tree.root]
 
 
-def find_stored(store: FeatureStore, slice_ids: Sequence[str]) -> tuple[str, list[str]] | None:
-    """The stored moments that cover most of these slices and nothing else: (URI, slice ids)."""
-    folder = storage.join(store.output, "moments", store.extractor_id)
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Moments of an earlier run: where they lie, and the slices they are of."""
+
+    uri: str
+    slice_ids: list[str]
+
+
+def find_stored(store: FeatureStore, slice_ids: Sequence[str]) -> Stored | None:
+    """The stored moments that cover most of these slices and nothing else."""
+    folder = _moments_folder(store)
     wanted, best = set(slice_ids), None
     for name in storage.list_names(folder):
         uri = storage.join(folder, name)
         covered = moments.stored_slices(lambda start, stop, uri=uri: storage.read_bytes(uri, start, stop))  # type: ignore[misc]
-        if covered and wanted.issuperset(covered) and (best is None or len(covered) > len(best[1])):
-            best = uri, covered
+        if covered and wanted.issuperset(covered) and (best is None or len(covered) > len(best.slice_ids)):
+            best = Stored(uri, covered)
     return best
 
 
-def keep(store: FeatureStore, slice_ids: Sequence[str], merged: Any) -> None:
-    """Stores moments under the hash of the set of slices they are of."""
-    set_id = hashlib.sha256("\n".join(sorted(slice_ids)).encode()).hexdigest()[:32]
-    uri = storage.join(store.output, "moments", store.extractor_id, f"{set_id}.safetensors")
+def moments_of(
+    store: FeatureStore, groups: Sequence[Sequence[str]], fan_in: int, stored: Stored | None, done: Callable[[int], None]
+) -> tuple[Any, str]:
+    """A reference to the moments of the groups of slices merged with the stored ones, and the id of the set of slices they are of.
+
+    They are kept under that id for the runs to come. A file that left the corpus is left out of the merge: nothing is ever subtracted.
+    """
+    merged = reduce_moments(store, groups, fan_in, done=done) if groups else None
+    if stored:
+        merged = _merge_stored.remote(stored.uri, merged)
+    slice_ids = sorted({slice_id for group in groups for slice_id in group}.union(stored.slice_ids if stored else ()))
+    set_id = hashlib.sha256("\n".join(slice_ids).encode()).hexdigest()[:32]
+    uri = storage.join(_moments_folder(store), f"{set_id}.safetensors")
     if not storage.exists(uri):
-        ray.get(_save_moments.remote(uri, merged, list(slice_ids)))
-
-
-def merge_with_stored(uri: str, merged: Any) -> Any:
-    """A reference to the union of stored moments and others (None: the stored ones alone)."""
-    return _merge_stored.remote(uri, merged)
+        ray.get(_save_moments.remote(uri, merged, slice_ids))
+    return merged, set_id
 
 
 def solve(config: SubspaceConfig, merged: Any, second_pass: Callable[[Any], Any], uri: str) -> tuple[Any, dict[str, Any]]:
@@ -85,6 +100,10 @@ def solve(config: SubspaceConfig, merged: Any, second_pass: Callable[[Any], Any]
     gram = second_pass(transform) if config.l2_normalize else None
     subspace, facts = _solve.options(num_returns=2).remote(merged, transform, gram, config.energy, uri)
     return subspace, ray.get(facts)
+
+
+def _moments_folder(store: FeatureStore) -> str:
+    return storage.join(store.output, "moments", store.extractor_id)
 
 
 @ray.remote
@@ -108,7 +127,10 @@ def _merge(*parts: Moments) -> Moments:
 
 @ray.remote
 def _merge_stored(uri: str, new: Moments | None) -> Moments:
-    stored = moments.from_bytes(storage.read_bytes(uri))
+    try:
+        stored = moments.from_bytes(storage.read_bytes(uri))
+    except (ValueError, FileNotFoundError) as error:
+        raise DamagedObjectError(uri, str(error)) from error
     return stored if new is None else merge(stored, new)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +14,27 @@ import ray
 
 from scalselect_ray import storage
 from scalselect_ray.cluster.session import bounded_map
+from scalselect_ray.errors import ConfigError
 from scalselect_ray.features import FeatureStore, features_of
-from scalselect_ray.selection import ROUNDS, Cut, best_first, chosen, histogram, leverage, narrow, sortable, take_ties
+from scalselect_ray.selection import (
+    ROUNDS,
+    Cut,
+    Line,
+    best_first,
+    chosen,
+    histogram,
+    leverage,
+    lower,
+    narrow,
+    resolve_bounds,
+    share_out,
+    sortable,
+    take_ties,
+)
 from scalselect_ray.subspace import Subspace
 
+Quotas = Mapping[str, tuple[float | None, float | None]]  # (floor, cap) by source
+Cuts = Mapping[str | None, Cut]  # by group: sources, or None for everything
 _PART_ROWS = 1_000_000  # about so many rows in one part of a manifest
 _KEYS = [("source", pa.string()), ("shard", pa.string()), ("row", pa.int64()), ("id", pa.string())]
 SCORES = pa.schema([*_KEYS, ("score", pa.float64())], metadata={"format": "scalselect.scores/1"})
@@ -32,7 +49,6 @@ class Scored:
     parts: list[str]  # URIs of the score files, in the order of (shard, row)
     counts: dict[str, int] = field(default_factory=dict)  # scored samples by source
     reasons: dict[str, int] = field(default_factory=dict)  # rejects by reason
-    digits: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))  # first-round histogram
     total: float = 0.0  # sum of all scores
     rejects: list[Any] = field(default_factory=list)  # references to tables of rejects, in order
 
@@ -52,7 +68,6 @@ def score(store: FeatureStore, groups: Sequence[Sequence[str]], subspace: Any, f
             scored.counts[source] = scored.counts.get(source, 0) + count
         for reason, count in facts["reasons"].items():
             scored.reasons[reason] = scored.reasons.get(reason, 0) + count
-        scored.digits = scored.digits + facts["digits"]
         scored.total += facts["total"]
         scored.rejects[place] = refs[1]
         done(len(groups[place]))
@@ -62,23 +77,42 @@ def score(store: FeatureStore, groups: Sequence[Sequence[str]], subspace: Any, f
     return scored
 
 
-def select(scored: Scored, budget: int, folder: str) -> dict[str, int]:
-    """Writes the `budget` best samples to `folder`/NNNNN.parquet in rank order; answers the count chosen of each source."""
-    cut = narrow(Cut(0, 0, budget), scored.digits)
-    while cut.rounds < ROUNDS:
-        cut = narrow(cut, _summed(_histogram, [(uri, cut) for uri in scored.parts]))
-    ties = _in_order(_ties, [(uri, cut) for uri in scored.parts])
-    quotas = take_ties(ties, cut.remaining)
-    digits = _summed(_chosen_digits, [(uri, cut, quota) for uri, quota in zip(scored.parts, quotas, strict=True)])
-    parts = list(zip(scored.parts, quotas, strict=True))
+def select(scored: Scored, budget: int, quotas: Quotas, folder: str) -> dict[str, int]:
+    """Writes the best samples to `folder`/NNNNN.parquet in rank order, `budget` of them unless caps forbid it; answers the count chosen
+    of each source. With quotas each source is a group with a cut of its own; without, everything is one group, named None.
+    """
+    sizes: Mapping[Any, int] = _shares(scored, budget, quotas) if quotas else {None: budget}
+    cuts: Cuts = {group: Cut(0, 0, size) for group, size in sizes.items()}
+    for _ in range(ROUNDS):
+        found = _in_order(_histograms, [(uri, cuts) for uri in scored.parts])
+        cuts = {group: narrow(cut, sum(part[group] for part in found)) for group, cut in cuts.items()}
+    ties = _in_order(_ties, [(uri, cuts) for uri in scored.parts])
+    kept = {group: take_ties([part[group] for part in ties], cut.remaining) for group, cut in cuts.items()}
+    parts = [(uri, {group: kept[group][place] for group in cuts}) for place, uri in enumerate(scored.parts)]
+    digits = np.sum(_in_order(_chosen_digits, [(uri, cuts, quota) for uri, quota in parts]), axis=0)
     arguments = [
-        (parts, cut, *run, storage.join(folder, f"{place:05d}.parquet")) for place, run in enumerate(best_first(digits, _PART_ROWS))
+        (parts, cuts, *run, storage.join(folder, f"{place:05d}.parquet")) for place, run in enumerate(best_first(digits, _PART_ROWS))
     ]
     by_source: dict[str, int] = {}
     for counts in _in_order(_write_manifest, arguments):
         for source, count in counts.items():
             by_source[source] = by_source.get(source, 0) + count
     return by_source
+
+
+def _shares(scored: Scored, budget: int, quotas: Quotas) -> dict[str, int]:
+    """How many samples each source sends."""
+    try:
+        bounds = resolve_bounds(quotas, scored.counts, budget)
+    except ValueError as error:
+        raise ConfigError(f"selection.per_source: {error}") from error
+    line = Line(0, 0, dict.fromkeys(bounds, 0))
+    for _ in range(ROUNDS):
+        cuts = {source: Cut(line.prefix, line.rounds, 0) for source in bounds}
+        found = _in_order(_histograms, [(uri, cuts) for uri in scored.parts])
+        line = lower(line, {source: sum(part[source] for part in found) for source in bounds}, bounds, budget)
+    runs = _in_order(_tied_runs, [(uri, line.prefix) for uri in scored.parts])
+    return share_out(line, [run for part in runs for run in part], bounds, budget)
 
 
 def write_rejects(scored: Scored, uri: str, keep_share: float | None, manifest: str, first_rank: int) -> int:
@@ -105,37 +139,50 @@ def _score_part(store: FeatureStore, slice_ids: list[str], subspace: Subspace, u
     facts = {
         "counts": _value_counts(scores["source"]),
         "reasons": _value_counts(rejects["reason"]),
-        "digits": histogram(sortable(values), Cut(0, 0, 0)),
         "total": float(values.sum()),
     }
     return facts, rejects
 
 
 @ray.remote
-def _histogram(uri: str, cut: Cut) -> np.ndarray:
-    return histogram(_keys(uri), cut)
+def _histograms(uri: str, cuts: Cuts) -> dict[str | None, np.ndarray]:
+    keys, groups = _keys(uri, cuts)
+    return {group: histogram(keys[groups[group]], cut) for group, cut in cuts.items()}
 
 
 @ray.remote
-def _ties(uri: str, cut: Cut) -> int:
-    return int((_keys(uri) == np.uint64(cut.prefix)).sum())
+def _ties(uri: str, cuts: Cuts) -> dict[str | None, int]:
+    keys, groups = _keys(uri, cuts)
+    return {group: int((keys[groups[group]] == np.uint64(cut.prefix)).sum()) for group, cut in cuts.items()}
 
 
 @ray.remote
-def _chosen_digits(uri: str, cut: Cut, ties: int) -> np.ndarray:
-    keys = _keys(uri)
-    return histogram(keys[chosen(keys, cut, ties)], Cut(0, 0, 0))
+def _tied_runs(uri: str, prefix: int) -> list[tuple[str, int]]:
+    """(source, number of scores on the line) of neighbouring rows, in order."""
+    table = _scores(uri, ["score", "source"])
+    sources = table["source"].filter(pa.array(sortable(table["score"].to_numpy()) == np.uint64(prefix))).combine_chunks()
+    runs = pc.run_end_encode(sources)
+    ends = runs.run_ends.to_pylist()
+    return [(source, end - start) for source, start, end in zip(runs.values.to_pylist(), [0, *ends], ends, strict=False)]
 
 
 @ray.remote
-def _write_manifest(parts: list[tuple[str, int]], cut: Cut, low: int, high: int, above: int, uri: str) -> dict[str, int]:
+def _chosen_digits(uri: str, cuts: Cuts, ties: dict[str | None, int]) -> np.ndarray:
+    keys, groups = _keys(uri, cuts)
+    return histogram(keys[_chosen(keys, groups, cuts, ties)], Cut(0, 0, 0))
+
+
+@ray.remote
+def _write_manifest(
+    parts: list[tuple[str, dict[str | None, int]]], cuts: Cuts, low: int, high: int, above: int, uri: str
+) -> dict[str, int]:
     """One part of the manifest: the chosen whose leading digit lies in [low, high]; `above` samples rank before it."""
     tables = []
     for part, ties in parts:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(part)))
-        keys = sortable(table["score"].to_numpy())
+        table = _scores(part)
+        keys, groups = _grouped(table, cuts)
         digits = keys >> np.uint64(48)
-        tables.append(table.filter(pa.array(chosen(keys, cut, ties) & (digits >= low) & (digits <= high))))
+        tables.append(table.filter(pa.array(_chosen(keys, groups, cuts, ties) & (digits >= low) & (digits <= high))))
     table = pa.concat_tables(tables)
     order = np.argsort(~sortable(table["score"].to_numpy()), kind="stable")  # best first; ties stay in the order of (shard, row)
     table = table.take(pa.array(order)).append_column("rank", pa.array(np.arange(above + 1, above + 1 + len(order))))
@@ -168,8 +215,27 @@ def _uniform(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big") / (1 << 56)
 
 
-def _keys(uri: str) -> np.ndarray:
-    return sortable(pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=["score"])["score"].to_numpy())
+def _scores(uri: str, columns: list[str] | None = None) -> pa.Table:
+    return pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=columns)
+
+
+def _keys(uri: str, cuts: Cuts) -> tuple[np.ndarray, dict[str | None, np.ndarray]]:
+    return _grouped(_scores(uri, ["score"] if None in cuts else ["score", "source"]), cuts)
+
+
+def _grouped(table: pa.Table, cuts: Cuts) -> tuple[np.ndarray, dict[str | None, np.ndarray]]:
+    """Sortable scores of a part, and which of its rows belong to each group (N,) bool."""
+    rows = {
+        group: np.ones(len(table), bool) if group is None else pc.equal(table["source"], group).to_numpy().astype(bool) for group in cuts
+    }
+    return sortable(table["score"].to_numpy()), rows
+
+
+def _chosen(keys: np.ndarray, groups: dict[str | None, np.ndarray], cuts: Cuts, ties: dict[str | None, int]) -> np.ndarray:
+    inside = np.zeros(len(keys), dtype=bool)
+    for group, cut in cuts.items():
+        inside[groups[group]] = chosen(keys[groups[group]], cut, ties[group])
+    return inside
 
 
 def _value_counts(column: Any) -> dict[str, int]:
@@ -190,14 +256,3 @@ def _in_order(function: Any, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
 
     bounded_map(function, arguments, arrived)
     return results
-
-
-def _summed(function: Any, arguments: Sequence[tuple[Any, ...]]) -> np.ndarray:
-    total = np.zeros(1, dtype=np.int64)
-
-    def arrived(_: int, ref: Any) -> None:
-        nonlocal total
-        total = total + ray.get(ref)
-
-    bounded_map(function, arguments, arrived)
-    return total

@@ -17,7 +17,7 @@ from scalselect_ray.errors import ScalSelectError
 def session() -> Iterator[None]:
     """Ray while the block runs: the cluster of RAY_ADDRESS (set inside a submitted job), one that is already joined, or a local one.
 
-    Ray's own progress output is off. An error of ours that was raised inside a task comes out as itself.
+    Ray's own progress output is off.
     """
     ours = not ray.is_initialized()
     if ours:
@@ -32,11 +32,18 @@ def session() -> Iterator[None]:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it would print a trace of what is raised here anyway
     try:
         yield
-    except RayError as error:
-        raise _own(error) or error from None
     finally:
         if ours:
             ray.shutdown()
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """An error of ours that is raised inside a task comes out of the block as itself."""
+    try:
+        yield
+    except RayError as error:
+        raise _own(error) or error from None
 
 
 def cluster_cpus() -> int:
@@ -70,6 +77,7 @@ def _own(error: BaseException | None) -> ScalSelectError | None:
     while error is not None:
         cause = getattr(error, "cause", None)
         if isinstance(cause, ScalSelectError):
-            return type(cause)(str(cause).partition("\nFailed to apply UDF")[0])  # Ray Data adds advice of its own
+            cause.args = tuple(str(item).partition("\nFailed to apply UDF")[0] for item in cause.args)  # Ray Data adds its own advice
+            return cause
         error = cause if isinstance(cause, BaseException) else error.__cause__
     return None

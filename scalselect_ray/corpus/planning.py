@@ -37,7 +37,8 @@ class CorpusFile:
     @property
     def key(self) -> str:
         """16 hexadecimal digits."""
-        identity = repr((_PLAN_VERSION, asdict(self)))
+        file = self.file
+        identity = repr((_PLAN_VERSION, self.source, file.uri, file.size, file.version, self.image_root, self.slice_rows, self.slice_bytes))
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 

@@ -12,14 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scalselect_ray import storage
-from scalselect_ray.errors import OutputError, StorageError
+from scalselect_ray.errors import DamagedObjectError, StorageError
 
 _FORMAT = "scalselect.features/1"
 _COUNTS = ("num_tokens", "num_vision_tokens", "num_query_tokens", "num_attended_tokens")
-
-
-class DamagedFeaturesError(OutputError):
-    """A committed object that cannot be read any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +45,18 @@ class FeatureStore:
         if not storage.exists(uri):
             storage.write(uri, json.dumps(description, indent=2).encode())
 
+    def differences(self) -> str:
+        """What tells this extractor from the one in the same output that is most like it; empty when it is the only one."""
+        parent = storage.join(self.output, "features")
+        ours, *others = [
+            _flat(json.loads(storage.read_bytes(storage.join(parent, name, "extractor.json"))))
+            for name in [self.extractor_id, *(name for name in storage.list_folders(parent) if name != self.extractor_id)]
+            if storage.exists(storage.join(parent, name, "extractor.json"))
+        ]
+        changes = [[name for name in ours | other if ours.get(name) != other.get(name)] for other in others]
+        nearest = min(zip(changes, others, strict=True), key=lambda item: len(item[0]), default=([], {}))
+        return ", ".join(f"{name} is {ours.get(name)} and was {nearest[1].get(name)}" for name in nearest[0])
+
     def committed(self) -> set[str]:
         """Ids of the slices that are done: one listing."""
         return {name.removesuffix(".parquet") for name in storage.list_names(self.folder) if name.endswith(".parquet")}
@@ -68,9 +76,8 @@ class FeatureStore:
         return sink.tell()
 
     def read(self, slice_id: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The table of a slice. Raises DamagedFeaturesError when a checksum, the length or the format is wrong."""
+        """The table of a slice. Raises DamagedObjectError when a checksum, the length or the format is wrong."""
         uri = self._uri(slice_id)
-        cure = "remove it and run again: its slice is then extracted anew"
         try:
             table = pq.read_table(
                 pa.BufferReader(storage.read_bytes(uri)), columns=list(columns) if columns else None, page_checksum_verification=True
@@ -78,10 +85,10 @@ class FeatureStore:
         except StorageError:
             raise  # the store's trouble is no damage
         except (pa.ArrowException, OSError) as error:
-            raise DamagedFeaturesError(f"{storage.redact(uri)} is damaged ({error}); {cure}") from error
+            raise DamagedObjectError(uri, str(error)) from error
         found = (table.schema.metadata or {}).get(b"format", b"none").decode()
         if found != _FORMAT:
-            raise DamagedFeaturesError(f"{storage.redact(uri)} has format {found}, expected {_FORMAT}; {cure}")
+            raise DamagedObjectError(uri, f"its format is {found}, expected {_FORMAT}")
         return table
 
     def summary(self, slice_id: str) -> Summary:
@@ -92,6 +99,10 @@ class FeatureStore:
 
     def _uri(self, slice_id: str) -> str:
         return storage.join(self.folder, f"{slice_id}.parquet")
+
+
+def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
+    return {**{name: value for name, value in description.items() if name != "settings"}, **description["settings"]}
 
 
 def feature_table(rows: Sequence[Mapping[str, Any]], dim: int) -> pa.Table:

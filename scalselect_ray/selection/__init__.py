@@ -1,17 +1,23 @@
-"""Scores and budgets. Plain functions on arrays."""
+"""Scores, budgets and quotas. Plain functions on arrays."""
 
 from scalselect_ray.selection.budget import ROUNDS, Cut, best_first, chosen, histogram, narrow, resolve_budget, sortable, take_ties
 from scalselect_ray.selection.leverage import leverage
+from scalselect_ray.selection.quotas import Bounds, Line, lower, resolve_bounds, share_out
 
 __all__ = [
     "ROUNDS",
+    "Bounds",
     "Cut",
+    "Line",
     "best_first",
     "chosen",
     "histogram",
     "leverage",
+    "lower",
     "narrow",
+    "resolve_bounds",
     "resolve_budget",
+    "share_out",
     "sortable",
     "take_ties",
 ]

@@ -1,5 +1,6 @@
 """Moments of a set of features: what a subspace is made of, mergeable and exact."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -7,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
-
-from scalselect_ray.errors import OutputError
 
 _FORMAT = "scalselect.moments/1"
 
@@ -61,25 +60,41 @@ def accumulate(blocks: Iterable[np.ndarray], dim: int, block_rows: int = 4096) -
 
 
 def to_bytes(moments: Moments, slice_ids: Sequence[str]) -> bytes:
-    """Safetensors with the ids of the slices whose rows these moments are of."""
+    """Safetensors with the ids of the slices whose rows these moments are of, and a checksum."""
     arrays = {"count": np.array([moments.count]), "mean": moments.mean_D, "scatter": moments.scatter_DD}
-    return bytes(save(arrays, metadata={"format": _FORMAT, "slices": json.dumps(sorted(slice_ids))}))
+    metadata = {"format": _FORMAT, "slices": json.dumps(sorted(slice_ids)), "sha256": _checksum(moments)}
+    return bytes(save(arrays, metadata=metadata))
 
 
 def from_bytes(data: bytes) -> Moments:
-    """The inverse of `to_bytes`. Raises OutputError."""
+    """The inverse of `to_bytes`. Raises ValueError when the data is not what was written."""
     try:
         arrays = load(data)
-        return Moments(int(arrays["count"][0]), arrays["mean"], arrays["scatter"])
+        moments = Moments(int(arrays["count"][0]), arrays["mean"], arrays["scatter"])
+        expected = _metadata(lambda start, stop: data[start:stop])["sha256"]
     except (SafetensorError, KeyError) as error:
-        raise OutputError(f"stored moments are damaged: {error}") from error
+        raise ValueError(str(error)) from error
+    if _checksum(moments) != expected:
+        raise ValueError("its checksum differs")
+    return moments
 
 
 def stored_slices(read: Callable[[int, int], bytes]) -> list[str]:
     """The slice ids of stored moments from a few bytes at their front; `read(start, stop)` gives bytes. Empty when they are not ours."""
     try:
-        length = int.from_bytes(read(0, 8), "little")
-        metadata = json.loads(read(8, 8 + length))["__metadata__"]
+        metadata = _metadata(read)
         return list(json.loads(metadata["slices"])) if metadata["format"] == _FORMAT else []
     except (ValueError, KeyError, OverflowError):
         return []
+
+
+def _metadata(read: Callable[[int, int], bytes]) -> dict[str, str]:
+    length = int.from_bytes(read(0, 8), "little")
+    return dict(json.loads(read(8, 8 + length))["__metadata__"])
+
+
+def _checksum(moments: Moments) -> str:
+    digest = hashlib.sha256(f"{moments.count}".encode())
+    for array in (moments.mean_D, moments.scatter_DD):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from scalselect_ray import storage
-from scalselect_ray.features import DamagedFeaturesError, FeatureStore, feature_table, features_of
+from scalselect_ray.errors import DamagedObjectError
+from scalselect_ray.features import FeatureStore, feature_table, features_of
 
 KEY = {"source": "s", "shard": "/a.json"}
 ROWS = [
@@ -45,7 +46,7 @@ def test_damage_is_found_and_named(store, damage, tmp_path):
         data[place] ^= 1
     data = {"flip": data, "cut": data[:-20], "empty": b"", "other": b"PAR1 not really PAR1"}[damage]
     storage.write(path, bytes(data))
-    with pytest.raises(DamagedFeaturesError, match=r"one\.parquet"):
+    with pytest.raises(DamagedObjectError, match=r"one\.parquet"):
         store.read("one")
 
 
