@@ -108,10 +108,15 @@ class WorkersConfig:
 
     min_extractors: int = 1
     max_extractors: int | None = None
-    """null: one for each GPU of the cluster, or without GPUs one for each CPU but one."""
+    """null: one for each GPU of the cluster as it is now, or without GPUs one for each CPU but one. An autoscaling cluster grows up to
+    this number: give it there."""
     gpus_per_extractor: float | None = None
-    """null: 1 where the cluster has GPUs."""
+    """null: 1 where the cluster has GPUs now. Give it where GPU nodes come only when they are asked for."""
     cpus_per_extractor: int = 1
+    extractor_labels: dict[str, str] = field(default_factory=dict)
+    """Labels that a node must have to run extractors, as Ray's label selectors: {ray.io/accelerator-type: A100}."""
+    prepare_labels: dict[str, str] = field(default_factory=dict)
+    """The same for the tasks that read and decode: {pool: cpu} keeps them off the GPU nodes."""
 
 
 @dataclass(frozen=True, kw_only=True)

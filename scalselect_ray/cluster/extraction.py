@@ -13,14 +13,15 @@ import ray
 import torch
 from safetensors.numpy import load, save
 
-from scalselect_ray.cluster.session import cluster_cpus, cluster_gpus
+from scalselect_ray.cluster.session import cluster_cpus, cluster_gpus, node_memory
 from scalselect_ray.config import ExtractorConfig, WorkersConfig
 from scalselect_ray.corpus import Reject, Sample, SampleRejectedError, Slice, load_image, read_slices, reading_units
 from scalselect_ray.features import FeatureStore, feature_table
-from scalselect_ray.vlm import Extractor, Prepared, Preparer, Representation, open_checkpoint
+from scalselect_ray.vlm import Extractor, Prepared, Preparer, Representation, front_bytes, open_checkpoint
 
 _IMAGE_THREADS = 8  # of one task; the images of JSON corpora are fetched one by one
 _PREPARE_BYTES = 512 << 20  # of one prepare task: a slice of samples, its decoded images and what is made of them
+_ACTIVATION_BYTES = 2 << 30  # of one extractor beside its weights: the pixels and activations of a batch
 _ARRAYS = ("input_ids", "position_ids", "query", "vision")
 
 
@@ -51,6 +52,7 @@ def extract(slices: Sequence[Slice], store: FeatureStore, extractor: ExtractorCo
             batch_format="pyarrow",
             num_cpus=0.5 if crowded else 1,
             memory=_PREPARE_BYTES,  # a need unlike the extractors' also keeps Ray from fusing the two stages: they are to overlap
+            label_selector=workers.prepare_labels or None,
         )
         .map_batches(
             ExtractSlices,
@@ -60,12 +62,19 @@ def extract(slices: Sequence[Slice], store: FeatureStore, extractor: ExtractorCo
             compute=pool,
             num_cpus=0.25 if crowded else workers.cpus_per_extractor,
             num_gpus=gpus_each,
+            memory=min(extractor_bytes(extractor), node_memory() // 2),  # on a small node rather tight than never
+            label_selector=workers.extractor_labels or None,
         )
         .map_batches(commit_slice, fn_kwargs={"store": store}, batch_size=1, batch_format="pyarrow", num_cpus=0.1)
     )
     for batch in committed.iter_batches(batch_size=None, batch_format="pyarrow"):
         for row in batch.to_pylist():
             yield Committed(**row)
+
+
+def extractor_bytes(extractor: ExtractorConfig) -> int:
+    """Memory that one extraction actor asks for."""
+    return front_bytes(open_checkpoint(extractor.model, extractor.revision), getattr(torch, extractor.dtype)) + _ACTIVATION_BYTES
 
 
 def prepare_unit(batch: pa.Table, extractor: ExtractorConfig) -> Iterator[pa.Table]:

@@ -56,6 +56,11 @@ def cluster_gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
+def node_memory() -> int:
+    """Bytes that the largest node lends to tasks and actors."""
+    return max(int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
+
+
 def bounded_map(function: Any, arguments: Sequence[tuple[Any, ...]], done: Callable[[int, Any], None]) -> None:
     """Runs one task for each tuple of arguments, twice as many at a time as there are CPUs, and hands (place, ref or refs) to `done`
     as each ends, in any order. What is in flight stays bounded however many there are."""

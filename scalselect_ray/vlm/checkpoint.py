@@ -94,6 +94,13 @@ def load_front(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device)
     return model.to(device).eval().requires_grad_(False)
 
 
+def front_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+    """Memory that the front's parameters take. Reads no weights."""
+    with torch.device("meta"):
+        parameters = AutoModel.from_config(checkpoint.config).parameters()
+    return sum(int(parameter.numel()) for parameter in parameters) * dtype.itemsize
+
+
 def is_needed(tensor: str) -> bool:
     """Whether a tensor of a checkpoint, by its name, belongs to the front. True when in doubt."""
     return not _LATER_LAYER.search(tensor)
