@@ -5,6 +5,7 @@ ScalSelectError            an error with a message for people: no traceback is s
 ├── CorpusError            the corpus cannot be found, listed or read             exit 2
 ├── ModelError             the model cannot be found, loaded or used              exit 2
 ├── OutputError            the output folder cannot be used                       exit 2
+├── ClusterError           Ray cannot be started or joined                        exit 1
 └── TooManyRejectsError    more rejected samples than `rejects.max_fraction`      exit 3
 
 A sample that cannot be used is not an error of the run: see `scalselect_ray.corpus.SampleRejectedError`.
@@ -51,6 +52,12 @@ class DamagedObjectError(OutputError):
 
     def __str__(self) -> str:
         return f"{self.uri} is damaged ({self.problem})"
+
+
+class ClusterError(ScalSelectError):
+    """Ray cannot be started or joined."""
+
+    exit_code = 1
 
 
 class TooManyRejectsError(ScalSelectError):

@@ -37,7 +37,7 @@ def s3() -> Iterator[object_store.ObjectStore]:
 def cluster(s3: object_store.ObjectStore) -> Iterator[None]:
     """One local Ray for all tests that run jobs in this process. Its workers know the S3 server."""
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    ray.init(num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init("local", num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -10,7 +10,7 @@ import ray
 from ray.data import DataContext
 from ray.exceptions import RayError
 
-from scalselect_ray.errors import ScalSelectError
+from scalselect_ray.errors import ClusterError, ScalSelectError
 
 
 @contextmanager
@@ -23,11 +23,18 @@ def session() -> Iterator[None]:
     if ours:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
+        address = os.environ.get("RAY_ADDRESS")
+        # Without an address Ray would also wait for one that a killed cluster left behind on this machine: "local" never does.
+        where: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
+        try:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **where)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            what = f"the Ray cluster at RAY_ADDRESS={address} cannot be joined" if address else "Ray does not start on this machine"
+            raise ClusterError(f"{what}: {error}") from error
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.max_consecutive_actor_init_deaths = 3  # a node can go away while its actor starts
     context.raise_original_map_exception = True  # a wrapped one would lose its kind on the way here
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it would print a trace of what is raised here anyway
     try:
