@@ -51,10 +51,11 @@ def _select(config: JobConfig, files: Sequence[CorpusFile], store: FeatureStore,
     from scalselect_ray.cluster import reduction, selecting
     from scalselect_ray.cluster.comparing import compare
     from scalselect_ray.cluster.extraction import extract
+    from scalselect_ray.cluster.metrics import StageSeconds
 
     started = time.time()
     runs = Runs(store.output)
-    seconds: dict[str, float] = {}
+    seconds = StageSeconds()
 
     with console.stage("plan", len(files), "files") as stage:
         plan = make_plan(files, store.committed(), lambda some: _plan_on_cluster(some, stage.advance))

@@ -37,7 +37,8 @@ def s3() -> Iterator[object_store.ObjectStore]:
 def cluster(s3: object_store.ObjectStore) -> Iterator[None]:
     """One local Ray for all tests that run jobs in this process. Its workers know the S3 server."""
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    ray.init("local", num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    often = {"metrics_report_interval_ms": 1000}  # every 10 s otherwise: long to wait for
+    ray.init("local", num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False, _system_config=often)
     yield
     ray.shutdown()
 

@@ -14,3 +14,11 @@ def test_scaling_benchmark_runs():
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=True)
     record = json.loads(done.stdout.splitlines()[-1])
     assert [result["rows"] for result in record["results"]] == [2000, 4000]
+
+
+def test_prepare_benchmark_runs():
+    script = Path(__file__).parents[1] / "benchmarks" / "prepare.py"
+    done = subprocess.run([sys.executable, str(script), "--samples", "4"], capture_output=True, text=True, timeout=300, check=True)
+    results = json.loads(done.stdout.splitlines()[-1])["results"]
+    assert [result["samples"] for result in results] == [4, 4]
+    assert all(result["payload_kib_per_sample"] > 336 * 336 * 3 / 1024 for result in results)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -13,9 +14,10 @@ import ray
 import torch
 from safetensors.numpy import load, save
 
+from scalselect_ray.cluster import metrics
 from scalselect_ray.cluster.session import cluster_cpus, cluster_gpus, node_memory
 from scalselect_ray.config import ExtractorConfig, WorkersConfig
-from scalselect_ray.corpus import Reject, Sample, SampleRejectedError, Slice, load_image, read_slices, reading_units
+from scalselect_ray.corpus import Reject, Sample, SampleRejectedError, Slice, fetched, load_image, read_slices, reading_units
 from scalselect_ray.features import FeatureStore, feature_table
 from scalselect_ray.vlm import Extractor, Prepared, Preparer, Representation, front_bytes, open_checkpoint
 
@@ -82,9 +84,14 @@ def prepare_unit(batch: pa.Table, extractor: ExtractorConfig) -> Iterator[pa.Tab
     preparer = _preparer(extractor)
     slices = [Slice(**part) for part in json.loads(batch["unit"][0].as_py())]
     with ThreadPoolExecutor(_IMAGE_THREADS) as threads:
+        started = time.perf_counter()
         for part, samples in read_slices(slices):
-            rows = list(threads.map(functools.partial(_prepare_row, preparer), samples))
-            yield _one_row(slice=json.dumps(part.to_dict()), payload=pack(rows))
+            prepared = list(threads.map(functools.partial(_prepare_row, preparer), samples))
+            answer = _one_row(slice=json.dumps(part.to_dict()), payload=pack([row for row, _ in prepared]))
+            metrics.images_read(part.source, sum(size for _, size in prepared))
+            metrics.step_done("prepare", part.source, time.perf_counter() - started)
+            yield answer
+            started = time.perf_counter()
 
 
 class ExtractSlices:
@@ -102,6 +109,7 @@ class ExtractSlices:
         )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        started = time.perf_counter()
         part = Slice(**json.loads(batch["slice"][0].as_py()))
         rows = unpack(batch["payload"][0].as_buffer())
         answers = iter(self._extractor([prepared for _, prepared in rows if isinstance(prepared, Prepared)]))
@@ -113,13 +121,17 @@ class ExtractSlices:
         table = feature_table(records, self._extractor.dim)
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
+        metrics.step_done("extract", part.source, time.perf_counter() - started)
         return _one_row(slice=part.id, payload=sink.getvalue().to_pybytes())
 
 
 def commit_slice(batch: pa.Table, store: FeatureStore) -> pa.Table:
     """Writes the object of one slice."""
+    started = time.perf_counter()
     table = pa.ipc.open_stream(batch["payload"][0].as_buffer()).read_all()
     size = store.commit(batch["slice"][0].as_py(), table)
+    metrics.committed(table, size)
+    metrics.step_done("commit", table["source"][0].as_py(), time.perf_counter() - started)
     reasons = table["reason"].to_pylist()
     rejected = sum(reason not in (None, "text_only") for reason in reasons)
     return pa.Table.from_pylist([asdict(Committed(len(reasons), rejected, size))])
@@ -163,14 +175,20 @@ def unpack(payload: Any) -> list[Row]:
     return rows
 
 
-def _prepare_row(preparer: Preparer, sample: Sample | Reject) -> Row:
+def _prepare_row(preparer: Preparer, sample: Sample | Reject) -> tuple[Row, int]:
+    """The row, and the bytes of its encoded images."""
     key = {"row": sample.row, "id": sample.id}
     if isinstance(sample, Reject):
-        return key, SampleRejectedError(sample.reason, sample.message)
+        return (key, SampleRejectedError(sample.reason, sample.message)), 0
+    size = 0
+    images = []
     try:
-        return key, preparer(sample, [load_image(image) for image in sample.images])
+        for image in map(fetched, sample.images):
+            size += len(image.data or b"")
+            images.append(load_image(image))
+        return (key, preparer(sample, images)), size
     except SampleRejectedError as error:
-        return key, error
+        return (key, error), size
 
 
 def _outcome(answer: Representation | SampleRejectedError) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """URIs to samples: formats, planning slices, conversations to one schema, images."""
 
-from scalselect_ray.corpus.images import load_image
+from scalselect_ray.corpus.images import fetched, load_image
 from scalselect_ray.corpus.planning import CorpusFile, Slice, is_complete, list_files, plan_file, reading_units, slice_range
 from scalselect_ray.corpus.reading import read_slices
 from scalselect_ray.corpus.sample import ImagePart, ImageRef, Reason, Reject, Sample, SampleRejectedError, Turn
@@ -15,6 +15,7 @@ __all__ = [
     "SampleRejectedError",
     "Slice",
     "Turn",
+    "fetched",
     "is_complete",
     "list_files",
     "load_image",

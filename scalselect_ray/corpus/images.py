@@ -7,6 +7,7 @@ import os
 import posixpath
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 
 from PIL import Image, UnidentifiedImageError
 
@@ -42,12 +43,18 @@ def resolver(image_root: str) -> ImageResolver:
     return resolve
 
 
+def fetched(image: ImageRef) -> ImageRef:
+    """The image with its bytes at hand, still encoded. Raises as `load_image` does."""
+    return image if image.data is not None else replace(image, data=_fetch(image))
+
+
 def load_image(image: ImageRef) -> Image.Image:
     """The decoded image, RGB, first frame, not rotated by EXIF (as trainers and the models' own processors take a PIL image).
 
     Raises SampleRejectedError; CorpusError when the place may not be read at all.
     """
-    data = image.data if image.data is not None else _fetch(image)
+    data = fetched(image).data
+    assert data is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # damaged metadata is no reason to speak once per picture
         try:
