@@ -122,6 +122,13 @@ def every(number: int, kinds: list[str], where: str = "") -> Fault:
     return fault
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def upload(folder: Path, uri: str) -> None:
     """Copies a folder to a prefix of the store."""
     for path in folder.rglob("*"):
@@ -132,9 +139,7 @@ def upload(folder: Path, uri: str) -> None:
 @contextmanager
 def serve() -> Iterator[ObjectStore]:
     """The server and its proxy while the block runs. Its address and keys are in this process's environment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     store = ObjectStore(port)

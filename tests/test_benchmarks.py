@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from conftest import GOLDEN
+
 
 def test_scaling_benchmark_runs():
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
@@ -22,3 +26,24 @@ def test_prepare_benchmark_runs():
     results = json.loads(done.stdout.splitlines()[-1])["results"]
     assert [result["samples"] for result in results] == [4, 4]
     assert all(result["payload_kib_per_sample"] > 336 * 336 * 3 / 1024 for result in results)
+
+
+def test_storage_benchmark_runs(tmp_path):
+    rows = json.loads((GOLDEN / "llava" / "samples.json").read_text())
+    for number in range(2):
+        records = [
+            {
+                **row,
+                "id": str(row["id"]),
+                "images": [{"bytes": (GOLDEN / "llava" / name).read_bytes(), "path": name} for name in row["images"]],
+            }
+            for row in rows[12 * number : 12 * number + 12]
+        ]
+        pq.write_table(pa.Table.from_pylist(records), tmp_path / f"{number}.parquet")
+    script = Path(__file__).parents[1] / "benchmarks" / "storage.py"
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, env=environment, check=True)
+    results = json.loads(done.stdout.splitlines()[-1])["results"]
+    for name in ("disk", "s3"):
+        assert [results[name][step]["extracted_slices"] for step in ("full", "before", "growth")] == [2, 1, 1]
+    assert results["disk"]["full"]["requests"] == 0 < results["s3"]["full"]["requests"]

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from conftest import GOLDEN, write_config
+from object_store import free_port
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.cluster_utils import Cluster
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -46,7 +46,10 @@ def expected(corpus, tmp_path_factory, cluster) -> pa.Table:
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
     """A head that does no work, with its dashboard, and two nodes of two CPUs."""
-    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0, "object_store_memory": 200 << 20}
+    head = {
+        "num_cpus": 0, "include_dashboard": True, "dashboard_port": 0, "object_store_memory": 200 << 20,
+        "dashboard_agent_listen_port": free_port(),  # the default is another Ray's on this machine
+    }  # fmt: skip
     started = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
         add_node(started)
@@ -194,9 +197,7 @@ def test_a_folder_that_a_node_does_not_share_is_refused_before_anything_is_paid_
 @pytest.fixture
 def autoscaler(tmp_path) -> Iterator[str]:
     """The address of a head whose autoscaler starts nodes with a GPU (that is none) when they are asked for."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     provider = {
         "type": "external", "module": "fake_nodes.Provider", "head_node_id": FAKE_HEAD_NODE_ID, "gcs_address": f"127.0.0.1:{port}",
         "use_node_id_as_ip": True, "disable_node_updaters": True, "disable_launch_config_check": True,
