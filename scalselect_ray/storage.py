@@ -12,8 +12,9 @@ import io
 import os
 import posixpath
 import re
+import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, BinaryIO, TypeVar, cast
@@ -33,6 +34,7 @@ _PATIENCE = tenacity.Retrying(
     reraise=True,
 )
 _STREAM_BYTES = 1 << 23  # asked for at once by a reader that goes through a whole object
+_UPLOAD_BYTES = 1 << 25  # in one part of an upload: 10,000 of these are the most that a store takes
 _OPTIONS = {"s3": {"max_concurrency": 1}}  # one GET an object without a HEAD before it; many tasks read at once anyway
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub"}
 
@@ -153,6 +155,31 @@ def write(uri: str, data: bytes) -> None:
         raise StorageError(f"{redact(uri)} cannot be written: {error}") from error
 
 
+@contextlib.contextmanager
+def open_write(uri: str) -> Iterator[BinaryIO]:
+    """One object to be written from its start to its end, of any size: it is there when the block ends well, and else it is not there.
+
+    Raises StorageError.
+    """
+    try:
+        with _written_here(absolute(uri)) if is_local(uri) else _uploaded(uri) as file:
+            yield file
+    except ScalSelectError:
+        raise
+    except PermissionError as error:
+        raise NoPermissionError(f"{redact(uri)}: no permission to write there") from error
+    except OSError as error:
+        raise StorageError(f"{redact(uri)} cannot be written: {redact(str(error))}") from error
+
+
+def delete_folder(uri: str) -> None:
+    """Removes a folder with all that lies in it. One that is gone already is no error. Raises StorageError."""
+    if is_local(uri):
+        shutil.rmtree(absolute(uri), ignore_errors=True)
+    else:
+        delete(file.uri for file in expand(uri))
+
+
 def delete(uris: Iterable[str]) -> None:
     """Removes objects, in as few requests as the store allows. One that is gone already is no error. Raises StorageError."""
     listed = list(uris)
@@ -234,8 +261,13 @@ class _Ranges(io.RawIOBase):
 
 def _patiently(uri: str, call: Callable[[], T]) -> T:
     """`call()`, tried again while the error may pass, with its error in the words of this module."""
+    return _told(uri, call if is_local(uri) else lambda: _PATIENCE.copy()(call))
+
+
+def _told(uri: str, call: Callable[[], T]) -> T:
+    """`call()`, with its error in the words of this module."""
     try:
-        return call() if is_local(uri) else _PATIENCE.copy()(call)
+        return call()
     except ScalSelectError:
         raise
     except PermissionError as error:
@@ -268,17 +300,54 @@ def _entries(folder: str) -> list[tuple[str, str]]:
 
 
 def _write_here(path: str, data: bytes) -> None:
+    with _written_here(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def _written_here(path: str) -> Iterator[BinaryIO]:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = _beside(path)
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         _remove(temporary)
         raise
+
+
+@contextlib.contextmanager
+def _uploaded(uri: str) -> Iterator[BinaryIO]:
+    """In parts, which become an object only at the end."""
+    fs, path = filesystem(uri)
+    file = _told(uri, lambda: fs.open(path, "wb", block_size=_UPLOAD_BYTES, autocommit=False))
+    try:
+        stream = io.BufferedWriter(_Upload(uri, file), _STREAM_BYTES)
+        yield cast(BinaryIO, stream)
+        stream.flush()
+        _told(uri, file.close)
+        _told(uri, file.commit)
+    except BaseException:
+        with contextlib.suppress(Exception):  # the store may be what failed
+            file.discard()
+        file.closed = True  # its end must not send the rest
+        raise
+
+
+class _Upload(io.RawIOBase):
+    """An fsspec file that is written, with its errors in the words of this module. Its client tries each part again by itself."""
+
+    def __init__(self, uri: str, file: Any) -> None:
+        self._uri, self._file = uri, file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return int(_told(self._uri, lambda: self._file.write(data)))
 
 
 def _beside(path: str) -> str:

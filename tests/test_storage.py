@@ -53,3 +53,35 @@ def test_secrets_are_redacted():
 def test_unknown_scheme_names_the_cure():
     with pytest.raises(ConfigError, match="known schemes"):
         storage.read_bytes("nosuch://bucket/a")
+
+
+def break_off(uri):
+    with storage.open_write(uri) as stream:
+        stream.write(bytes(40 << 20))
+        raise ValueError("it broke")
+
+
+def test_what_breaks_off_while_it_is_written_is_not_there(tmp_path, s3):
+    s3.clear()
+    for uri in (str(tmp_path / "a" / "b"), "s3://bucket/streamed/b"):
+        with pytest.raises(ValueError, match="broke"):
+            break_off(uri)
+        assert storage.expand(uri) == []
+    assert list(tmp_path.rglob("*.tmp")) == []
+    fs = storage.filesystem("s3://bucket")[0]
+    assert fs.call_s3("list_multipart_uploads", Bucket="bucket").get("Uploads", []) == []
+
+
+@pytest.mark.parametrize("size", [0, 5, 70 << 20])
+def test_what_is_streamed_is_there_in_the_end(size, tmp_path, s3):
+    s3.clear()
+    block = bytes(range(256)) * 4096
+    for uri in (str(tmp_path / "b"), f"s3://bucket/streamed/{size}"):
+        with storage.open_write(uri) as stream:
+            for start in range(0, size, len(block)):
+                stream.write(block[: min(len(block), size - start)])
+            assert not storage.exists(uri)
+        assert storage.stat(uri).size == size
+        assert storage.read_bytes(uri) == (block * 70)[:size]
+    storage.delete_folder("s3://bucket/streamed")
+    assert storage.expand("s3://bucket/streamed") == []
