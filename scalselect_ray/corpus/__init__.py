@@ -1,11 +1,15 @@
 """URIs to samples: formats, planning slices, conversations to one schema, images."""
 
-from scalselect_ray.corpus.images import fetched, load_image
+from scalselect_ray.corpus.conversation import PLACEHOLDER, normalise
+from scalselect_ray.corpus.formats import Broken
+from scalselect_ray.corpus.images import fetched, load_image, resolver
 from scalselect_ray.corpus.planning import CorpusFile, Slice, is_complete, list_files, plan_file, reading_units, slice_range
-from scalselect_ray.corpus.reading import read_slices
+from scalselect_ray.corpus.reading import read_records, read_slices
 from scalselect_ray.corpus.sample import ImagePart, ImageRef, Reason, Reject, Sample, SampleRejectedError, Turn
 
 __all__ = [
+    "PLACEHOLDER",
+    "Broken",
     "CorpusFile",
     "ImagePart",
     "ImageRef",
@@ -19,8 +23,11 @@ __all__ = [
     "is_complete",
     "list_files",
     "load_image",
+    "normalise",
     "plan_file",
+    "read_records",
     "read_slices",
     "reading_units",
+    "resolver",
     "slice_range",
 ]

@@ -6,12 +6,27 @@ Layouts: `messages[{role, content}]` (content a text or a typed list), `conversa
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeGuard
 
 from scalselect_ray.corpus.sample import ImagePart, ImageRef, Part, Reason, Role, Sample, SampleRejectedError, Turn
 
 PLACEHOLDER = "<image>"
-COLUMNS = ("id", "messages", "conversations", "texts", "conversation", "images", "image", "video", "videos", "audio", "audios", "caption")
+COLUMNS = (
+    "id",
+    "uid",
+    "messages",
+    "conversations",
+    "texts",
+    "conversation",
+    "caption",
+    "images",
+    "image",
+    "video",
+    "videos",
+    "audio",
+    "audios",
+)
 """The fields that are read; a corpus may have others."""
 
 _ROLES: dict[str, Role] = {
@@ -30,11 +45,12 @@ _NO_IMAGE = {"", "none", "nan", "null"}
 ImageResolver = Callable[[object], ImageRef]
 
 
-def normalise(row: int, record: object, resolve_image: ImageResolver) -> Sample:
+def normalise(row: int, record: object, resolve_image: ImageResolver, verbatim: bool = False) -> Sample:
     """The sample a row holds. `resolve_image` turns an image field (path, bytes, struct) to a reference.
 
     User texts are split at each `<image>`, the pieces stripped; an assistant turn stays as it stands. Images without any placeholder
-    stand before the first user text. Raises SampleRejectedError, and nothing else whatever the row holds.
+    stand before the first user text. `verbatim`, for exports: nothing is stripped, and a sample without images is a sample.
+    Raises SampleRejectedError, and nothing else whatever the row holds.
     """
     if isinstance(record, list):
         record = {"conversations": record}
@@ -44,14 +60,14 @@ def normalise(row: int, record: object, resolve_image: ImageResolver) -> Sample:
         if not _is_null(record.get(name)):
             raise SampleRejectedError(Reason.UNSUPPORTED_MEDIA, f"the row has {name}: only images are supported")
     fields: list[object] = []
-    turns = [_turn(role, content, fields) for role, content in _said(record)]
+    turns = [_turn(role, content, fields, verbatim) for role, content in _said(record)]
     inline = bool(fields)
     listed = _image_fields(record)
     if inline and len(fields) != len([part for turn in turns for part in turn.parts if isinstance(part, ImagePart)]):
         raise SampleRejectedError(Reason.PLACEHOLDER_MISMATCH, "images stand both in the turns and behind placeholders")
     if not inline:
         fields = listed
-    return Sample(row, _id(record.get("id")), tuple(_placed(turns, len(fields))), tuple(resolve_image(field) for field in fields))
+    return Sample(row, _id(record.get("id")), tuple(_placed(turns, len(fields), verbatim)), tuple(resolve_image(field) for field in fields))
 
 
 def _said(record: Mapping[str, Any]) -> list[tuple[object, object]]:
@@ -84,7 +100,7 @@ def _said(record: Mapping[str, Any]) -> list[tuple[object, object]]:
     )
 
 
-def _turn(role: object, content: object, fields: list[object]) -> Turn:
+def _turn(role: object, content: object, fields: list[object], verbatim: bool) -> Turn:
     """One turn; images that stand inside it are appended to `fields`. Placeholders get the index -1 until they are placed."""
     known = _ROLES.get(str(role).strip().lower())
     if known is None:
@@ -95,7 +111,7 @@ def _turn(role: object, content: object, fields: list[object]) -> Turn:
         if kind in ("image", "image_url") and isinstance(piece, Mapping):
             url = piece.get("image_url")
             field = url.get("url") if isinstance(url, Mapping) else url if url is not None else piece.get("image", piece.get("path"))
-            parts.append(ImagePart(-1))
+            parts.append(ImagePart(-1, written=False))
             if not _is_null(field):
                 fields.append(field)
             continue
@@ -105,35 +121,36 @@ def _turn(role: object, content: object, fields: list[object]) -> Turn:
             raise SampleRejectedError(Reason.BAD_CONVERSATION, f"a {known} turn must hold text and images, found {what}")
         if "\0" in text:
             raise SampleRejectedError(Reason.BAD_CONVERSATION, f"a {known} turn holds a NUL character")
-        parts += _split(text) if known == "user" else [text]
+        parts += _split(text, verbatim) if known == "user" else [text]
     return Turn(known, tuple(part for part in parts if part != ""))
 
 
-def _split(text: str) -> list[Part]:
+def _split(text: str, verbatim: bool) -> list[Part]:
     parts: list[Part] = []
     for number, piece in enumerate(text.split(PLACEHOLDER)):
         parts += [ImagePart(-1)] if number else []
-        parts += [piece.strip()]
+        parts += [piece if verbatim else piece.strip()]
     return parts
 
 
-def _placed(turns: Sequence[Turn], images: int) -> list[Turn]:
+def _placed(turns: Sequence[Turn], images: int, verbatim: bool) -> list[Turn]:
     """The turns with each placeholder pointing to its image."""
     users = [number for number, turn in enumerate(turns) if turn.role == "user"]
     if not users or not any(turn.role == "assistant" and turn.parts for turn in turns):
         raise SampleRejectedError(Reason.BAD_CONVERSATION, "the conversation needs a user turn and an assistant turn with text")
     placeholders = sum(isinstance(part, ImagePart) for turn in turns for part in turn.parts)
-    if not placeholders and not images:
+    if not placeholders and not images and not verbatim:
         raise SampleRejectedError(Reason.TEXT_ONLY, "the sample has no image")
     if not placeholders:
         first = turns[users[0]]
-        leading = Turn(first.role, (*(ImagePart(-1) for _ in range(images)), *first.parts))
+        leading = Turn(first.role, (*(ImagePart(-1, written=False) for _ in range(images)), *first.parts))
         turns = [leading if turn is first else turn for turn in turns]
     elif placeholders != images:
         raise SampleRejectedError(Reason.PLACEHOLDER_MISMATCH, f"{placeholders} image placeholders but {images} images")
     index = iter(range(images))
     return [
-        Turn(turn.role, tuple(ImagePart(next(index)) if isinstance(part, ImagePart) else part for part in turn.parts)) for turn in turns
+        Turn(turn.role, tuple(replace(part, index=next(index)) if isinstance(part, ImagePart) else part for part in turn.parts))
+        for turn in turns
     ]
 
 

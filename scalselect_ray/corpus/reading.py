@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from scalselect_ray import storage
-from scalselect_ray.corpus.conversation import normalise
+from scalselect_ray.corpus.conversation import ImageResolver, normalise
 from scalselect_ray.corpus.formats import Broken, Run, UnreadableFileError, format_of
 from scalselect_ray.corpus.images import resolver
 from scalselect_ray.corpus.planning import Slice
@@ -11,32 +11,38 @@ from scalselect_ray.corpus.sample import Reason, Reject, Sample, SampleRejectedE
 from scalselect_ray.errors import CorpusError
 
 
+def read_records(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[object]]]:
+    """The rows of slices of one file as they stand there, in order; `Broken` in the place of a broken row. Raises CorpusError."""
+    if not slices:
+        return
+    file = storage.FileInfo(slices[0].shard, slices[0].size, "")
+    runs = [Run(part.first_row, part.stop_row, part.start_byte, part.stop_byte) for part in slices]
+    try:
+        yield from zip(slices, (records for _, records in format_of(file).read(file, runs)), strict=True)
+    except PermissionError as error:
+        raise CorpusError(f"no permission to read {storage.redact(file.uri)}") from error
+    except (UnreadableFileError, FileNotFoundError) as error:
+        raise CorpusError(f"{storage.redact(file.uri)} changed or went away while it was read: {error}; run again") from error
+
+
 def read_slices(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[Sample | Reject]]]:
     """The rows of consecutive slices of one file, each row once, a slice at a time. Raises CorpusError without permission."""
-    readable = [part for part in slices if part.problem is None]
-    if readable:
-        file = storage.FileInfo(readable[0].shard, readable[0].size, "")
-        resolve = resolver(readable[0].image_root)
-        runs = [Run(part.first_row, part.stop_row, part.start_byte, part.stop_byte) for part in readable]
-        try:
-            yield from zip(readable, (_samples(run, rows, resolve) for run, rows in format_of(file).read(file, runs)), strict=True)
-        except PermissionError as error:
-            raise CorpusError(f"no permission to read {storage.redact(file.uri)}") from error
-        except (UnreadableFileError, FileNotFoundError) as error:
-            raise CorpusError(f"{storage.redact(file.uri)} changed or went away while it was read: {error}; run again") from error
+    resolve = resolver(slices[0].image_root)
+    for part, records in read_records([part for part in slices if part.problem is None]):
+        yield part, _samples(part, records, resolve)
     for part in slices:
         if part.problem is not None:
             yield part, [Reject(part.first_row, None, Reason.UNREADABLE_FILE, f"{storage.redact(part.shard)}: {part.problem}")]
 
 
-def _samples(run: Run, records: list[object], resolve: object) -> list[Sample | Reject]:
+def _samples(part: Slice, records: list[object], resolve: ImageResolver) -> list[Sample | Reject]:
     rows: list[Sample | Reject] = []
-    for row, record in enumerate(records, start=run.first_row):
+    for row, record in enumerate(records, start=part.first_row):
         if isinstance(record, Broken):
             rows.append(Reject(row, None, record.reason, record.message))
             continue
         try:
-            rows.append(normalise(row, record, resolve))  # type: ignore[arg-type]
+            rows.append(normalise(row, record, resolve))
         except SampleRejectedError as error:
             name = record.get("id") if isinstance(record, dict) else None
             rows.append(Reject(row, None if name is None else str(name)[:1000], error.reason, error.message))

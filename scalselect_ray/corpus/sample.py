@@ -1,6 +1,6 @@
 """One schema for every corpus: what a sample is, whatever file it came from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
@@ -39,9 +39,13 @@ class SampleRejectedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """The place of an image inside a turn; `index` points into `Sample.images`."""
+    """The place of an image inside a turn; `index` points into `Sample.images`.
+
+    `written`: the row's own text has a placeholder there (else the image stands in a typed list, or nowhere and so first).
+    """
 
     index: int
+    written: bool = field(default=True, compare=False)
 
 
 Part = str | ImagePart

@@ -5,8 +5,8 @@ import json
 import posixpath
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import BinaryIO, NamedTuple, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO, NamedTuple, TypeVar, cast
 
 from scalselect_ray import storage
 from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Broken, Run, UnreadableFileError, cut
@@ -16,6 +16,12 @@ from scalselect_ray.storage import FileInfo
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _BLOCK = 512
+T = TypeVar("T")
+
+
+class _Member(NamedTuple):
+    info: tarfile.TarInfo
+    data: bytes | None = None  # read already, where the tar is a stream that cannot go back
 
 
 class WebDataset:
@@ -39,21 +45,36 @@ class WebDataset:
                 raise UnreadableFileError("the tar is cut: it has no end mark")
 
     def read(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[object]]]:
+        return self._read(file, runs, _record)
+
+    def keys(self, file: FileInfo) -> Iterator[str]:
+        """The key of each row."""
+        with storage.open_read(file.uri) as stream, self._open(stream) as tar:
+            for members in _groups(tar, self.sequential):
+                yield _key(members[0].info)
+
+    def members(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[list[tuple[str, bytes]]]]]:
+        """(name, content) of the members of each row of consecutive runs; the images in the order in which the row names them."""
+        return self._read(file, runs, _members)
+
+    def _read(
+        self, file: FileInfo, runs: Sequence[Run], make: Callable[[tarfile.TarFile, list[_Member]], T]
+    ) -> Iterator[tuple[Run, list[T]]]:
         if not self.sequential:
             for run in runs:
                 data = io.BytesIO(storage.read_bytes(file.uri, run.start_byte, run.stop_byte))
                 with tarfile.open(fileobj=data, mode="r:") as tar:
-                    yield run, [_record(tar, members) for members in _groups(tar, self.sequential)]
+                    yield run, [make(tar, members) for members in _groups(tar, self.sequential)]
             return
         with storage.open_read(file.uri) as stream, self._open(stream) as tar:
             row = 0
             groups = _groups(tar, self.sequential)
             for run in runs:
-                records: list[object] = []
+                records: list[T] = []
                 while row < run.stop_row:
                     members = next(groups)
                     if row >= run.first_row:
-                        records.append(_record(tar, members))
+                        records.append(make(tar, members))
                     row += 1
                 yield run, records
 
@@ -64,11 +85,6 @@ class WebDataset:
             raise
         except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
             raise UnreadableFileError(f"broken tar: {error}") from error
-
-
-class _Member(NamedTuple):
-    info: tarfile.TarInfo
-    data: bytes | None = None  # read already, where the tar is a stream that cannot go back
 
 
 def _groups(tar: tarfile.TarFile, streamed: bool) -> Iterator[list[_Member]]:
@@ -160,6 +176,13 @@ def _record(tar: tarfile.TarFile, members: list[_Member]) -> object:
     record["images"] = _ordered(record, images)
     record.pop("image", None)
     return record
+
+
+def _members(tar: tarfile.TarFile, members: list[_Member]) -> list[tuple[str, bytes]]:
+    record = _record(tar, members)
+    images = [image["path"] for image in record["images"]] if isinstance(record, dict) else []
+    found = {info.name: read if read is not None else _content(tar, info) for info, read in members}
+    return [(name, data) for name, data in found.items() if name not in images] + [(name, found[name]) for name in images]
 
 
 def _ordered(record: dict[str, object], images: dict[str, dict[str, object]]) -> list[dict[str, object]]:
