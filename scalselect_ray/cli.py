@@ -62,6 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("output", help="the `output` of a config")
     added.add_argument("--delete", action="store_true", help="remove it; without this nothing is touched")
     added.set_defaults(verb=_clean)
+    added = verbs.add_parser("export", parents=[common], help="write a run's selection in the files that a trainer reads")
+    added.add_argument("output", help="the `output` of a config, or the config itself (.yaml)")
+    added.add_argument("--to", required=True, metavar="FORMAT", help="such as llava, hf, webdataset; an unknown one lists them all")
+    added.add_argument("--out", required=True, help="a new folder for it; any fsspec URI")
+    added.add_argument("--run", default="latest", help="id of a finished run (default: latest)")
+    added.add_argument("--images", choices=("reference", "copy"), help="name images where they lie, or copy them (default: as FORMAT can)")
+    added.set_defaults(verb=_export)
     added = verbs.add_parser("demo", parents=[common], help="the whole job on a small corpus and model that it makes itself")
     added.add_argument("folder", nargs="?", default="demo", help="where to put it (default: ./demo)")
     added.set_defaults(verb=_demo)
@@ -173,6 +180,14 @@ def _clean(options: argparse.Namespace, console: Console) -> Any:
 
 def _heap(heap: Any) -> dict[str, Any]:
     return {"what": heap.what, "objects": len(heap.uris), "bytes": heap.size}
+
+
+def _export(options: argparse.Namespace, console: Console) -> Any:
+    is_config = options.output.endswith((".yaml", ".yml"))
+    output = load_config(options.output).output if is_config else storage.absolute(options.output)
+    from scalselect_ray.exports import export
+
+    return export(output, None if options.run == "latest" else options.run, options.to, options.out, options.images, console)
 
 
 def _demo(options: argparse.Namespace, console: Console) -> Any:

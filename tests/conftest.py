@@ -5,11 +5,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import mixed_corpus
 import object_store
 import pytest
 import ray
 
 from scalselect_ray import storage
+from scalselect_ray.cli import main
 
 GOLDEN = Path(__file__).parent / "golden"  # committed with the project
 SHARED = Path(__file__).parents[2] / "shared"  # beside a checkout, where there is one
@@ -41,6 +43,16 @@ def cluster(s3: object_store.ObjectStore) -> Iterator[None]:
     ray.init("local", num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False, _system_config=often)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def mixed(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> mixed_corpus.Selected:
+    """A finished run over the mixed corpus, which chose most of it and all of its text-only samples."""
+    folder = tmp_path_factory.mktemp("mixed")
+    sources, rows = mixed_corpus.make(folder)
+    selection = {"budget": 0.7, "text_only": "keep", "text_only_share": 1.0}
+    assert main(["run", str(write_config(folder, sources, GOLDEN / "llava" / "model", selection=selection))]) == 0
+    return mixed_corpus.Selected(folder / "output", folder, rows)
 
 
 def write_config(folder: Path, sources: list[dict[str, object]], model: Path, **more: object) -> Path:

@@ -1,0 +1,202 @@
+"""What an export format is, and what it is given."""
+
+import posixpath
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, BinaryIO, Literal, Protocol, TypeVar
+
+from scalselect_ray import storage
+from scalselect_ray.corpus import PLACEHOLDER, ImagePart, Turn
+from scalselect_ray.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Images(StrEnum):
+    """What becomes of images: the values of `--images`."""
+
+    REFERENCE = "reference"  # where they lie; those that are bytes of a corpus file go with the export all the same
+    COPY = "copy"  # all go with the export, byte for byte
+
+
+class NotExportableError(Exception):
+    """A row that the trainer could not read; it is left out and counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One image of a row: a reference (`uri`, below `root`), a file of the export (`copy`), or `data`."""
+
+    name: str  # as the row has it
+    root: str | None = None
+    uri: str | None = None
+    copy: str | None = None  # path below the export's folder
+    data: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A chosen sample on its way out. `turns` hold the source's texts byte for byte."""
+
+    rank: int
+    source: str
+    shard: str
+    row: int
+    id: str | int | None  # as the row has it
+    score: float | None  # None: text-only
+    uid: str | None = None
+    turns: tuple[Turn, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    members: tuple[tuple[str, bytes], ...] = ()  # of a WebDataset sample, where the format asks for them
+    problem: str | None = None  # why it cannot be exported at all
+
+
+@dataclass
+class Places:
+    """Where images are found by a trainer: all of them below `folder`."""
+
+    target: str  # the export's folder
+    folder: str
+    sole_root: bool  # every image is a reference below `folder`, which is the corpus's own image root
+
+    def path(self, picture: Picture) -> str:
+        """The path to join to `folder`: the row's own where that leads there."""
+        uri = picture.uri if picture.uri is not None else storage.join(self.target, picture.copy or "")
+        if self.sole_root and storage.join(self.folder, picture.name) == uri:
+            return picture.name
+        return uri[len(self.folder.rstrip("/")) + 1 :]
+
+
+def common_folder(folders: Sequence[str]) -> str:
+    """The folder that holds all of them. Raises ConfigError when there is none."""
+    schemes = {folder.partition("://")[0] if "://" in folder else "" for folder in folders}
+    paths = [folder.partition("://")[2] if "://" in folder else folder for folder in folders]
+    shared = posixpath.commonpath(paths) if len(schemes) == 1 else ""
+    if not shared:
+        shown = " and ".join(storage.redact(folder) for folder in [folders[0], folders[-1]])
+        raise ConfigError(f"the images lie in places with no folder in common ({shown}): use --images copy")
+    scheme = schemes.pop()
+    return f"{scheme}://{shared}" if scheme else shared
+
+
+@dataclass
+class Part:
+    """What is heard of one part of an export while it is written."""
+
+    places: Places
+    notes: Counter[str] = field(default_factory=Counter)  # remarks that people should see, and how often
+    left_out: list[dict[str, Any]] = field(default_factory=list)
+
+    def each(self, rows: Iterator[Row], convert: Callable[[Row, "Part"], T]) -> Iterator[T]:
+        """`convert` of each row that can be exported."""
+        for row in rows:
+            if row.problem is None:
+                yield convert(row, self)
+                continue
+            key = {"rank": row.rank, "source": row.source, "shard": row.shard, "row": row.row, "id": row.id}
+            self.left_out.append({**key, "reason": row.problem})
+
+
+@dataclass(frozen=True)
+class Finish:
+    """All parts are written: what the last step of a format works with."""
+
+    places: Places
+    parts: Sequence[str]  # URIs, in order
+    counts: Sequence[int]  # items in each
+    run_id: str
+    shards: Sequence["Shard"] = ()
+
+    @property
+    def target(self) -> str:
+        return self.places.target
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A WebDataset tar of the corpus, of which `chosen` samples are exported."""
+
+    source: str
+    uri: str
+    size: int
+    chosen: int
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How the trainer is told: lines to paste, and what to beware of."""
+
+    lines: Sequence[str]
+    warnings: Sequence[str] = ()
+
+
+class Format(Protocol):
+    """One trainer's format. Instances travel to the workers; a part is one object that one task streams."""
+
+    @property
+    def about(self) -> str:
+        """One line for people."""
+        ...
+
+    @property
+    def needs(self) -> Literal["manifest", "rows", "members", "shards"]:
+        """What `write` gets: tables of the manifest; `Row`s; these with the members of WebDataset samples; (key, chosen) of a shard."""
+        ...
+
+    @property
+    def modes(self) -> tuple[Images, ...]:
+        """The ways with images it knows, the default first; none where it names no images."""
+        ...
+
+    @property
+    def embeds(self) -> bool:
+        """Images that go with the export go inside its parts, and not to files beside them."""
+        ...
+
+    @property
+    def part_rows(self) -> int | None:
+        """Ranks in one part, 0 for all in one; None: as many as suits."""
+        ...
+
+    def part(self, number: int, parts: int) -> str:
+        """Where a part goes, below the export's folder; below SPOOL when `finish` puts the parts together."""
+        ...
+
+    def order(self, row: Row) -> int:
+        """Rows are written in this order, at most 128 bits; rank in all formats that keep an order."""
+        ...
+
+    def check(self, row: Row) -> None:
+        """Raises NotExportableError for a row that the trainer could not read."""
+        ...
+
+    def write(self, items: Iterator[Any], part: Part, stream: BinaryIO) -> int:
+        """Writes one part and answers the number of its items."""
+        ...
+
+    def finish(self, finish: Finish) -> Usage:
+        """Writes what stands beside the parts, or the one file made of them."""
+        ...
+
+
+SPOOL = ".spool"  # below the export's folder while it is made
+
+
+def text_of(turn: Turn) -> str:
+    """A turn as one string with `<image>` in it: the source's own where it is one."""
+    return "".join(part if not isinstance(part, ImagePart) else PLACEHOLDER if part.written else f"{PLACEHOLDER}\n" for part in turn.parts)
+
+
+def join_parts(stream: BinaryIO, uris: Sequence[str], between: bytes = b"") -> None:
+    """Copies objects one behind the other, with `between` between them."""
+    for number, uri in enumerate(uris):
+        stream.write(between if number else b"")
+        with storage.open_read(uri) as part:
+            while block := part.read(1 << 23):
+                stream.write(block)

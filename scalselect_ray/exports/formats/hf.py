@@ -1,0 +1,97 @@
+"""Parquet that `datasets` reads with its Image feature, in the layout of TRL: typed messages, a list of images."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scalselect_ray.corpus import ImagePart, Turn
+from scalselect_ray.exports.base import Finish, Images, NotExportableError, Part, Row, Usage
+
+_GROUP_ROWS, _GROUP_BYTES = 100, 64 << 20  # of a row group, the unit in which such files are read
+_TEXT: dict[str, Any] = {"dtype": "string", "_type": "Value"}
+_FEATURES = {
+    "messages": [{"role": _TEXT, "content": [{"type": _TEXT, "text": _TEXT}]}],
+    "images": [{"_type": "Image"}],
+    "id": _TEXT,
+    "source": _TEXT,
+    "rank": {"dtype": "int64", "_type": "Value"},
+    "score": {"dtype": "float64", "_type": "Value"},
+}
+_CONTENT = pa.struct([("type", pa.string()), ("text", pa.string())])
+_SCHEMA = pa.schema(
+    [
+        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.list_(_CONTENT))]))),
+        ("images", pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("rank", pa.int64()),
+        ("score", pa.float64()),
+    ],
+    metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
+)
+
+
+class HuggingFace:
+    about = "Hugging Face datasets, TRL: Parquet with images"
+    needs: Literal["rows"] = "rows"
+    modes = (Images.REFERENCE, Images.COPY)
+    embeds = True
+    part_rows = 5000
+
+    def part(self, number: int, parts: int) -> str:
+        return f"data/train-{number:05d}-of-{parts:05d}.parquet"
+
+    def order(self, row: Row) -> int:
+        return row.rank
+
+    def check(self, row: Row) -> None:
+        try:
+            "".join(part for turn in row.turns for part in turn.parts if isinstance(part, str)).encode()
+        except UnicodeEncodeError as error:
+            raise NotExportableError("the text is not Unicode") from error
+
+    def write(self, items: Iterator[Row], part: Part, stream: BinaryIO) -> int:
+        count = size = 0
+        group: list[dict[str, Any]] = []
+        with pq.ParquetWriter(stream, _SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+
+            def write_group() -> None:
+                writer.write_table(pa.Table.from_pylist(group, _SCHEMA))
+                group.clear()
+
+            for item in part.each(items, _item):
+                group.append(item)
+                count += 1
+                size += sum(len(image["bytes"] or b"") for image in item["images"])
+                if len(group) == _GROUP_ROWS or size >= _GROUP_BYTES:
+                    write_group()
+                    size = 0
+            if group or not count:
+                write_group()
+        return count
+
+    def finish(self, finish: Finish) -> Usage:
+        return Usage(
+            [
+                f'datasets.load_dataset("parquet", data_files="{finish.target}/data/*.parquet", split="train")',
+                'a smaller budget: split="train[:N]"',
+            ]
+        )
+
+
+def _item(row: Row, part: Part) -> dict[str, Any]:
+    return {
+        "messages": [{"role": turn.role, "content": _content(turn)} for turn in row.turns],
+        "images": [{"bytes": image.data, "path": image.name if image.data is not None else image.uri} for image in row.pictures],
+        "id": None if row.id is None else str(row.id),
+        "source": row.source,
+        "rank": row.rank,
+        "score": row.score,
+    }
+
+
+def _content(turn: Turn) -> list[dict[str, str | None]]:
+    return [{"type": "image", "text": None} if isinstance(part, ImagePart) else {"type": "text", "text": part} for part in turn.parts]

@@ -1,0 +1,30 @@
+"""InternVL: a meta file that names JSON lines and the folder of the images."""
+
+import json
+from typing import Any
+
+from scalselect_ray import storage
+from scalselect_ray.corpus import PLACEHOLDER
+from scalselect_ray.exports.base import Finish, Part, Row, Usage
+from scalselect_ray.exports.formats.json_files import JsonFile, check_counts, conversations, one_or_list, row_id
+
+
+class InternVL(JsonFile):
+    about = "InternVL: meta.json and JSON lines"
+
+    def check(self, row: Row) -> None:
+        check_counts(row, ("user",))
+
+    def row(self, row: Row, part: Part) -> dict[str, Any]:
+        turns = conversations(row)
+        paths = [part.places.path(picture) for picture in row.pictures]
+        image = one_or_list(paths)
+        if paths and PLACEHOLDER not in turns[0]["value"]:
+            image = {"image": paths}  # to a row with one path and no placeholder in its first turn the trainer adds one there
+        return {**row_id(row), **image, "conversations": turns}
+
+    def usage(self, finish: Finish, file: str) -> Usage:
+        entry = {"root": finish.places.folder, "annotation": file, "data_augment": False, "repeat_time": 1, "length": finish.count}
+        meta = storage.join(finish.target, "meta.json")
+        storage.write(meta, json.dumps({"scalselect": entry}, indent=2).encode())
+        return Usage([f"--meta_path {meta}", "a smaller budget: a repeat_time below 1 in meta.json keeps the first part"])

@@ -1,0 +1,36 @@
+"""LLaMA-Factory: JSON lines in OpenAI's layout, and the entry of dataset_info.json."""
+
+import json
+from typing import Any
+
+from scalselect_ray import storage
+from scalselect_ray.exports.base import Finish, Part, Row, Usage
+from scalselect_ray.exports.formats.json_files import JsonFile, check_counts, check_turns, messages
+
+_ENTRY = {
+    "formatting": "sharegpt",
+    "columns": {"messages": "messages", "images": "images"},
+    "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant", "system_tag": "system"},
+}
+
+
+class LlamaFactory(JsonFile):
+    about = "LLaMA-Factory: JSON lines and dataset_info.json"
+
+    def check(self, row: Row) -> None:
+        check_turns(row, pairs=True)
+        check_counts(row, ("user", "assistant"), ("<video>", "<audio>"))
+
+    def row(self, row: Row, part: Part) -> dict[str, Any]:
+        return {"messages": messages(row), "images": [part.places.path(picture) for picture in row.pictures]}
+
+    def usage(self, finish: Finish, file: str) -> Usage:
+        entry = {"scalselect": {"file_name": self.file, **_ENTRY}}
+        storage.write(storage.join(finish.target, "dataset_info.json"), json.dumps(entry, indent=2).encode())
+        return Usage(
+            [
+                f"--dataset_dir {finish.target} --dataset scalselect --media_dir {finish.places.folder}",
+                "a smaller budget: --max_samples N (the first N)",
+            ],
+            ["num_samples in dataset_info.json draws at random: use max_samples"],
+        )

@@ -1,0 +1,29 @@
+"""LLaVA-NeXT: JSON lines behind a YAML file with a sampling strategy; several images a row."""
+
+import json
+from typing import Any
+
+from scalselect_ray import storage
+from scalselect_ray.exports.base import Finish, Part, Row, Usage
+from scalselect_ray.exports.formats.json_files import JsonFile, check_counts, check_turns, one_or_list, row_id, without_system
+
+
+class LlavaNext(JsonFile):
+    about = "LLaVA-NeXT, LLaVA-OneVision: datasets.yaml and JSON lines"
+
+    def check(self, row: Row) -> None:
+        check_turns(row)
+        check_counts(row, ("user", "assistant"))
+
+    def row(self, row: Row, part: Part) -> dict[str, Any]:
+        turns = without_system(row, part, "LLaVA-NeXT has one of its own")
+        return {**row_id(row), **one_or_list([part.places.path(picture) for picture in row.pictures]), "conversations": turns}
+
+    def usage(self, finish: Finish, file: str) -> Usage:
+        listed = storage.join(finish.target, "datasets.yaml")
+        entry = f"  - json_path: {json.dumps(file)}\n    sampling_strategy: all\n"  # a JSON string is one of YAML
+        storage.write(listed, f"datasets:\n{entry}".encode())
+        return Usage(
+            [f"--data_path {listed} --image_folder {finish.places.folder}", "a smaller budget: sampling_strategy: first:N"],
+            ["sampling_strategy 'random' does not take the best: use 'first'"],
+        )

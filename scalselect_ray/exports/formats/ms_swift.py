@@ -1,0 +1,22 @@
+"""ms-swift: JSON lines of messages and images."""
+
+from typing import Any
+
+from scalselect_ray.exports.base import Finish, Part, Row, Usage
+from scalselect_ray.exports.formats.json_files import JsonFile, check_counts, messages
+
+
+class MsSwift(JsonFile):
+    about = "ms-swift: JSON lines"
+
+    def check(self, row: Row) -> None:
+        check_counts(row, ("system", "user", "assistant"), ("<video>", "<audio>", "<bbox>", "<ref-object>"))
+
+    def row(self, row: Row, part: Part) -> dict[str, Any]:
+        return {"messages": messages(row), "images": [part.places.path(picture) for picture in row.pictures]}
+
+    def usage(self, finish: Finish, file: str) -> Usage:
+        return Usage(
+            [f"ROOT_IMAGE_DIR={finish.places.folder} swift sft --dataset {file}", f"a smaller budget: head -n N {file}"],
+            ["a dataset given as FILE#N is a random sample of N: cut the file instead"],
+        )

@@ -1,0 +1,31 @@
+"""The finetuning scripts of Qwen-VL: JSON lines, and the entry of qwenvl/data/__init__.py."""
+
+import json
+from typing import Any
+
+from scalselect_ray import storage
+from scalselect_ray.corpus import PLACEHOLDER, ImagePart
+from scalselect_ray.exports.base import Finish, NotExportableError, Part, Row, Usage
+from scalselect_ray.exports.formats.json_files import JsonFile, check_counts, one_or_list, row_id, without_system
+
+
+class QwenVL(JsonFile):
+    about = "Qwen-VL finetuning: JSON lines and the entry to paste"
+
+    def check(self, row: Row) -> None:
+        if any(turn.role != "user" and any(isinstance(item, ImagePart) for item in turn.parts) for turn in row.turns):
+            raise NotExportableError(f"only user turns may hold {PLACEHOLDER}")
+        check_counts(row, ("user",), ("<video>",))
+
+    def row(self, row: Row, part: Part) -> dict[str, Any]:
+        turns = without_system(row, part, "the trainer takes every turn that is not the user's for an answer")
+        return {**row_id(row), **one_or_list([part.places.path(picture) for picture in row.pictures]), "conversations": turns}
+
+    def usage(self, finish: Finish, file: str) -> Usage:
+        entry = {"annotation_path": file, "data_path": finish.places.folder}
+        line = f'data_dict["scalselect"] = {json.dumps(entry)}'
+        storage.write(storage.join(finish.target, "data_dict.txt"), f"{line}\n".encode())
+        return Usage(
+            [f"in qwenvl/data/__init__.py: {line}", "then: --dataset_use scalselect", f"a smaller budget: head -n N {file}"],
+            ["--dataset_use scalselect%50 draws half of the rows at random: cut the file instead"],
+        )

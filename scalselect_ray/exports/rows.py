@@ -1,0 +1,132 @@
+"""Chosen rows of the corpus, read again: what stands there, byte for byte."""
+
+import hashlib
+import io
+import itertools
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from scalselect_ray import storage
+from scalselect_ray.corpus import Broken, ImageRef, SampleRejectedError, Slice, fetched, normalise, read_records, resolver
+from scalselect_ray.corpus.formats import Run, format_of
+from scalselect_ray.corpus.formats.webdataset import WebDataset
+from scalselect_ray.errors import CorpusError
+from scalselect_ray.exports.base import Images, Picture, Row
+
+_THREADS = 8  # of one task; images are fetched and written one by one
+_SUFFIX = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm)$", re.IGNORECASE)
+
+Wanted = dict[int, tuple[int, float | None]]  # row to (rank, score)
+
+
+def read_rows(slices: Sequence[Slice], wanted: Wanted, with_members: bool) -> Iterator[Row]:
+    """The wanted rows of slices of one file. Raises CorpusError."""
+    contents = _members(slices) if with_members else itertools.repeat([])
+    for (part, records), members in zip(read_records(slices), contents, strict=False):
+        for row, record in enumerate(records, start=part.first_row):
+            if row in wanted:
+                read = _row(part, row, record, *wanted[row])
+                yield replace(read, members=tuple(members[row - part.first_row])) if members else read
+
+
+def _members(slices: Sequence[Slice]) -> Iterator[list[list[tuple[str, bytes]]]]:
+    """The members of each row of each slice; no list where the file is no tar."""
+    file = storage.FileInfo(slices[0].shard, slices[0].size, "")
+    kind = format_of(file)
+    if not isinstance(kind, WebDataset):
+        return itertools.repeat([])
+    runs = [Run(part.first_row, part.stop_row, part.start_byte, part.stop_byte) for part in slices]
+    return (members for _, members in kind.members(file, runs))
+
+
+def _row(part: Slice, row: int, record: object, rank: int, score: float | None) -> Row:
+    made = Row(rank, part.source, part.shard, row, None, score)
+    if isinstance(record, Broken):
+        return replace(made, problem=record.message)
+    fields: dict[str, Any] = record if isinstance(record, dict) else {}
+    uid = fields.get("uid")
+    try:
+        sample = normalise(row, record, resolver(part.image_root), verbatim=True)
+    except SampleRejectedError as error:
+        return replace(made, problem=error.message)
+    return replace(
+        made,
+        id=fields["id"] if type(fields.get("id")) in (str, int) else sample.id,
+        uid=uid if isinstance(uid, str) else None,
+        turns=sample.turns,
+        pictures=tuple(Picture(image.name, part.image_root, image.uri, None, image.data) for image in sample.images),
+    )
+
+
+def copy_images(rows: Iterator[Row], mode: Images, target: str) -> Iterator[Row]:
+    """The rows, with those images written below `target` that have no file of their own; with COPY all of them. Raises CorpusError."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        yield from _ahead(threads, lambda row: _with_copies(row, mode, target), rows)
+
+
+def fetch_images(rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows, with the bytes of every image. Raises CorpusError."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        yield from _ahead(threads, _with_data, rows)
+
+
+def _ahead(threads: ThreadPoolExecutor, work: Callable[[Row], Row], rows: Iterator[Row]) -> Iterator[Row]:
+    """`work` of each row, in order, some rows ahead of the one that is asked for."""
+    waiting: deque[Future[Row]] = deque()
+    for row in rows:
+        waiting.append(threads.submit(work, row))
+        if len(waiting) > 2 * _THREADS:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _with_copies(row: Row, mode: Images, target: str) -> Row:
+    pictures = []
+    for number, picture in enumerate(row.pictures):
+        if picture.data is not None or mode is Images.COPY:
+            data = _data(row, picture)
+            copy = _copy_name(row, number, picture.name, data)
+            storage.write(storage.join(target, copy), data)
+            picture = Picture(picture.name, copy=copy)
+        pictures.append(picture)
+    return replace(row, pictures=tuple(pictures))
+
+
+def _with_data(row: Row) -> Row:
+    return replace(row, pictures=tuple(replace(picture, data=_data(row, picture)) for picture in row.pictures))
+
+
+def _data(row: Row, picture: Picture) -> bytes:
+    try:
+        data = fetched(ImageRef(picture.name, picture.data, picture.uri)).data
+    except SampleRejectedError as error:
+        raise CorpusError(
+            f"{storage.redact(row.shard)} row {row.row}: an image is not what it was when the sample was chosen: {error}"
+        ) from error
+    assert data is not None
+    return data
+
+
+def _copy_name(row: Row, number: int, name: str, data: bytes) -> str:
+    """Made of where the row stands, never of what it says: no name escapes, repeats or is too long."""
+    shard = hashlib.sha256(f"{row.source}\0{row.shard}".encode()).hexdigest()[:16]
+    return f"images/{shard}/{row.row // 1000:06d}/{row.row:09d}-{number}.{suffix_of(name, data)}"
+
+
+def suffix_of(name: str, data: bytes) -> str:
+    """A file name's own suffix when it is one of an image, or else what the first bytes say."""
+    found = _SUFFIX.search(name)
+    if found:
+        return found[1].lower()
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return "jpg" if picture.format == "JPEG" else str(picture.format).lower()
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        return "img"

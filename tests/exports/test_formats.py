@@ -1,0 +1,225 @@
+"""Each export, loaded as its trainer loads it: the chosen samples in rank order, every text and every image byte for byte."""
+
+import io
+import json
+import posixpath
+import re
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.csv
+import pytest
+import webdataset
+import yaml
+from mixed_corpus import Selected, Turns
+
+from scalselect_ray.cli import main
+from scalselect_ray.exports.formats.hf import HuggingFace
+from scalselect_ray.exports.formats.webdataset import WebDatasetShards
+
+ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+Sample = tuple[Turns, list[bytes]]
+datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def export(mixed: Selected, tmp_path: Path) -> Callable[..., Path]:
+    """Exports the mixed corpus by the command line; answers the folder."""
+
+    def to(name: str, *options: str) -> Path:
+        target = tmp_path / name
+        assert main(["export", str(mixed.output), "--to", name, "--out", str(target), *options]) == 0
+        return target
+
+    return to
+
+
+def said(row: dict[str, Any]) -> Turns:
+    if "messages" in row:
+        return [(turn["role"], turn["content"]) for turn in row["messages"]]
+    return [(ROLES[turn["from"]], turn["value"]) for turn in row["conversations"]]
+
+
+def seen(row: dict[str, Any], folder: str) -> list[bytes]:
+    """The images of a row, found as trainers find them: joined to the folder that the usage names."""
+    named = row.get("image", row.get("images", []))
+    return [Path(posixpath.join(folder, path)).read_bytes() for path in ([named] if isinstance(named, str) else named)]
+
+
+def without_system(samples: list[Sample]) -> list[Sample]:
+    return [([turn for turn in turns if turn[0] != "system"], images) for turns, images in samples]
+
+
+def llava(target: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    folder = json.loads((target / "export.json").read_text())["image_folder"]
+    for row in json.loads((target / "data.json").read_text()):
+        assert "image" not in row or isinstance(row["image"], str)
+        yield row, folder
+
+
+def llava_next(target: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    (listed,) = yaml.safe_load((target / "datasets.yaml").read_text())["datasets"]
+    assert listed["sampling_strategy"] == "all"
+    folder = json.loads((target / "export.json").read_text())["image_folder"]
+    for line in Path(listed["json_path"]).read_text(encoding="ascii").splitlines():
+        yield json.loads(line), folder
+
+
+def qwen_vl(target: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    data_dict: dict[str, dict[str, str]] = {}
+    exec((target / "data_dict.txt").read_text(), {"data_dict": data_dict})
+    entry = data_dict["scalselect"]
+    for line in Path(entry["annotation_path"]).read_text().splitlines():
+        yield json.loads(line), entry["data_path"]
+
+
+def internvl(target: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    meta = json.loads((target / "meta.json").read_text())["scalselect"]
+    lines = Path(meta["annotation"]).read_text().splitlines()
+    assert meta["length"] == len(lines)
+    for line in lines:
+        row = json.loads(line)
+        assert isinstance(row.get("image", []), list) or "<image>" in row["conversations"][0]["value"]
+        yield row, meta["root"]
+
+
+def llama_factory(target: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    entry = json.loads((target / "dataset_info.json").read_text())["scalselect"]
+    assert entry["columns"] == {"messages": "messages", "images": "images"}
+    folder = json.loads((target / "export.json").read_text())["image_folder"]
+    for row in datasets.load_dataset("json", data_files=str(target / entry["file_name"]), split="train", cache_dir=str(target / "cache")):
+        assert sum(turn["content"].count("<image>") for turn in row["messages"]) == len(row["images"])
+        yield row, folder
+
+
+def ms_swift(target: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    folder = json.loads((target / "export.json").read_text())["image_folder"]
+    for row in datasets.load_dataset("json", data_files=str(target / "data.jsonl"), split="train", cache_dir=str(target / "cache")):
+        yield row, folder
+
+
+LOADERS = {
+    "llava": llava,
+    "llava-next": llava_next,
+    "qwen-vl": qwen_vl,
+    "internvl": internvl,
+    "llama-factory": llama_factory,
+    "ms-swift": ms_swift,
+}
+
+
+@pytest.mark.parametrize("images", ["reference", "copy"])
+@pytest.mark.parametrize("name", LOADERS)
+def test_trainers_of_json_files(name, images, mixed, export):
+    target = export(name, "--images", images)
+    loaded = [(said(row), seen(row, folder)) for row, folder in LOADERS[name](target)]
+    expected = mixed.expected if name in ("internvl", "llama-factory", "ms-swift") else without_system(mixed.expected)
+    if name == "llava":
+        left_out = [json.loads(line) for line in (target / "left-out.jsonl").read_text().splitlines()]
+        several = [row["rank"] for row, (_, shown) in zip(mixed.manifest, expected, strict=True) if len(shown) > 1]
+        assert [row["rank"] for row in left_out] == several
+        expected = [sample for sample in expected if len(sample[1]) < 2]
+    assert loaded == expected
+    assert not any(shown for _, shown in loaded[-4:]), "the text-only samples stand last"
+    files = {path for path in (target / "images").rglob("*") if path.is_file()}
+    assert all(re.fullmatch(r"[0-9a-f]{16}/\d{6}/\d{9}-\d\.(png|jpg)", str(path.relative_to(target / "images"))) for path in files)
+    assert sum(len(shown) for _, shown in loaded) == len(files) or images == "reference"
+
+
+@pytest.mark.parametrize("images", ["reference", "copy"])
+def test_hugging_face_datasets(images, mixed, export, monkeypatch):
+    monkeypatch.setattr(HuggingFace, "part_rows", 20)
+    target = export("hf", "--images", images)
+    assert len(list((target / "data").iterdir())) == 3
+    loaded = datasets.load_dataset(str(target), split="train", cache_dir=str(target / "cache"))
+    assert loaded.features["images"] == datasets.List(datasets.Image())
+    for row, manifest, (turns, _) in zip(loaded, mixed.manifest, mixed.expected, strict=True):
+        assert all(picture.load() for picture in row["images"])
+        assert (row["rank"], row["source"], row["score"], row["id"]) == tuple(manifest[key] for key in ("rank", "source", "score", "id"))
+        assert [turn["role"] for turn in row["messages"]] == [role for role, _ in turns]
+        for turn, (_, text) in zip(row["messages"], turns, strict=True):
+            assert "".join("<image>" if part["type"] == "image" else part["text"] for part in turn["content"]) == text
+            assert all((part["text"] is None) == (part["type"] == "image") for part in turn["content"])
+    stored = loaded.cast_column("images", datasets.List(datasets.Image(decode=False)))
+    for row, (_, shown) in zip(stored, mixed.expected, strict=True):
+        assert [item["bytes"] or Path(item["path"]).read_bytes() for item in row["images"]] == shown
+        assert images == "reference" or all(item["bytes"] for item in row["images"])
+
+
+def test_webdataset(mixed, export, monkeypatch):
+    monkeypatch.setattr(WebDatasetShards, "part_rows", 20)
+    target = export("webdataset")
+    assert sorted(path.name for path in target.glob("*.tar")) == ["00000.tar", "00001.tar", "00002.tar"]
+    samples = list(webdataset.WebDataset(str(target / "{00000..00002}.tar"), shardshuffle=False, empty_check=False))
+    assert [int(sample["__key__"]) for sample in samples] == [row["rank"] for row in mixed.manifest]
+    with tarfile.open(mixed.folder / "shard.tar") as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}
+    for sample, manifest, (turns, shown) in zip(samples, mixed.manifest, mixed.expected, strict=True):
+        found = {name: data for name, data in sample.items() if not name.startswith("__")}
+        if manifest["source"] == "tar":
+            original = {name.partition(".")[2]: data for name, data in members.items() if name.startswith(f"{manifest['id']}.")}
+            assert found == original
+        else:
+            record = json.loads(found.pop("json"))
+            assert said(record) == turns
+            assert list(found.values()) == shown
+            assert [f"{sample['__key__']}.{name}" for name in found] == record["images"]
+
+
+def test_energon_excludes_what_is_not_chosen_and_nothing_else(mixed, export):
+    split = yaml.safe_load((export("energon") / "split.yaml").read_text())
+    chosen = {row["row"] for row in mixed.manifest if row["source"] == "tar"}
+    assert split["split_parts"] == {"train": ["shard.tar"]}
+    assert split["exclude"] == [f"shard.tar/sample{row:04d}" for row in range(24) if row not in chosen]
+    assert 0 < len(chosen) < 24
+
+
+def test_energon_keeps_what_the_dataset_says_of_its_splits(mixed, export, capsys):
+    own = mixed.folder / ".nv-meta" / "split.yaml"
+    own.parent.mkdir()
+    try:
+        own.write_text("split_parts: {train: ['shard{,}.tar'], val: [other.tar]}\nexclude: [other.tar/bad]\n")
+        split = yaml.safe_load((export("energon") / "split.yaml").read_text())
+        own.write_text("nothing")
+        assert main(["export", str(mixed.output), "--to", "energon", "--out", str(mixed.folder / "no")]) == 2
+        assert "is no split file" in capsys.readouterr().err
+    finally:
+        shutil.rmtree(own.parent)
+        shutil.rmtree(mixed.folder / "no", ignore_errors=True)
+    assert split["split_parts"] == {"train": ["shard{,}.tar"], "val": ["other.tar"]}
+    assert split["exclude"][0] == "other.tar/bad"
+    assert len(split["exclude"]) > 1
+
+
+def test_datacomp(mixed, export):
+    subset = np.load(export("datacomp") / "subset.npy", mmap_mode="r")
+    assert subset.dtype == np.dtype("u8,u8")
+    assert subset.shape == (len(mixed.manifest),)
+    pairs = [tuple(pair) for pair in subset.tolist()]
+    assert pairs == sorted(set(pairs))
+
+
+def test_csv(mixed, export):
+    table = pyarrow.csv.read_csv(export("csv") / "chosen.csv", convert_options=pyarrow.csv.ConvertOptions(column_types={"id": "string"}))
+    assert table.select(list(mixed.manifest[0])).to_pylist() == mixed.manifest
+
+
+def test_the_member_order_of_a_tar_follows_what_its_record_says(tmp_path):
+    """Renamed members lose the names by which the record gave their order."""
+    from scalselect_ray import storage
+    from scalselect_ray.corpus.formats import Run
+    from scalselect_ray.corpus.formats.webdataset import WebDataset
+
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (("k.b.jpg", b"b"), ("k.json", b'{"images": ["k.a.jpg", "k.b.jpg"], "conversations": []}'), ("k.a.jpg", b"a")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    file = storage.stat(str(tmp_path / "a.tar"))
+    ((_, (members,)),) = WebDataset().members(file, [Run(0, 1, 0, file.size)])
+    assert [name for name, _ in members] == ["k.json", "k.a.jpg", "k.b.jpg"]

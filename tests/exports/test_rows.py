@@ -1,0 +1,143 @@
+"""One row: what each trainer gets to read, and which rows it could not read."""
+
+import io
+
+import braceexpand
+import pytest
+from PIL import Image
+
+from scalselect_ray.corpus import ImagePart, Turn, normalise, resolver
+from scalselect_ray.errors import ConfigError
+from scalselect_ray.exports import FORMATS
+from scalselect_ray.exports.base import NotExportableError, Part, Picture, Places, Row, common_folder, text_of
+from scalselect_ray.exports.formats.datacomp import key_of
+from scalselect_ray.exports.formats.energon import escaped
+from scalselect_ray.exports.rows import suffix_of
+
+
+def row(*turns: tuple[str, str], images: int = 1, **more: object) -> Row:
+    made = normalise(
+        0, {"messages": [{"role": role, "content": text} for role, text in turns]} | {"images": ["a.png"] * images}, resolver("/r"), True
+    )
+    pictures = tuple(Picture(image.name, "/r", image.uri) for image in made.images)
+    return Row(1, "s", "/c/x.json", 7, "an id", 0.5, turns=made.turns, pictures=pictures, **more)
+
+
+PART = Part(Places("/out", "/r", sole_root=True))
+
+
+@pytest.mark.parametrize(
+    ("record", "texts"),
+    [
+        (
+            {"messages": [{"role": "user", "content": " <image>\n\nWhat? <image> "}, {"role": "assistant", "content": " A\n"}]},
+            [" <image>\n\nWhat? <image> ", " A\n"],
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "\tWhat?"}, {"from": "gpt", "value": "A <image>"}]},
+            ["<image>\n<image>\n\tWhat?", "A <image>"],
+        ),
+        ({"texts": [{"user": "Q1 ", "assistant": "A1"}, {"user": "Q2", "assistant": "A2"}]}, ["<image>\n<image>\nQ1 ", "A1", "Q2", "A2"]),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": " Q "}, {"type": "image"}]},
+                    {"role": "assistant", "content": [{"type": "text", "text": "A"}]},
+                ]
+            },
+            ["<image>\n Q <image>\n", "A"],
+        ),
+    ],
+    ids=["text", "no placeholder", "texts", "typed"],
+)
+def test_texts_stay_as_they_are(record, texts):
+    sample = normalise(0, record | {"images": ["a.png", "b.png"]}, resolver("/r"), verbatim=True)
+    assert [text_of(turn) for turn in sample.turns] == texts
+    assert [part.index for turn in sample.turns for part in turn.parts if isinstance(part, ImagePart)] == [0, 1]
+
+
+Q, A = ("user", "<image>\nQ"), ("assistant", "A")
+
+
+@pytest.mark.parametrize(
+    ("name", "turns", "images", "words"),
+    [
+        ("llava", [("user", "<image><image>Q"), A], 2, "one image a row"),
+        ("llava", [Q, ("assistant", "an <image>")], 1, "2 <image> for 1 images"),
+        ("llava", [Q, A, A], 1, "take turns"),
+        ("llava-next", [("user", "Q <image>"), ("user", "Q"), A], 1, "take turns"),
+        ("llama-factory", [Q, A, ("user", "Q")], 1, "last turn"),
+        ("llama-factory", [Q, ("assistant", "see <video>")], 1, "<video>"),
+        ("llama-factory", [Q, ("assistant", "see <image>")], 1, "2 <image> for 1 images"),
+        ("ms-swift", [("system", "<image>"), Q, A], 1, "2 <image> for 1 images"),
+        ("ms-swift", [Q, ("assistant", "<bbox>")], 1, "<bbox>"),
+        ("qwen-vl", [("user", "<image> <video>"), A], 1, "<video>"),
+        ("hf", [Q, ("assistant", "\ud800")], 1, "not Unicode"),
+    ],
+)
+def test_rows_that_a_trainer_could_not_read_are_refused(name, turns, images, words):
+    with pytest.raises(NotExportableError, match=words):
+        FORMATS[name].check(row(*turns, images=images))
+
+
+@pytest.mark.parametrize("name", ["qwen-vl", "internvl"])
+def test_a_placeholder_in_an_answer_is_text_where_only_questions_are_searched(name):
+    FORMATS[name].check(row(Q, ("assistant", "an <image>")))
+
+
+def test_internvl_adds_a_placeholder_to_rows_with_one_path_unless_it_is_a_list():
+    to_row = FORMATS["internvl"].row
+    assert to_row(row(Q, A), PART)["image"] == "a.png"
+    assert to_row(row(("system", "S"), Q, A), PART)["image"] == ["a.png"]
+    assert to_row(row(("user", "Q"), A, ("user", "<image>Q"), A), PART)["image"] == ["a.png"]
+
+
+def test_system_turns_go_where_the_trainer_knows_them_and_are_missed_elsewhere():
+    made = row(("system", " S"), Q, A)
+    for name, roles in (("llava", ["human", "gpt"]), ("qwen-vl", ["human", "gpt"]), ("internvl", ["system", "human", "gpt"])):
+        part = Part(PART.places)
+        assert [turn["from"] for turn in FORMATS[name].row(made, part)["conversations"]] == roles
+        assert sum(part.notes.values()) == (len(roles) == 2)
+
+
+def test_paths_are_the_rows_own_below_the_one_image_root():
+    picture = Picture("a/b.png", "/r", "/r/a/b.png")
+    assert Places("/out", "/r", sole_root=True).path(picture) == "a/b.png"
+    assert Places("/out", "/r", sole_root=True).path(Picture("./a//b.png", "/r", "/r/a/b.png")) == "a/b.png"
+    assert Places("/r/out", "/", sole_root=False).path(picture) == "r/a/b.png"
+    assert Places("s3://b/out", "s3://b", sole_root=False).path(Picture("x", copy="images/0.png")) == "out/images/0.png"
+
+
+def test_the_common_folder():
+    assert common_folder(["/a/b", "/a/bc"]) == "/a"
+    assert common_folder(["s3://b/x/y", "s3://b/x"]) == "s3://b/x"
+    for folders in (["/a", "s3://a"], ["s3://a/x", "s3://b/x"]):
+        with pytest.raises(ConfigError, match="--images copy"):
+            common_folder(folders)
+
+
+def test_datacomp_keys_are_the_rows_own_or_a_hash_of_its_place():
+    uid = "139e4a9b22a614771f06c700a8ebe150"
+    plain = Row(1, "s", "/c/x.json", 7, "an id", 0.5)
+    assert key_of(Row(1, "s", "/c/x.json", 7, 5, 0.5, uid=uid)) == (int(uid, 16), True)
+    assert key_of(Row(1, "s", "/c/x.json", 7, uid.upper(), 0.5)) == (int(uid, 16), True)
+    assert key_of(plain) == key_of(Row(9, "s", "/c/x.json", 7, None, None))
+    assert not key_of(plain)[1]
+    assert key_of(plain) != key_of(Row(1, "s", "/c/x.json", 8, "an id", 0.5))
+
+
+def test_suffixes_come_from_a_known_list_or_the_first_bytes():
+    drawn = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(drawn, "WEBP")
+    assert suffix_of("a.JPEG", b"") == "jpeg"
+    assert suffix_of("a.png/../../etc", drawn.getvalue()) == "webp"
+    assert suffix_of("bytes", b"nothing") == "img"
+
+
+@pytest.mark.parametrize("name", ["shard{1,2}.tar/a", "a,b", "back\\slash", "{", "}x{", "{a..c}"])
+def test_energon_reads_names_with_braces_as_they_are(name):
+    assert list(braceexpand.braceexpand(escaped(name))) == [name]
+
+
+def test_turns_are_known_by_value():
+    assert Turn("user", (ImagePart(0, written=False),)) == Turn("user", (ImagePart(0),))
