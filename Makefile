@@ -1,10 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test check lock clean
+.PHONY: help install demo test check test-trainers lock clean
 
 help:  ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: .venv/.installed  ## the environment, in .venv, at the locked versions
 
@@ -24,6 +24,14 @@ check: install  ## lint, format and types
 
 test: check  ## check, then every test
 	$(BIN)/pytest
+
+test-trainers: install  ## exports loaded by the trainers' own code, in .venv-trainers (7 GB)
+	test -d .venv-trainers || $(PYTHON) -m venv .venv-trainers
+	.venv-trainers/bin/pip install --quiet -r tests/trainers/requirements.txt
+	.venv-trainers/bin/pip install --quiet --no-deps --upgrade --target .venv-trainers/swift datasets==4.8.4
+	rm -rf build-trainers && $(BIN)/python tests/trainers/make_exports.py build-trainers
+	EXPORTS=$(CURDIR)/build-trainers .venv-trainers/bin/python -m pytest -c tests/trainers/pytest.ini tests/trainers/check_trainers.py
+	EXPORTS=$(CURDIR)/build-trainers PYTHONPATH=.venv-trainers/swift .venv-trainers/bin/python -m pytest -c tests/trainers/pytest.ini tests/trainers/check_ms_swift.py
 
 lock: install  ## constraints.txt from what is installed
 	{ head -n 1 constraints.txt; $(BIN)/pip freeze --exclude-editable; } > constraints.new && mv constraints.new constraints.txt
