@@ -2,7 +2,7 @@
 
 from scalselect_ray.corpus.images import fetched, load_image
 from scalselect_ray.corpus.planning import CorpusFile, Slice, is_complete, list_files, plan_file, reading_units, slice_range
-from scalselect_ray.corpus.reading import read_slices
+from scalselect_ray.corpus.reading import read_rows, read_slices
 from scalselect_ray.corpus.sample import ImagePart, ImageRef, Reason, Reject, Sample, SampleRejectedError, Turn
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "list_files",
     "load_image",
     "plan_file",
+    "read_rows",
     "read_slices",
     "reading_units",
     "slice_range",

@@ -6,7 +6,7 @@ from scalselect_ray import storage
 from scalselect_ray.corpus.conversation import normalise
 from scalselect_ray.corpus.formats import Broken, Run, UnreadableFileError, format_of
 from scalselect_ray.corpus.images import resolver
-from scalselect_ray.corpus.planning import Slice
+from scalselect_ray.corpus.planning import CorpusFile, Slice
 from scalselect_ray.corpus.sample import Reason, Reject, Sample, SampleRejectedError
 from scalselect_ray.errors import CorpusError
 
@@ -27,6 +27,24 @@ def read_slices(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[Sample | 
     for part in slices:
         if part.problem is not None:
             yield part, [Reject(part.first_row, None, Reason.UNREADABLE_FILE, f"{storage.redact(part.shard)}: {part.problem}")]
+
+
+def read_rows(file: CorpusFile, rows: Sequence[int]) -> dict[int, Sample | Reject]:
+    """Some rows of one file by their number. It is read no further than the last of them; a row that is not there is left out.
+
+    Raises UnreadableFileError, FileNotFoundError, StorageError.
+    """
+    found: dict[int, Sample | Reject] = {}
+    form, resolve, left = format_of(file.file), resolver(file.image_root), set(rows)
+    for run in form.scan(file.file, file.slice_rows, file.slice_bytes):
+        wanted = left.intersection(range(run.first_row, run.stop_row))
+        if wanted:
+            for _, records in form.read(file.file, [run]):
+                found |= {row.row: row for row in _samples(run, records, resolve) if row.row in wanted}
+        left -= wanted
+        if not left:
+            break
+    return found
 
 
 def _samples(run: Run, records: list[object], resolve: object) -> list[Sample | Reject]:
