@@ -48,6 +48,7 @@ _EXAMPLES = 3  # of each reason
 def gather(output: str, record: Mapping[str, Any], limits: Limits = Limits()) -> Report:  # noqa: B008
     """The report of the run that `record` (its `run.json`) tells of. Reads what is stored, and the corpus for a few samples."""
     folder = storage.join(output, "runs", record["run_id"])
+    limits = limits.of(record["scored"])
     subspace = storage.join(folder, "subspace.safetensors")
     config = storage.read_bytes(storage.join(folder, "config.yaml")).decode()
     chosen = _chosen(folder, sorted({*record["budgets"].values(), record["chosen"]}), limits.line)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scalselect_ray.report.data import Line, Scores, Spectrum, Tokens
-from scalselect_ray.report.words import amount, budget, number, percent, score
+from scalselect_ray.report.words import amount, budget, number, percent, score, tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,8 @@ class Mark:
 
     x: float
     label: str
-    level: int = 0  # labels that would touch stand below each other
-
-    @property
-    def left(self) -> bool:
-        """Whether the label stands on the left of the line."""
-        return self.x > 62
+    level: int = 0  # labels that would touch stand below each other, and each line ends at its label
+    left: bool = False  # the label stands on the left of the line
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +76,12 @@ def score_chart(scores: Scores, lines: Sequence[Line], source_lines: Mapping[str
     if source_lines:
         named = [(f"{name} · {score(value)}", value) for name, value in source_lines.items() if value > 0]
     shown = [(name if len(named) <= 6 else "", value) for name, value in sorted(named, key=lambda item: -item[1])]
-    marks = [Mark(at(value), name, level % 6) for level, (name, value) in enumerate(shown)]
+    marks = [Mark(at(value), name, level % 6, at(value) > (62 if len(shown) == 1 else 30)) for level, (name, value) in enumerate(shown)]
     describe = f"Histogram of {amount(sum(scores.scored), 'score')} from {score(scores.edges[0])} to {score(scores.edges[-1])}"
     describe += "".join(f"; the line of {name}" for name, _ in named[:6])
     return Chart(
         "Leverage scores", describe, "score, logarithmic", bars, [], marks,
-        [Tick(at(value), score(value)) for value in log_ticks(scores.edges[0], scores.edges[-1])], _counts(most),
+        [Tick(at(value), tick(value)) for value in log_ticks(scores.edges[0], scores.edges[-1])], _counts(most),
     )  # fmt: skip
 
 
@@ -97,7 +93,9 @@ def energy_chart(spectrum: Spectrum, others: Sequence[Spectrum] = ()) -> Chart |
     last = max(item.directions[-1] for item in curves)
 
     def line(item: Spectrum) -> str:
-        return " ".join(f"L{100 * place / last:.2f} {100 - 100 * share:.2f}" for place, share in zip(item.directions, item.energy, strict=True))
+        return " ".join(
+            f"L{100 * place / last:.2f} {100 - 100 * share:.2f}" for place, share in zip(item.directions, item.energy, strict=True)
+        )
 
     kinds = ["a", "b"] if others else ["chosen"]
     paths = [Path(f"M0 100 {line(item)}", kind) for item, kind in zip(curves, kinds, strict=False)]
@@ -105,10 +103,13 @@ def energy_chart(spectrum: Spectrum, others: Sequence[Spectrum] = ()) -> Chart |
         paths.insert(0, Path(f"M0 100 {line(spectrum)} L{100 * spectrum.directions[-1] / last:.2f} 100Z", "area"))
     names = ["A: ", "B: "] if others else [""]
     marks = [
-        Mark(100 * item.k / last, f"{name}k = {item.k:,} · {percent(item.captured)}", level)
+        Mark(100 * item.k / last, f"{name}k = {item.k:,} · {percent(item.captured)}", level, item.k > 0.62 * last)
         for level, (item, name) in enumerate(zip(curves, names, strict=False))
     ]
-    describe = "; ".join(f"{name}the first {item.k:,} of {item.dim:,} directions hold {percent(item.captured)}" for item, name in zip(curves, names, strict=False))
+    describe = "; ".join(
+        f"{name}the first {item.k:,} of {item.dim:,} directions hold {percent(item.captured)}"
+        for item, name in zip(curves, names, strict=False)
+    )
     ticks = [Tick(100 * value / last, number(value)) for value in linear_ticks(0, last)]
     return Chart("Energy of the subspace", describe, _first_directions(last, spectrum.dim), [], paths, marks, ticks, _shares())
 
@@ -142,9 +143,14 @@ def compared_scores(scores: Sequence[Scores]) -> Chart | None:
 
     shares = [np.array(_share(item.scored)) / np.diff(np.log(item.edges)) for item, _ in drawn]
     most = max(part.max() for part in shares)
-    paths = [Path(steps([at(edge) for edge in item.edges], (100 * part / most).tolist()), kind) for (item, kind), part in zip(drawn, shares, strict=True)]
-    ticks = [Tick(at(value), score(value)) for value in log_ticks(low, high)]
-    return Chart("Leverage scores", f"Two histograms of scores from {score(low)} to {score(high)}", "score, logarithmic", [], paths, [], ticks, [])
+    paths = [
+        Path(steps([at(edge) for edge in item.edges], (100 * part / most).tolist()), kind)
+        for (item, kind), part in zip(drawn, shares, strict=True)
+    ]
+    ticks = [Tick(at(value), tick(value)) for value in log_ticks(low, high)]
+    return Chart(
+        "Leverage scores", f"Two histograms of scores from {score(low)} to {score(high)}", "score, logarithmic", [], paths, [], ticks, []
+    )
 
 
 def steps(edges: Sequence[float], heights: Sequence[float]) -> str:

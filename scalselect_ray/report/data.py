@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 TOKEN_COLUMNS = ("num_tokens", "num_vision_tokens", "num_attended_tokens")
 _STEPS = 32  # bins of a score count per doubling of the score
 _ZERO = -(1 << 30)  # the bin of the score 0
-_BINS = 64  # of a drawn histogram, about
+_BINS = 72  # of a drawn histogram, at most
 _TAIL = 0.001  # share of the scores that may lie left of a drawn histogram
 
 
@@ -154,6 +154,11 @@ class Limits(NamedTuple):
     line: int = 30  # on each side
     worst: int = 40
     random: int = 240
+
+    def of(self, count: int) -> "Limits":
+        """As many rows of each kind as a corpus of so many samples has use for: the random ones alone are all of a small one."""
+        small = min(1.0, count / (self.best + 2 * self.line + self.worst + self.random))
+        return Limits(*(math.ceil(limit * small) for limit in (self.best, self.line, self.worst)), self.random)
 
 
 @dataclass

@@ -17,7 +17,7 @@ MAX_PICTURES = 3  # of one sample
 _EDGE = 256  # pixels of a thumbnail
 _MAX_TURNS = 6
 _VEIL = (12, 12, 16, 190)  # over what is not attended
-_HEAT = (255, 122, 0)  # over what is, the more the stronger
+_HEAT = (255, 110, 0)  # over what is, the more the stronger
 
 
 def picture_of(image: Image.Image) -> Picture:
@@ -29,13 +29,13 @@ def picture_of(image: Image.Image) -> Picture:
     return Picture(_data_uri("webp", sink.getvalue()), image.width, image.height)
 
 
-def draw_overlay(seen: 'AttentionMap') -> dict[str, Any]:
+def draw_overlay(seen: "AttentionMap") -> dict[str, Any]:
     """The fields of a `Picture` that show its attention: a veil over the tokens that are not attended, heat over the others."""
-    strength = np.sqrt(seen.received_RC / max(float(seen.received_RC.max()), 1e-12))
+    strength = seen.received_RC / max(float(seen.received_RC.max()), 1e-12)
     pixels = np.empty((*seen.received_RC.shape, 4), dtype=np.uint8)
     pixels[:] = _VEIL
     pixels[seen.attended_RC] = (*_HEAT, 0)
-    pixels[seen.attended_RC, 3] = (150 * strength[seen.attended_RC]).astype(np.uint8)
+    pixels[seen.attended_RC, 3] = (130 * strength[seen.attended_RC]).astype(np.uint8)
     sink = io.BytesIO()
     Image.fromarray(pixels, "RGBA").save(sink, "PNG", optimize=True)
     attended = int(seen.attended_RC.sum()), int(seen.attended_RC.size)

@@ -1,11 +1,12 @@
 """The page: one file with everything in it, that asks the network for nothing and runs no script but its own."""
 
 import base64
+import difflib
 import hashlib
 import importlib.resources
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jinja2
@@ -23,30 +24,39 @@ TOKENS = {"num_tokens": "Tokens", "num_vision_tokens": "Vision tokens", "num_att
 
 def render(report: Report) -> bytes:
     """One run's page."""
-    return _small(report, _page)
+    return _small(lambda room: _page(replace(report, galleries=_within(report.galleries, room))))
 
 
 def render_comparison(a: Report, b: Report, change: Mapping[str, Any]) -> bytes:
     """Two runs side by side; `change` is what `compare` says of the way from A to B."""
-    return _render(
-        "compare.html",
-        a=a,
-        b=b,
-        change=change,
-        scores=charts.compared_scores([a.scores, b.scores]),
-        energy=charts.energy_chart(a.spectrum, [b.spectrum]) if a.spectrum.k and b.spectrum.k else None,
-        sources=sorted({*a.record["sources"], *b.record["sources"]}, key=lambda name: -_chosen(b, name))[:_MAX_SOURCES],
-    )
+    differences = difflib.unified_diff(a.config.splitlines(), b.config.splitlines(), "A", "B", n=1, lineterm="")
+
+    def page(room: int) -> bytes:
+        cards = [(name, _within(run.galleries, room // 2)) for name, run in (("A", a), ("B", b))]
+        return _render(
+            "compare.html",
+            a=a,
+            b=b,
+            change=change,
+            titles=TITLES,
+            cards=cards if any(galleries for _, galleries in cards) else [],
+            scores=charts.compared_scores([a.scores, b.scores]),
+            energy=charts.energy_chart(a.spectrum, [b.spectrum]) if a.spectrum.k and b.spectrum.k else None,
+            sources=sorted({*a.record["sources"], *b.record["sources"]}, key=lambda name: (-_chosen(b, name), name))[:_MAX_SOURCES],
+            differences="\n".join(differences),
+        )
+
+    return _small(page)
 
 
 def _chosen(report: Report, source: str) -> int:
     return int(report.record["sources"].get(source, {}).get("chosen", 0))
 
 
-def _small(report: Report, page: Any) -> bytes:
-    """A page below the limit: with all pictures, or with those of the first cards, or with none."""
-    data: bytes = page(replace(report, galleries=_within(report.galleries, _PICTURE_BYTES)))
-    return data if len(data) < MAX_BYTES else page(replace(report, galleries=_within(report.galleries, 0)))
+def _small(page: Callable[[int], bytes]) -> bytes:
+    """A page below the limit, with as many bytes of pictures as fit; `page` makes it with room for so many."""
+    data = page(_PICTURE_BYTES)
+    return data if len(data) < MAX_BYTES else page(0)
 
 
 def _within(galleries: Mapping[str, Sequence[Card]], room: int) -> dict[str, list[Card]]:
@@ -78,6 +88,7 @@ def _page(report: Report) -> bytes:
         tokens=[(TOKENS[item.name], item, charts.token_chart(item, TOKENS[item.name])) for item in report.tokens],
         sources=sources[:_MAX_SOURCES],
         more_sources=sources[_MAX_SOURCES:],
+        row_sources=sorted({row.key.source for row in report.rows}),
     )
 
 
@@ -105,5 +116,4 @@ _environment.filters |= {
     "number": words.number,
     "percent": words.percent,
     "score": words.score,
-    "fields": asdict,
 }

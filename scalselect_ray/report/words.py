@@ -45,7 +45,19 @@ def score(value: float | None) -> str:
     """Three digits of a score."""
     if value is None:
         return "\u2013"
-    if value == 0 or 1e-4 <= abs(value) < 1e4:
-        return f"{value:.3g}"
+    if value == 0 or 1e-4 <= abs(value) < 100:
+        return f"{value:#.3g}" if value else "0"
     digits, _, power = f"{value:.2e}".partition("e")
-    return f"{float(digits):g}\u00d710{str(int(power)).translate(_SUPERSCRIPTS)}"
+    return _scientific(digits, power)
+
+
+def tick(value: float) -> str:
+    """A round score, as short as it is."""
+    if 1e-3 <= value < 1e4:
+        return f"{value:.3g}"
+    digits, _, power = f"{value:.0e}".partition("e")
+    return _scientific(digits, power)
+
+
+def _scientific(digits: str, power: str) -> str:
+    return f"{digits}\u00d710{str(int(power)).translate(_SUPERSCRIPTS)}"
