@@ -99,7 +99,7 @@ def start(program: str) -> Iterator[Browser]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [program, *FLAGS, f"--user-data-dir={profile}"]
         process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{their_read} 4>&{their_write}', "sh", *command],
+            ["sh", "-c", f'exec "$@" 3</dev/fd/{their_read} 4>/dev/fd/{their_write}', "sh", *command],
             pass_fds=(their_read, their_write),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

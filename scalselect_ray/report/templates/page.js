@@ -35,7 +35,7 @@
   const table = document.getElementById("rows");
   if (!table) return;
   const rows = [...table.tBodies[0].rows];
-  const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
+  const texts = new Map(rows.map((row) => [row, [2, 3, 8].map((place) => row.cells[place].textContent).join("\n").toLowerCase()]));
   const [find, stratum, source, chosen, count] = ["find", "stratum", "source", "chosen", "count"].map((id) => document.getElementById(id));
   const filter = () => {
     const wanted = find.value.toLowerCase();
