@@ -58,7 +58,14 @@ def report(
     scores = np.sort(rng.gamma(2.0, 1e-5, samples))[::-1]
     made = record(samples, chosen) | more.pop("record", {})
     rows = [
-        Row(Key(text, f"s3://bucket/{text}", place), f"{place} {text}", float(scores[place]), "best", place + 1, (100, 64, 50))
+        Row(
+            Key(text, f"s3://bucket/{text}", place),
+            f"{place} {text}",
+            float(scores[place]),
+            "best",
+            place + 1 if place < chosen else None,
+            (100, 64, 50),
+        )
         for place in range(min(400, samples))
     ]
     picture = Picture(image, 640, 480, image, (0.1, 0.0, 0.9, 1.0), (50, 64))
