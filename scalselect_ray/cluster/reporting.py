@@ -40,7 +40,7 @@ from scalselect_ray.report.data import (
 from scalselect_ray.subspace import decomposition
 
 _STAT_SLICES = 256  # whose token counts are read: their rows stand for the corpus
-_STAT_ROWS = 1024  # of one slice
+_STAT_ROWS = 256  # of one slice
 _SLICES_A_TASK = 16
 _EXAMPLES = 3  # of each reason
 

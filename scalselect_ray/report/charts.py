@@ -75,8 +75,12 @@ def score_chart(scores: Scores, lines: Sequence[Line], source_lines: Mapping[str
     named = [(f"{budget(line.name)} · {score(line.score)}", line.score) for line in lines if line.score]
     if source_lines:
         named = [(f"{name} · {score(value)}", value) for name, value in source_lines.items() if value > 0]
-    shown = [(name if len(named) <= 6 else "", value) for name, value in sorted(named, key=lambda item: -item[1])]
-    marks = [Mark(at(value), name, level % 6, at(value) > (62 if len(shown) == 1 else 30)) for level, (name, value) in enumerate(shown)]
+    labelled = len(named) <= 6
+    shown = [(name if labelled else "", value) for name, value in sorted(named, key=lambda item: -item[1])]
+    marks = [
+        Mark(at(value), name, level if labelled else 0, at(value) > (62 if len(shown) == 1 else 30))
+        for level, (name, value) in enumerate(shown)
+    ]
     describe = f"Histogram of {amount(sum(scores.scored), 'score')} from {score(scores.edges[0])} to {score(scores.edges[-1])}"
     describe += "".join(f"; the line of {name}" for name, _ in named[:6])
     return Chart(
@@ -110,7 +114,7 @@ def energy_chart(spectrum: Spectrum, others: Sequence[Spectrum] = ()) -> Chart |
         f"{name}the first {item.k:,} of {item.dim:,} directions hold {percent(item.captured)}"
         for item, name in zip(curves, names, strict=False)
     )
-    ticks = [Tick(100 * value / last, number(value)) for value in linear_ticks(0, last)]
+    ticks = [Tick(100 * value / last, number(value)) for value in linear_ticks(0, last) if value == int(value)]
     return Chart("Energy of the subspace", describe, _first_directions(last, spectrum.dim), [], paths, marks, ticks, _shares())
 
 

@@ -158,7 +158,8 @@ class Limits(NamedTuple):
     def of(self, count: int) -> "Limits":
         """As many rows of each kind as a corpus of so many samples has use for: the random ones alone are all of a small one."""
         small = min(1.0, count / (self.best + 2 * self.line + self.worst + self.random))
-        return Limits(*(math.ceil(limit * small) for limit in (self.best, self.line, self.worst)), self.random)
+        best, line, worst = (math.ceil(limit * small) for limit in (self.best, self.line, self.worst))
+        return Limits(best, line, worst, self.random)
 
 
 @dataclass
