@@ -37,7 +37,6 @@ def summarise(console: Console, record: dict[str, Any], folder: str) -> None:
     if record["k"] == 0:
         console.warn("all features are equal: there is no subspace, every score is 0, and the first samples were taken")
     report = storage.join(folder, "report.html")
-    if storage.exists(report):
-        console.facts({"report": storage.redact(report)})
-    console.facts({"manifest": f"{storage.redact(folder)}/manifest", "rejects": f"{storage.redact(folder)}/rejects.parquet"})
+    made = {"report": storage.redact(report)} if storage.exists(report) else {}
+    console.facts({**made, "manifest": f"{storage.redact(folder)}/manifest", "rejects": f"{storage.redact(folder)}/rejects.parquet"})
     console.note("  next: read the manifest with any Parquet reader; run the same command again when the corpus has grown")
