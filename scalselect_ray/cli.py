@@ -58,6 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     added = verbs.add_parser("status", parents=[common], help="tell the state of an output folder")
     added.add_argument("output", help="the `output` of a config")
     added.set_defaults(verb=_status)
+    added = verbs.add_parser("report", parents=[common], help="make the page of a run anew, or of two runs side by side")
+    added.add_argument("output", help="the `output` of a config")
+    which = added.add_mutually_exclusive_group()
+    which.add_argument("--run", default="latest", metavar="RUN", help="id of a finished run (default: latest)")
+    which.add_argument("--compare", nargs=2, metavar=("A", "B"), help="ids of two finished runs; latest is one as well")
+    added.add_argument("--out", metavar="FILE", help="where to write it (default: in the folder of the run, or of run A)")
+    added.set_defaults(verb=_report)
     added = verbs.add_parser("clean", parents=[common], help="show what of an output folder is of no more use, and remove it when told to")
     added.add_argument("output", help="the `output` of a config")
     added.add_argument("--delete", action="store_true", help="remove it; without this nothing is touched")
@@ -157,6 +164,19 @@ def _status(options: argparse.Namespace, console: Console) -> Any:
     if garbage:
         console.note(f"next: 'scalselect clean {options.output}' shows what it would remove, with --delete it does")
     return {"latest": latest, "extractors": extractors, "runs": runs, "garbage": [_heap(heap) for heap in garbage]}
+
+
+def _report(options: argparse.Namespace, console: Console) -> Any:
+    from scalselect_ray.cluster.session import own_errors, session
+    from scalselect_ray.report.writing import find_run, make_comparison, make_report
+
+    output = storage.absolute(options.output)
+    records = [find_run(output, name) for name in options.compare or [options.run]]
+    out = storage.absolute(options.out) if options.out else None
+    with session(), own_errors():
+        uri = make_comparison(output, records[0], records[1], out) if options.compare else make_report(output, records[0], out)
+    console.note(storage.redact(uri))
+    return {"report": storage.redact(uri)}
 
 
 def _clean(options: argparse.Namespace, console: Console) -> Any:

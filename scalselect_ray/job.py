@@ -19,6 +19,7 @@ from scalselect_ray.corpus import CorpusFile, Slice, list_files, plan_file
 from scalselect_ray.errors import CorpusError, DamagedObjectError, OutputError, TooManyRejectsError
 from scalselect_ray.features import FeatureStore
 from scalselect_ray.plan import Plan, make_plan, rows_of
+from scalselect_ray.report.writing import write_report
 from scalselect_ray.runs import Runs
 from scalselect_ray.selection import resolve_budget
 from scalselect_ray.summary import summarise
@@ -133,6 +134,7 @@ def _select(config: JobConfig, files: Sequence[CorpusFile], store: FeatureStore,
         "seconds": {name: round(value, 3) for name, value in seconds.items()} | {"total": round(time.time() - started, 3)},
         "versions": {name: version(name) for name in ("ray", "torch", "transformers", "numpy", "pyarrow")} | {"scalselect": __version__},
     }
+    write_report(store.output, record, console)
     runs.finish(run_id, record)
     summarise(console, record, folder)
     return record

@@ -36,6 +36,7 @@ _PATIENCE = tenacity.Retrying(
 _STREAM_BYTES = 1 << 23  # asked for at once by a reader that goes through a whole object
 _UPLOAD_BYTES = 1 << 25  # in one part of an upload: 10,000 of these are the most that a store takes
 _OPTIONS = {"s3": {"max_concurrency": 1}}  # one GET an object without a HEAD before it; many tasks read at once anyway
+_CONTENT_TYPE = {"s3": "ContentType", "gs": "content_type", "gcs": "content_type"}
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub"}
 
 
@@ -138,17 +139,20 @@ def read_bytes(uri: str, start: int | None = None, stop: int | None = None) -> b
     return _patiently(uri, read)
 
 
-def write(uri: str, data: bytes) -> None:
+def write(uri: str, data: bytes, content_type: str | None = None) -> None:
     """Writes one object whole: it is there with all of `data`, or it is not there. Raises StorageError.
 
-    An object store makes a PUT visible at once; locally the bytes go beside it, reach the disk, and are moved there.
+    An object store makes a PUT visible at once; locally the bytes go beside it, reach the disk, and are moved there. `content_type` is
+    what a browser is told of it, where the store can keep that.
     """
     fs, path = filesystem(uri)
+    keyword = _CONTENT_TYPE.get(uri.partition("://")[0])
+    options = {keyword: content_type} if keyword and content_type else {}
     try:
         if is_local(uri):
             _write_here(path, data)
         else:
-            _patiently(uri, lambda: fs.pipe_file(path, data))
+            _patiently(uri, lambda: fs.pipe_file(path, data, **options))
     except PermissionError as error:
         raise NoPermissionError(f"{redact(uri)}: no permission to write there") from error
     except OSError as error:

@@ -36,5 +36,7 @@ def summarise(console: Console, record: dict[str, Any], folder: str) -> None:
     console.table(("source", "scored", "chosen", "share"), rows)
     if record["k"] == 0:
         console.warn("all features are equal: there is no subspace, every score is 0, and the first samples were taken")
-    console.facts({"manifest": f"{storage.redact(folder)}/manifest", "rejects": f"{storage.redact(folder)}/rejects.parquet"})
+    report = storage.join(folder, "report.html")
+    made = {"report": storage.redact(report)} if storage.exists(report) else {}
+    console.facts({**made, "manifest": f"{storage.redact(folder)}/manifest", "rejects": f"{storage.redact(folder)}/rejects.parquet"})
     console.note("  next: read the manifest with any Parquet reader; run the same command again when the corpus has grown")

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import browser
 import mixed_corpus
 import object_store
 import pytest
@@ -41,7 +43,9 @@ def cluster(s3: object_store.ObjectStore) -> Iterator[None]:
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     often = {"metrics_report_interval_ms": 1000}  # every 10 s otherwise: long to wait for
     ray.init("local", num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False, _system_config=often)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scalselect_ray.job.write_report", lambda output, record, console: None)  # tests/report makes its own
+        yield
     ray.shutdown()
 
 
@@ -53,6 +57,18 @@ def mixed(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> mixed_corp
     selection = {"budget": 0.7, "text_only": "keep", "text_only_share": 1.0}
     assert main(["run", str(write_config(folder, sources, GOLDEN / "llava" / "model", selection=selection))]) == 0
     return mixed_corpus.Selected(folder / "output", folder, rows)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[browser.Browser]:
+    """A headless Chromium; must be there in CI."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("CI needs Chromium: apt-get install chromium")
+        pytest.skip("no Chromium here: apt-get install chromium")
+    with browser.start(program) as page:
+        yield page
 
 
 def write_config(folder: Path, sources: list[dict[str, object]], model: Path, **more: object) -> Path:

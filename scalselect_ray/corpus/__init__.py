@@ -4,7 +4,7 @@ from scalselect_ray.corpus.conversation import PLACEHOLDER, normalise
 from scalselect_ray.corpus.formats import Broken
 from scalselect_ray.corpus.images import fetched, load_image, resolver
 from scalselect_ray.corpus.planning import CorpusFile, Slice, is_complete, list_files, plan_file, reading_units, slice_range
-from scalselect_ray.corpus.reading import read_records, read_slices
+from scalselect_ray.corpus.reading import read_records, read_rows, read_slices
 from scalselect_ray.corpus.sample import ImagePart, ImageRef, Reason, Reject, Sample, SampleRejectedError, Turn
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "normalise",
     "plan_file",
     "read_records",
+    "read_rows",
     "read_slices",
     "reading_units",
     "resolver",

@@ -6,7 +6,7 @@ from scalselect_ray import storage
 from scalselect_ray.corpus.conversation import ImageResolver, normalise
 from scalselect_ray.corpus.formats import Broken, Run, UnreadableFileError, format_of
 from scalselect_ray.corpus.images import resolver
-from scalselect_ray.corpus.planning import Slice
+from scalselect_ray.corpus.planning import CorpusFile, Slice
 from scalselect_ray.corpus.sample import Reason, Reject, Sample, SampleRejectedError
 from scalselect_ray.errors import CorpusError
 
@@ -29,15 +29,33 @@ def read_slices(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[Sample | 
     """The rows of consecutive slices of one file, each row once, a slice at a time. Raises CorpusError without permission."""
     resolve = resolver(slices[0].image_root)
     for part, records in read_records([part for part in slices if part.problem is None]):
-        yield part, _samples(part, records, resolve)
+        yield part, _samples(part.first_row, records, resolve)
     for part in slices:
         if part.problem is not None:
             yield part, [Reject(part.first_row, None, Reason.UNREADABLE_FILE, f"{storage.redact(part.shard)}: {part.problem}")]
 
 
-def _samples(part: Slice, records: list[object], resolve: ImageResolver) -> list[Sample | Reject]:
+def read_rows(file: CorpusFile, rows: Sequence[int]) -> dict[int, Sample | Reject]:
+    """Some rows of one file by their number. It is read no further than the last of them; a row that is not there is left out.
+
+    Raises UnreadableFileError, FileNotFoundError, StorageError.
+    """
+    found: dict[int, Sample | Reject] = {}
+    form, resolve, left = format_of(file.file), resolver(file.image_root), set(rows)
+    for run in form.scan(file.file, file.slice_rows, file.slice_bytes):
+        wanted = left.intersection(range(run.first_row, run.stop_row))
+        if wanted:
+            for _, records in form.read(file.file, [run]):
+                found |= {row.row: row for row in _samples(run.first_row, records, resolve) if row.row in wanted}
+        left -= wanted
+        if not left:
+            break
+    return found
+
+
+def _samples(first_row: int, records: list[object], resolve: ImageResolver) -> list[Sample | Reject]:
     rows: list[Sample | Reject] = []
-    for row, record in enumerate(records, start=part.first_row):
+    for row, record in enumerate(records, start=first_row):
         if isinstance(record, Broken):
             rows.append(Reject(row, None, record.reason, record.message))
             continue

@@ -1,5 +1,7 @@
 """Moments to the dominant subspace (paper section 3.3)."""
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +110,13 @@ def from_bytes(data: bytes, *, l2_normalize: bool) -> Subspace:
     arrays = load(data)
     transform = Transform(arrays["mean"], arrays.get("scale"), l2_normalize)
     return Subspace(transform, arrays["basis"], arrays["singular_values"], arrays["spectrum"], int(arrays["count"][0]))
+
+
+def read_spectrum(read: Callable[[int, int], bytes]) -> np.ndarray:
+    """All singular values from the bytes of `to_bytes`, without the basis; `read(start, stop)` gives bytes. (D,)"""
+    length = int.from_bytes(read(0, 8), "little")
+    start, stop = json.loads(read(8, 8 + length))["spectrum"]["data_offsets"]
+    return np.frombuffer(read(8 + length + start, 8 + length + stop), dtype="<f8")
 
 
 def principal_angles(a_DK: np.ndarray, b_DK: np.ndarray) -> np.ndarray:

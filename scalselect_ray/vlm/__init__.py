@@ -1,7 +1,17 @@
 """The front of a VLM: load only what layer 0 needs, prepare inputs, probe attention, represent."""
 
 from scalselect_ray.vlm.checkpoint import Checkpoint, fingerprint, front_bytes, open_checkpoint
-from scalselect_ray.vlm.extractor import Extractor, Representation
+from scalselect_ray.vlm.extractor import AttentionMap, Extractor, Representation
 from scalselect_ray.vlm.prepare import Prepared, Preparer
 
-__all__ = ["Checkpoint", "Extractor", "Prepared", "Preparer", "Representation", "fingerprint", "front_bytes", "open_checkpoint"]
+__all__ = [
+    "AttentionMap",
+    "Checkpoint",
+    "Extractor",
+    "Prepared",
+    "Preparer",
+    "Representation",
+    "fingerprint",
+    "front_bytes",
+    "open_checkpoint",
+]

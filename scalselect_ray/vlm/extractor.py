@@ -32,6 +32,15 @@ class Representation:
     num_attended_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionMap:
+    """What one picture of a sample is attended to. R, C = rows and columns of the picture's tokens."""
+
+    received_RC: np.ndarray  # float32: share of the sample's attention
+    attended_RC: np.ndarray  # bool: the tokens whose mean is the feature
+    box: tuple[float, float, float, float]  # of the tokens on the picture: see `Grid`
+
+
 class _Projections(NamedTuple):
     query_HTD: torch.Tensor  # T = tokens of the batch
     key_KTD: torch.Tensor
@@ -92,13 +101,7 @@ class Extractor:
 
     @torch.inference_mode()
     def _represent(self, samples: Sequence[Prepared]) -> Iterator[Representation | SampleRejectedError]:
-        hidden_TE = self._embeddings(samples)
-        position_ids = torch.from_numpy(np.concatenate([sample.position_ids for sample in samples], axis=1)).to(self._device)
-        rotary = self._rotary(hidden_TE[None], position_ids if len(position_ids) == 1 else position_ids[:, None])
-        self._layer.self_attn(self._layer.input_layernorm(hidden_TE[None]), position_embeddings=rotary, attention_mask=None)
-        projections: _Projections = self._layer.self_attn.captured
-        del self._layer.self_attn.captured
-
+        hidden_TE, projections = self._project(samples)
         rows, contexts = [], []
         start = 0
         for sample in samples:
@@ -121,6 +124,38 @@ class Extractor:
                 num_query_tokens=int(sample.query.sum()),
                 num_attended_tokens=len(part_AE),
             )
+
+    @torch.inference_mode()
+    def attention_maps(self, sample: Prepared, sizes: Sequence[tuple[int, int]]) -> list[AttentionMap]:
+        """A map for each picture of a sample, given their (width, height); empty where the family's tokens do not lie on one grid each."""
+        grids = self._family.grids(sample.images, sizes, self._image_processor, self._model.config)
+        _, projections = self._project([sample])
+        vision_V, received_V = self._received(sample, projections, slice(0, len(sample.input_ids)))
+        kept_V = torch.zeros_like(vision_V, dtype=torch.bool)
+        kept_V[attended(received_V, self._threshold)] = True
+        on_image_V = sample.input_ids[vision_V.cpu().numpy()] == self._model.config.image_token_id
+        received, kept = received_V.cpu().numpy()[on_image_V], kept_V.cpu().numpy()[on_image_V]
+        cells = [grid.rows * grid.columns for grid in grids]
+        extra = (len(received) - sum(cells)) // max(len(grids), 1)  # a class token before the patches of each image
+        if not grids or extra not in (0, 1) or len(received) != sum(cells) + extra * len(grids):
+            return []
+        maps, start = [], 0
+        for grid, count in zip(grids, cells, strict=True):
+            span = slice(start + extra, start + extra + count)
+            shape = grid.rows, grid.columns
+            maps.append(AttentionMap(received[span].reshape(shape), kept[span].reshape(shape), grid.box))
+            start += extra + count
+        return maps
+
+    def _project(self, samples: Sequence[Prepared]) -> tuple[torch.Tensor, _Projections]:
+        """The input of layer 0 (T, E), and what its attention makes of it."""
+        hidden_TE = self._embeddings(samples)
+        position_ids = torch.from_numpy(np.concatenate([sample.position_ids for sample in samples], axis=1)).to(self._device)
+        rotary = self._rotary(hidden_TE[None], position_ids if len(position_ids) == 1 else position_ids[:, None])
+        self._layer.self_attn(self._layer.input_layernorm(hidden_TE[None]), position_embeddings=rotary, attention_mask=None)
+        projections: _Projections = self._layer.self_attn.captured
+        del self._layer.self_attn.captured
+        return hidden_TE, projections
 
     def _embeddings(self, samples: Sequence[Prepared]) -> torch.Tensor:
         """The input of layer 0: text embeddings, with the projected image features in the places of the placeholders. (T, E)."""
@@ -145,12 +180,16 @@ class Extractor:
 
     def _attend(self, sample: Prepared, projections: _Projections, span: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """The attended vision tokens of one sample (A,), and what its attention gives them (A, H * D)."""
-        query_HSD, key_KSD, value_KSD = (tensor[:, span] for tensor in projections[:3])
-        query_Q, vision_V = (torch.from_numpy(np.flatnonzero(mask)).to(self._device) for mask in (sample.query, sample.vision))
-        scaling, window = projections.scaling, projections.sliding_window
-        received_V = attention_received(query_HSD, key_KSD, query_Q, vision_V, scaling, window)
+        vision_V, received_V = self._received(sample, projections, span)
         rows_A = vision_V[attended(received_V, self._threshold)]
-        return rows_A, attention_output(query_HSD, key_KSD, value_KSD, rows_A, scaling, window)
+        query_HSD, key_KSD, value_KSD = (tensor[:, span] for tensor in projections[:3])
+        return rows_A, attention_output(query_HSD, key_KSD, value_KSD, rows_A, projections.scaling, projections.sliding_window)
+
+    def _received(self, sample: Prepared, projections: _Projections, span: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """The vision tokens of one sample (V,), and the attention that each receives (V,)."""
+        query_HSD, key_KSD = (tensor[:, span] for tensor in projections[:2])
+        query_Q, vision_V = (torch.from_numpy(np.flatnonzero(mask)).to(self._device) for mask in (sample.query, sample.vision))
+        return vision_V, attention_received(query_HSD, key_KSD, query_Q, vision_V, projections.scaling, projections.sliding_window)
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> list[range]:

@@ -17,6 +17,16 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
+class Grid:
+    """How the tokens of one image lie on it: row by row over a part of the picture."""
+
+    rows: int
+    columns: int
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    """Left, top, right, bottom of what the model sees, as shares of the picture's width and height."""
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """LLaVA 1.5: one fixed-size crop an image, positions counted along the text."""
 
@@ -45,6 +55,12 @@ class Family:
         """A view of `pixel_values` as (..., channels, height, width), to normalise it."""
         return pixel_values
 
+    def grids(self, inputs: Mapping[str, Any], sizes: Sequence[tuple[int, int]], image_processor: Any, config: Any) -> list[Grid]:
+        """Where the image tokens of one sample lie on its pictures of (width, height); empty where that is not one plain grid each."""
+        height, width = inputs["pixel_values"].shape[-2:]
+        patch = config.vision_config.patch_size
+        return [Grid(height // patch, width // patch, _cropped(size, (width, height), image_processor)) for size in sizes]
+
 
 @dataclass(frozen=True, slots=True)
 class AnyResolutionFamily(Family):
@@ -59,6 +75,9 @@ class AnyResolutionFamily(Family):
             for sample in samples
         ]
         return Family.collate(self, padded)
+
+    def grids(self, inputs: Mapping[str, Any], sizes: Sequence[tuple[int, int]], image_processor: Any, config: Any) -> list[Grid]:
+        return []  # each place of a picture has tokens in several crops
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +107,10 @@ class QwenFamily(Family):
     def pixels_as_channels(self, pixel_values: torch.Tensor, channels: int) -> torch.Tensor:
         return pixel_values.view(len(pixel_values), channels, -1, 1)
 
+    def grids(self, inputs: Mapping[str, Any], sizes: Sequence[tuple[int, int]], image_processor: Any, config: Any) -> list[Grid]:
+        merge = config.vision_config.spatial_merge_size
+        return [Grid(int(rows) // merge, int(columns) // merge) for _, rows, columns in inputs["image_grid_thw"]]
+
 
 FAMILIES: dict[str, Family] = {
     "llava": Family(),
@@ -112,3 +135,17 @@ def vision_token_ids(family: Family, processor: ProcessorMixin) -> tuple[int, li
     """The id of the image placeholder, and those of the family's other vision marks."""
     tokenizer = processor.tokenizer
     return processor.image_token_id, [tokenizer.convert_tokens_to_ids(mark) for mark in family.vision_marks]
+
+
+def _cropped(size: tuple[int, int], crop: tuple[int, int], image_processor: Any) -> tuple[float, float, float, float]:
+    """The part of a picture of (width, height) that is left when it is resized by its shorter side and `crop` is cut from its middle."""
+    edge = (getattr(image_processor, "size", None) or {}).get("shortest_edge")
+    if not edge or not getattr(image_processor, "do_center_crop", False):
+        return (0.0, 0.0, 1.0, 1.0)
+    edges = []
+    for side, kept in zip(size, crop, strict=True):
+        resized = int(edge * side / min(size))
+        first = (resized - kept) // 2
+        edges.append((first / resized, (first + kept) / resized))
+    (left, right), (top, bottom) = edges
+    return left, top, right, bottom

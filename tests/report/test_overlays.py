@@ -1,0 +1,97 @@
+"""The attention over the pictures against the golden values, and where it lies on them."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from PIL import Image
+
+from scalselect_ray.corpus import load_image
+from scalselect_ray.corpus.conversation import normalise
+from scalselect_ray.corpus.images import resolver
+from scalselect_ray.report.gallery import draw_overlay, picture_of
+from scalselect_ray.vlm import AttentionMap, Extractor, Preparer, open_checkpoint
+
+
+@pytest.fixture(scope="module", params=["llava", "qwen3"])
+def golden(request):
+    """(name, preparer, extractor, samples with their pictures, expected values)"""
+    folder = GOLDEN / request.param
+    checkpoint = open_checkpoint(str(folder / "model"))
+    extractor = Extractor(checkpoint, dtype=torch.float32, device=torch.device("cpu"), attention_threshold=0.9, batch_tokens=8192)
+    samples = [
+        normalise(row, record, resolver(str(folder))) for row, record in enumerate(json.loads((folder / "samples.json").read_text()))
+    ]
+    pictures = [[load_image(image) for image in sample.images] for sample in samples]
+    return request.param, Preparer(checkpoint), extractor, list(zip(samples, pictures, strict=True)), np.load(folder / "expected.npz")
+
+
+def test_the_attended_patches_are_those_of_the_golden_features(golden):
+    """Qwen's marks around an image are tokens that may be attended to and lie on no picture."""
+    name, prepare, extractor, samples, expected = golden
+    marks = {"llava": 0, "qwen3": 2}[name]
+    for row, (sample, pictures) in enumerate(samples):
+        prepared = prepare(sample, pictures)
+        maps = extractor.attention_maps(prepared, [picture.size for picture in pictures])
+        assert len(maps) == len(pictures)
+        on_pictures = sum(item.attended_RC.sum() for item in maps)
+        assert 0 <= expected["num_attended_tokens"][row] - on_pictures <= marks * len(pictures)
+        assert sum(item.attended_RC.size for item in maps) == expected["num_vision_tokens"][row] - marks * len(pictures)
+        received = np.concatenate([item.received_RC.ravel() for item in maps])
+        attended = np.concatenate([item.attended_RC.ravel() for item in maps])
+        assert received.sum() <= 1 + 1e-5
+        assert received[attended].min() >= received[~attended].max(initial=0), "the most attended are kept"
+        assert marks or received[attended].sum() > 0.9
+
+
+def test_each_token_lies_where_its_pixels_are(golden):
+    """White on one place of a black picture: the token of that place has the bright pixels."""
+    name, prepare, extractor, samples, _ = golden
+    sample = next(sample for sample, pictures in samples if len(pictures) == 1)
+    for width, height in ((300, 200), (160, 256), (224, 224)):
+        grid = extractor.attention_maps(prepare(sample, [Image.new("RGB", (width, height))]), [(width, height)])[0]
+        rows, columns = grid.received_RC.shape
+        left, top, right, bottom = (edge * side for edge, side in zip(grid.box, (width, height) * 2, strict=True))
+        assert 0 <= left < right <= width + 0.01
+        assert 0 <= top < bottom <= height + 0.01
+        for row, column in ((0, 0), (1, columns - 1), (rows - 1, 2)):
+            picture = Image.new("RGB", (width, height))
+            x, y = ((right - left) / columns, (bottom - top) / rows)
+            box = [left + column * x, top + row * y, left + (column + 1) * x, top + (row + 1) * y]
+            picture.paste((255, 255, 255), [round(edge) for edge in box])
+            pixels = prepare(sample, [picture]).images["pixel_values"].astype(float)
+            if name == "llava":
+                light = pixels[0].mean(0).reshape(rows, 14, columns, 14).mean((1, 3))
+            else:
+                light = pixels.mean(1).reshape(rows, columns, 4).mean(2)  # 2 x 2 patches, one behind the other, are one token
+            assert np.unravel_index(light.argmax(), light.shape) == (row, column)
+
+
+def test_llava_sees_the_middle_of_a_wide_picture_and_qwen_all_of_it(golden):
+    name, prepare, extractor, samples, _ = golden
+    sample = next(sample for sample, pictures in samples if len(pictures) == 1)
+    box = extractor.attention_maps(prepare(sample, [Image.new("RGB", (400, 100))]), [(400, 100)])[0].box
+    assert box == ((0.375, 0.0, 0.625, 1.0) if name == "llava" else (0.0, 0.0, 1.0, 1.0))
+
+
+def test_an_overlay_has_a_pixel_a_token_dark_where_nothing_is_attended():
+    seen = AttentionMap(np.array([[0.6, 0.0, 0.3], [0.02, 0.05, 0.03]]), np.array([[1, 0, 1], [0, 0, 0]], bool), (0, 0, 1, 1))
+    drawn = draw_overlay(seen)
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(drawn["overlay"].partition(",")[2]))))
+    assert pixels.shape == (2, 3, 4)
+    veiled = pixels[..., :3].max(-1) < 30
+    assert veiled.tolist() == (~seen.attended_RC).tolist()
+    assert pixels[0, 0, 3] > pixels[0, 2, 3], "more attention, more heat"
+    assert drawn["attended"] == (2, 6)
+
+
+def test_thumbnails_are_small_and_know_the_size_of_the_picture():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 1600, 3), dtype=np.uint8))
+    made = picture_of(noise)
+    assert (made.width, made.height) == (1600, 900)
+    assert Image.open(io.BytesIO(base64.b64decode(made.image.partition(",")[2]))).size == (256, 144)
+    assert len(made.image) < 60_000
