@@ -22,7 +22,7 @@ from scalselect_ray.features import FeatureStore, feature_table
 from scalselect_ray.vlm import Extractor, Prepared, Preparer, Representation, front_bytes, open_checkpoint
 
 _IMAGE_THREADS = 8  # of one task; the images of JSON corpora are fetched one by one
-_PREPARE_BYTES = 512 << 20  # of one prepare task: a slice of samples, its decoded images and what is made of them
+_PREPARE_BYTES = 768 << 20  # of one prepare task: a slice of samples, its decoded images and what is made of them
 _ACTIVATION_BYTES = 2 << 30  # of one extractor beside its weights: the pixels and activations of a batch
 _ARRAYS = ("input_ids", "position_ids", "query", "vision")
 

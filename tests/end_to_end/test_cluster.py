@@ -195,8 +195,11 @@ def test_a_folder_that_a_node_does_not_share_is_refused_before_anything_is_paid_
 
 
 @pytest.fixture
-def autoscaler(tmp_path) -> Iterator[str]:
-    """The address of a head whose autoscaler starts nodes with a GPU (that is none) when they are asked for."""
+def autoscaler(tmp_path, cluster) -> Iterator[str]:
+    """The address of a head whose autoscaler starts nodes with a GPU (that is none) when they are asked for.
+
+    It and its drivers authenticate alike, by what the Ray of this process has put into the environment.
+    """
     port = free_port()
     provider = {
         "type": "external", "module": "fake_nodes.Provider", "head_node_id": FAKE_HEAD_NODE_ID, "gcs_address": f"127.0.0.1:{port}",
@@ -221,7 +224,7 @@ def autoscaler(tmp_path) -> Iterator[str]:
     ]  # fmt: skip
     environment = {
         **os.environ, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
-        "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
     }  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
