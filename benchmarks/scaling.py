@@ -14,6 +14,7 @@ import resource
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,8 @@ from scalselect_ray.features import FeatureStore
 from scalselect_ray.subspace import consecutive_groups
 
 SLICE_ROWS = 500
+MARK = "SCALSELECT_BENCHMARK"
+os.environ[MARK] = str(os.getpid())  # Ray and its workers inherit it
 
 
 def make_slices(store: FeatureStore, first: int, stop: int, dim: int) -> list[str]:
@@ -48,14 +51,25 @@ def make_slices(store: FeatureStore, first: int, stop: int, dim: int) -> list[st
     return names
 
 
-def worker_peak() -> int:
-    """Largest peak resident memory of this machine's Ray workers, in bytes."""
-    peaks = [0]
-    for status in Path("/proc").glob("[0-9]*/status"):
+def workers() -> Iterator[Path]:
+    """Folders below /proc of the Ray workers that this benchmark started; others may run on the machine."""
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-            if lines["Name"].strip().startswith("ray::"):
-                peaks.append(int(lines["VmHWM"].split()[0]) * 1024)
+            if (folder / "cmdline").read_bytes().startswith(b"ray::") and f"{MARK}={os.getpid()}\0".encode() in (
+                folder / "environ"
+            ).read_bytes():
+                yield folder
+        except OSError:
+            continue
+
+
+def worker_peak() -> int:
+    """Largest peak resident memory of a worker, in bytes."""
+    peaks = [0]
+    for folder in workers():
+        try:
+            lines = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line)
+            peaks.append(int(lines["VmHWM"].split()[0]) * 1024)
         except (OSError, KeyError):
             continue
     return max(peaks)

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
@@ -18,25 +19,53 @@ from scalselect_ray.console import Console, duration
 from scalselect_ray.errors import ScalSelectError
 from scalselect_ray.runs import Runs, read_object
 
+_END_S = 8  # an interrupted process is gone by then
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and answers its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
     console = Console()
-    signal.signal(signal.SIGTERM, _interrupt)  # preemption and `ray job stop` are a Ctrl-C
+    interruption = _Interruption()
+    before = {number: signal.signal(number, interruption) for number in (signal.SIGINT, signal.SIGTERM)}
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         answer = options.verb(options, console)
-    except ScalSelectError as error:
+    except BaseException as error:
+        if interruption.seen or isinstance(error, KeyboardInterrupt):  # libraries turn an interruption into errors of their own
+            console.note("interrupted: what is committed stays, and the next run goes on from there")
+            return 130
+        if not isinstance(error, ScalSelectError):
+            raise
         console.error(storage.redact(str(error)))
         return error.exit_code
-    except KeyboardInterrupt:
-        console.note("interrupted: what is committed stays, and the next run goes on from there")
-        return 130
+    finally:
+        if not interruption.seen:
+            for number, handler in before.items():
+                signal.signal(number, handler)
     if options.json and answer is not None:
         sys.stdout.write(json.dumps(answer) + "\n")
     return 0
+
+
+class _Interruption:
+    """Ctrl-C, and what is treated as one: SIGTERM, as preemption and `ray job stop` send it.
+
+    From the first one on the process ends: further ones disturb nothing, and what does not end by itself is left behind.
+    """
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __call__(self, signal_number: int, frame: FrameType | None) -> None:
+        if self.seen:
+            return
+        self.seen = True
+        last_resort = threading.Timer(_END_S, os._exit, [130])
+        last_resort.daemon = True
+        last_resort.start()
+        raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -227,7 +256,3 @@ def _measured_rate(output: str, extractor_id: str) -> float | None:
         if record.get("extractor") == extractor_id and record.get("samples_per_second"):
             return float(record["samples_per_second"])
     return None
-
-
-def _interrupt(signal_number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

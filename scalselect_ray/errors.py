@@ -5,7 +5,7 @@ ScalSelectError            an error with a message for people: no traceback is s
 ├── CorpusError            the corpus cannot be found, listed or read             exit 2
 ├── ModelError             the model cannot be found, loaded or used              exit 2
 ├── OutputError            the output folder cannot be used                       exit 2
-├── ClusterError           Ray cannot be started or joined                        exit 1
+├── ClusterError           Ray cannot be started or joined, or fails on and on    exit 1
 └── TooManyRejectsError    more rejected samples than `rejects.max_fraction`      exit 3
 
 A sample that cannot be used is not an error of the run: see `scalselect_ray.corpus.SampleRejectedError`.
@@ -34,6 +34,12 @@ class OutputError(ScalSelectError):
     """The output folder cannot be written, or what lies there is not ours."""
 
 
+class ClusterError(ScalSelectError):
+    """Ray cannot be started or joined, or machines, processes or devices fail again and again. What is committed stays."""
+
+    exit_code = 1
+
+
 class StorageError(ScalSelectError, OSError):
     """A disk or an object store does not answer, or cannot take what is written, after all patience."""
 
@@ -52,12 +58,6 @@ class DamagedObjectError(OutputError):
 
     def __str__(self) -> str:
         return f"{self.uri} is damaged ({self.problem})"
-
-
-class ClusterError(ScalSelectError):
-    """Ray cannot be started or joined."""
-
-    exit_code = 1
 
 
 class TooManyRejectsError(ScalSelectError):

@@ -106,7 +106,10 @@ def _select(config: JobConfig, files: Sequence[CorpusFile], store: FeatureStore,
             storage.join(folder, "manifest", "text-only.parquet"), chosen + 1,
         )  # fmt: skip
         previous = runs.latest_with(store.extractor_id)
-        change = {"previous": previous, **compare(folder, runs.folder(previous), chosen)} if previous else None
+        found = compare(folder, runs.folder(previous), chosen) if previous else None
+        if previous and not found:
+            console.warn(f"the results of run {previous} are damaged: what has changed since then cannot be told")
+        change = {"previous": previous, **found} if found else None
         stage.advance(1)
         seconds["select"] = stage.seconds
 
@@ -147,7 +150,7 @@ def open_store(config: JobConfig, output: str) -> FeatureStore:
     extractor = config.extractor
     checkpoint = open_checkpoint(extractor.model, extractor.revision)
     Preparer(checkpoint, min_pixels=extractor.min_pixels, max_pixels=extractor.max_pixels)  # fails now or in every worker
-    description = {"weights": fingerprint(checkpoint), "settings": feature_settings(extractor), "format": 1}
+    description = {"weights": fingerprint(checkpoint), "settings": feature_settings(extractor), "format": 2}
     extractor_id = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
     store = FeatureStore(output, extractor_id)
     try:
@@ -225,7 +228,5 @@ def _text_only_share(config: JobConfig, budget: int, scored: int) -> float | Non
 
 
 def _run_id(config: JobConfig, store: FeatureStore, plan: Plan) -> str:
-    """Sorts by time, in milliseconds; the tail tells apart runs of the same moment."""
-    now = datetime.now(UTC)
     what = json.dumps([asdict(config), store.extractor_id, plan.slice_ids], sort_keys=True)
-    return f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}Z-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+    return Runs(store.output).new_id(datetime.now(UTC), hashlib.sha256(what.encode()).hexdigest()[:8])

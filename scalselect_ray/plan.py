@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from scalselect_ray.corpus import CorpusFile, Slice, is_complete, plan_file, slice_range
 
 PlanFiles = Callable[[Sequence[CorpusFile]], list[list[Slice]]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """What a corpus is made of, and what of it is still to do."""
 
@@ -16,11 +17,11 @@ class Plan:
     slice_ids: list[str]  # of the whole corpus, in the order of (shard, row)
     todo: list[Slice]
 
-    @property
+    @cached_property
     def rows(self) -> int:
         return sum(rows_of(slice_id) for slice_id in self.slice_ids)
 
-    @property
+    @cached_property
     def todo_rows(self) -> int:
         return sum(part.rows for part in self.todo)
 

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from scalselect_ray import storage
@@ -14,13 +14,19 @@ _RUN_ID = re.compile(r"^\d{8}T\d{9}Z-[0-9a-f]{8}$")
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Runs are known by their ids, which sort by the time they began."""
+    """Runs are known by their ids, which sort by the time they began, in milliseconds; a tail tells apart runs of the same moment."""
 
     output: str
 
     def names(self) -> list[str]:
         """Ids of all runs, finished or not, oldest first."""
         return [name for name in storage.list_folders(storage.join(self.output, "runs")) if _RUN_ID.match(name)]
+
+    def new_id(self, now: datetime, tail: str) -> str:
+        """The id of a run that begins now, greater than that of every run there is: a clock that went back must not hide it."""
+        for newest in self.names()[-1:]:
+            now = max(now, self.began(newest) + timedelta(milliseconds=1))
+        return f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}Z-{tail}"
 
     def folder(self, run_id: str) -> str:
         return storage.join(self.output, "runs", run_id)

@@ -8,6 +8,7 @@ Whatever a store's client raises comes out as FileNotFoundError (or a kin of it)
 """
 
 import contextlib
+import errno
 import io
 import os
 import posixpath
@@ -26,7 +27,8 @@ from fsspec.core import url_to_fs
 from scalselect_ray.errors import ConfigError, NoPermissionError, ScalSelectError, StorageError
 
 T = TypeVar("T")
-_ANSWERS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ScalSelectError)  # no error of the store
+_ANSWERS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, MemoryError, ScalSelectError)  # not its trouble
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PATIENCE = tenacity.Retrying(
     retry=tenacity.retry_if_not_exception_type(_ANSWERS),
     wait=tenacity.wait_random_exponential(multiplier=1, max=16),
@@ -156,7 +158,8 @@ def write(uri: str, data: bytes, content_type: str | None = None) -> None:
     except PermissionError as error:
         raise NoPermissionError(f"{redact(uri)}: no permission to write there") from error
     except OSError as error:
-        raise StorageError(f"{redact(uri)} cannot be written: {error}") from error
+        cure = "; make room there and run again: what is committed stays" if error.errno in _FULL else ""
+        raise StorageError(f"{redact(uri)} cannot be written: {error}{cure}") from error
 
 
 @contextlib.contextmanager
@@ -290,17 +293,20 @@ def _entries(folder: str) -> list[tuple[str, str]]:
     """(name, file or directory) of what lies right inside `folder`, hidden ones aside."""
     fs, path = filesystem(folder)
 
-    def listed() -> list[dict[str, Any]]:
+    def listed() -> list[tuple[str, str]]:
+        if is_local(folder):
+            with os.scandir(path) as found:  # fsspec would ask the disk for the status of each
+                return [(entry.path, "directory" if entry.is_dir() else "file") for entry in found]
         fs.invalidate_cache(path)
-        return cast(list[dict[str, Any]], fs.ls(path, detail=True))
+        return [(entry["name"].rstrip("/"), entry["type"]) for entry in fs.ls(path, detail=True)]
 
     try:
         entries = _patiently(folder, listed)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     here = path.rstrip("/")  # a listing can show the folder itself, as the marker object some tools leave
-    named = ((entry["name"].rstrip("/"), entry["type"]) for entry in entries)
-    return sorted((posixpath.basename(name), kind) for name, kind in named if name != here and not posixpath.basename(name).startswith("."))
+    named = ((posixpath.basename(name), kind) for name, kind in entries if name != here)
+    return sorted((name, kind) for name, kind in named if not name.startswith("."))
 
 
 def _write_here(path: str, data: bytes) -> None:

@@ -11,21 +11,39 @@ import pyarrow.parquet as pq
 from conftest import GOLDEN
 
 
-def test_scaling_benchmark_runs():
+def run(script: str, *options: str) -> dict:
+    """The record that a benchmark prints last."""
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    script = Path(__file__).parents[1] / "benchmarks" / "scaling.py"
-    command = [sys.executable, str(script), "--dim", "16", "--rows", "2000", "--steps", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=True)
-    record = json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, str(Path(__file__).parents[1] / "benchmarks" / script), *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, timeout=300, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_scaling_benchmark_runs():
+    record = run("scaling.py", "--dim", "16", "--rows", "2000", "--steps", "2")
     assert [result["rows"] for result in record["results"]] == [2000, 4000]
 
 
 def test_prepare_benchmark_runs():
-    script = Path(__file__).parents[1] / "benchmarks" / "prepare.py"
-    done = subprocess.run([sys.executable, str(script), "--samples", "4"], capture_output=True, text=True, timeout=300, check=True)
-    results = json.loads(done.stdout.splitlines()[-1])["results"]
+    results = run("prepare.py", "--samples", "4")["results"]
     assert [result["samples"] for result in results] == [4, 4]
     assert all(result["payload_kib_per_sample"] > 336 * 336 * 3 / 1024 for result in results)
+
+
+def test_million_benchmark_runs():
+    record = run("million.py", "--rows", "4000", "--dim", "8", "--ledger", "2000")
+    assert record["selection"]["rows"] == 4000
+    assert record["selection"]["chosen"] == 640
+    assert (record["ledger"]["slices"], record["ledger"]["todo"], record["ledger"]["todo_half"]) == (2000, 0, 1000)
+    assert record["ledger"]["moments_of"] == 2000
+
+
+def test_soak_benchmark_runs():
+    record = run("soak.py", "--slices", "12", "--every", "0")
+    assert (record["slices"], record["rejected"], record["objects"]) == (12, 0, 13)
+    assert record["samples"][-1]["slices"] == 12
+    assert record["driver_requests"]["listings"] <= 5
+    assert any(sample["actors_mib"] and sample["actor_handles"] for sample in record["samples"])
 
 
 def test_storage_benchmark_runs(tmp_path):

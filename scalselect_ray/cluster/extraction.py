@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +16,12 @@ import torch
 from safetensors.numpy import load, save
 
 from scalselect_ray.cluster import metrics
-from scalselect_ray.cluster.session import cluster_cpus, cluster_gpus, node_memory
+from scalselect_ray.cluster.session import ATTEMPTS, cluster_cpus, cluster_gpus, node_memory
 from scalselect_ray.config import ExtractorConfig, WorkersConfig
-from scalselect_ray.corpus import Reject, Sample, SampleRejectedError, Slice, fetched, load_image, read_slices, reading_units
+from scalselect_ray.corpus import Reason, Reject, Sample, SampleRejectedError, Slice, fetched, load_image, read_slices, reading_units
+from scalselect_ray.errors import ClusterError
 from scalselect_ray.features import FeatureStore, feature_table
-from scalselect_ray.vlm import Extractor, Prepared, Preparer, Representation, front_bytes, open_checkpoint
+from scalselect_ray.vlm import DeviceLostError, Extractor, Prepared, Preparer, Representation, front_bytes, open_checkpoint
 
 _IMAGE_THREADS = 8  # of one task; the images of JSON corpora are fetched one by one
 _PREPARE_BYTES = 768 << 20  # of one prepare task: a slice of samples, its decoded images and what is made of them
@@ -53,6 +55,7 @@ def extract(slices: Sequence[Slice], store: FeatureStore, extractor: ExtractorCo
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=0.5 if crowded else 1,
+            max_retries=ATTEMPTS,
             memory=_PREPARE_BYTES,  # a need unlike the extractors' also keeps Ray from fusing the two stages: they are to overlap
             label_selector=workers.prepare_labels or None,
         )
@@ -66,8 +69,9 @@ def extract(slices: Sequence[Slice], store: FeatureStore, extractor: ExtractorCo
             num_gpus=gpus_each,
             memory=min(extractor_bytes(extractor), node_memory() // 2),  # on a small node rather tight than never
             label_selector=workers.extractor_labels or None,
+            max_task_retries=ATTEMPTS,
         )
-        .map_batches(commit_slice, fn_kwargs={"store": store}, batch_size=1, batch_format="pyarrow", num_cpus=0.1)
+        .map_batches(commit_slice, fn_kwargs={"store": store}, batch_size=1, batch_format="pyarrow", num_cpus=0, max_retries=ATTEMPTS)
     )
     for batch in committed.iter_batches(batch_size=None, batch_format="pyarrow"):
         for row in batch.to_pylist():
@@ -112,7 +116,15 @@ class ExtractSlices:
         started = time.perf_counter()
         part = Slice(**json.loads(batch["slice"][0].as_py()))
         rows = unpack(batch["payload"][0].as_buffer())
-        answers = iter(self._extractor([prepared for _, prepared in rows if isinstance(prepared, Prepared)]))
+        try:
+            answers = iter(self._extractor([prepared for _, prepared in rows if isinstance(prepared, Prepared)]))
+        except DeviceLostError as error:
+            if not ray.get_runtime_context().was_current_actor_reconstructed:
+                os._exit(1)  # the process is of no more use: Ray starts another and hands it the slice again
+            raise ClusterError(
+                f"the device of an extractor was lost again, on {part.shard} rows {part.first_row}-{part.stop_row - 1}: {error}\n"
+                "Next: look at that machine's device; run again: what is committed stays and is not paid for again"
+            ) from error
         records = [
             {"source": part.source, "shard": part.shard, **key, **_outcome(next(answers) if isinstance(prepared, Prepared) else prepared)}
             for key, prepared in rows
@@ -189,6 +201,8 @@ def _prepare_row(preparer: Preparer, sample: Sample | Reject) -> tuple[Row, int]
         return (key, preparer(sample, images)), size
     except SampleRejectedError as error:
         return (key, error), size
+    except MemoryError:
+        return (key, SampleRejectedError(Reason.EXTRACTION_FAILED, "there is not enough memory to prepare this sample")), size
 
 
 def _outcome(answer: Representation | SampleRejectedError) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Feature files to moments to the subspace: leaf tasks, a tree of merges, one task that decomposes. No d x d matrix meets the driver."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,12 +64,17 @@ class Stored:
 
 
 def find_stored(store: FeatureStore, slice_ids: Sequence[str]) -> Stored | None:
-    """The stored moments that cover most of these slices and nothing else."""
+    """The stored moments that cover most of these slices and nothing else. Raises DamagedObjectError."""
     folder = _moments_folder(store)
     wanted, best = set(slice_ids), None
     for name in storage.list_names(folder):
         uri = storage.join(folder, name)
-        covered = moments.stored_slices(lambda start, stop, uri=uri: storage.read_bytes(uri, start, stop))  # type: ignore[misc]
+        try:
+            covered = moments.stored_slices(lambda start, stop, uri=uri: storage.read_bytes(uri, start, stop))  # type: ignore[misc]
+        except (ValueError, FileNotFoundError) as error:
+            raise DamagedObjectError(uri, str(error)) from error
+        if name != f"{moments.set_id(covered)}.safetensors":
+            raise DamagedObjectError(uri, "it is not of the slices that its name tells")
         if covered and wanted.issuperset(covered) and (best is None or len(covered) > len(best.slice_ids)):
             best = Stored(uri, covered)
     return best
@@ -87,7 +91,7 @@ def moments_of(
     if stored:
         merged = _merge_stored.remote(stored.uri, merged)
     slice_ids = sorted({slice_id for group in groups for slice_id in group}.union(stored.slice_ids if stored else ()))
-    set_id = hashlib.sha256("\n".join(slice_ids).encode()).hexdigest()[:32]
+    set_id = moments.set_id(slice_ids)
     uri = storage.join(_moments_folder(store), f"{set_id}.safetensors")
     if not storage.exists(uri):
         ray.get(_save_moments.remote(uri, merged, slice_ids))

@@ -2,15 +2,21 @@
 
 import logging
 import os
+import signal
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.data import DataContext
-from ray.exceptions import RayError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from scalselect_ray.errors import ClusterError, ScalSelectError
+
+ATTEMPTS = 5
+"""How often a task may take its worker with it: one that does so each time would be tried forever."""
 
 
 @contextmanager
@@ -26,8 +32,12 @@ def session() -> Iterator[None]:
         address = os.environ.get("RAY_ADDRESS")
         # Without an address Ray would also wait for one that a killed cluster left behind on this machine: "local" never does.
         where: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
+        os.environ.setdefault("RAY_task_oom_retries", str(ATTEMPTS))
+        # Ray ends a worker that idles for a second where there are more of them than CPUs; each new one would first import torch.
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
         try:
-            ray.init(logging_level=logging.ERROR, log_to_driver=False, **where)
+            with _interruptible():
+                ray.init(logging_level=logging.ERROR, log_to_driver=False, **where)
         except (ConnectionError, RuntimeError, ValueError) as error:
             what = f"the Ray cluster at RAY_ADDRESS={address} cannot be joined" if address else "Ray does not start on this machine"
             raise ClusterError(f"{what}: {error}") from error
@@ -36,6 +46,7 @@ def session() -> Iterator[None]:
     context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = 3  # a node can go away while its actor starts
     context.raise_original_map_exception = True  # a wrapped one would lose its kind on the way here
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # Ray Data has no other way yet to bound a task's attempts
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it would print a trace of what is raised here anyway
     try:
         yield
@@ -46,11 +57,12 @@ def session() -> Iterator[None]:
 
 @contextmanager
 def own_errors() -> Iterator[None]:
-    """An error of ours that is raised inside a task comes out of the block as itself."""
+    """An error of ours that is raised inside a task comes out of the block as itself; one of Ray's about machines and processes as a
+    ClusterError."""
     try:
         yield
     except RayError as error:
-        raise _own(error) or error from None
+        raise _own(error) or _of_the_cluster(error) or error from None
 
 
 def cluster_cpus() -> int:
@@ -82,6 +94,40 @@ def bounded_map(function: Any, arguments: Sequence[tuple[Any, ...]], done: Calla
         ready, _ = ray.wait(list(running), num_returns=1)
         for ref in ready:
             done(*running.pop(ref))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ray puts its own handler in the place of a process's for SIGTERM: an interruption is one here as everywhere else."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _of_the_cluster(error: BaseException | None) -> ClusterError | None:
+    """What people need to know of a worker, actor, node or object that is gone for good."""
+    while error is not None:
+        if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+            if isinstance(error, OutOfMemoryError):
+                said = str(error).partition("\n")[0]
+                cure = "give its machine more memory, or cut smaller slices (corpus.slice_rows, corpus.slice_bytes)"
+            else:
+                said = " ".join(str(error).split("\n\n")[0].split())[:600]
+                cure = "see Ray's logs for why"
+            return ClusterError(
+                f"a part of the run was lost again and again: {said}\n"
+                f"Next: {cure}; run again: what is committed stays and is not paid for again"
+            )
+        cause = getattr(error, "cause", None)
+        error = cause if isinstance(cause, BaseException) else error.__cause__
+    return None
 
 
 def _own(error: BaseException | None) -> ScalSelectError | None:

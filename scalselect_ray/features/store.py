@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scalselect_ray import storage
-from scalselect_ray.errors import DamagedObjectError, StorageError
+from scalselect_ray import seal, storage
+from scalselect_ray.errors import DamagedObjectError
 
-_FORMAT = "scalselect.features/1"
+_FORMAT = "scalselect.features/2"
 _COUNTS = ("num_tokens", "num_vision_tokens", "num_query_tokens", "num_attended_tokens")
 
 
@@ -48,11 +48,9 @@ class FeatureStore:
     def differences(self) -> str:
         """What tells this extractor from the one in the same output that is most like it; empty when it is the only one."""
         parent = storage.join(self.output, "features")
-        ours, *others = [
-            _flat(json.loads(storage.read_bytes(storage.join(parent, name, "extractor.json"))))
-            for name in [self.extractor_id, *(name for name in storage.list_folders(parent) if name != self.extractor_id)]
-            if storage.exists(storage.join(parent, name, "extractor.json"))
-        ]
+        names = [self.extractor_id, *(name for name in storage.list_folders(parent) if name != self.extractor_id)]
+        ours, *others = [_description(storage.join(parent, name, "extractor.json")) for name in names]
+        others = [other for other in others if other]
         changes = [[name for name in ours | other if ours.get(name) != other.get(name)] for other in others]
         nearest = min(zip(changes, others, strict=True), key=lambda item: len(item[0]), default=([], {}))
         return ", ".join(f"{name} is {ours.get(name)} and was {nearest[1].get(name)}" for name in nearest[0])
@@ -64,31 +62,37 @@ class FeatureStore:
     def commit(self, slice_id: str, table: pa.Table) -> int:
         """Writes one slice's features whole, and returns the bytes. Writing a slice again writes the same bytes."""
         sink = io.BytesIO()
-        keys = [name for name in table.column_names if name != "feature"]
-        pq.write_table(
-            table.replace_schema_metadata({"format": _FORMAT, "slice": slice_id, "extractor": self.extractor_id}),
+        table = table.replace_schema_metadata(self._metadata(slice_id))
+        with pq.ParquetWriter(
             sink,
-            compression={**{name: "zstd" for name in keys}, "feature.list.element": "none"},
+            table.schema,
+            compression={**{name: "zstd" for name in table.column_names if name != "feature"}, "feature.list.element": "none"},
             use_dictionary=["source", "shard", "reason"],
-            write_page_checksum=True,
-        )
-        storage.write(self._uri(slice_id), sink.getvalue())
-        return sink.tell()
+            write_page_checksum=True,  # for other readers; `read` has one checksum over everything
+        ) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({"seal": seal.BLANK})
+        data = seal.sealed(sink.getvalue())
+        storage.write(self._uri(slice_id), data)
+        return len(data)
 
     def read(self, slice_id: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The table of a slice. Raises DamagedObjectError when a checksum, the length or the format is wrong."""
+        """The table of a slice. Raises DamagedObjectError when it is gone or is not, to the byte, what was committed for this slice."""
         uri = self._uri(slice_id)
         try:
-            table = pq.read_table(
-                pa.BufferReader(storage.read_bytes(uri)), columns=list(columns) if columns else None, page_checksum_verification=True
-            )
-        except StorageError:
-            raise  # the store's trouble is no damage
+            data = storage.read_bytes(uri)
+        except FileNotFoundError as error:
+            raise DamagedObjectError(uri, "it is gone") from error
+        if not seal.holds(data):
+            raise DamagedObjectError(uri, "its checksum differs")
+        try:
+            table = pq.read_table(pa.BufferReader(data), columns=list(columns) if columns else None)
         except (pa.ArrowException, OSError) as error:
             raise DamagedObjectError(uri, str(error)) from error
-        found = (table.schema.metadata or {}).get(b"format", b"none").decode()
-        if found != _FORMAT:
-            raise DamagedObjectError(uri, f"its format is {found}, expected {_FORMAT}")
+        found = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
+        for name, expected in self._metadata(slice_id).items():
+            if found.get(name) != expected:
+                raise DamagedObjectError(uri, f"its {name} is {found.get(name)}, expected {expected}")
         return table
 
     def summary(self, slice_id: str) -> Summary:
@@ -97,12 +101,20 @@ class FeatureStore:
         text_only = pc.sum(pc.equal(reasons, "text_only")).as_py() or 0
         return Summary(len(reasons), reasons.null_count, len(reasons) - reasons.null_count - text_only, text_only)
 
+    def _metadata(self, slice_id: str) -> dict[str, str]:
+        return {"format": _FORMAT, "slice": slice_id, "extractor": self.extractor_id}
+
     def _uri(self, slice_id: str) -> str:
         return storage.join(self.folder, f"{slice_id}.parquet")
 
 
-def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
-    return {**{name: value for name, value in description.items() if name != "settings"}, **description["settings"]}
+def _description(uri: str) -> dict[str, Any]:
+    """What an `extractor.json` says, flat; empty when there is none to be read."""
+    try:
+        description = json.loads(storage.read_bytes(uri))
+        return {**{name: value for name, value in description.items() if name != "settings"}, **description["settings"]}
+    except (FileNotFoundError, ValueError, AttributeError, KeyError, TypeError):
+        return {}
 
 
 def feature_table(rows: Sequence[Mapping[str, Any]], dim: int) -> pa.Table:

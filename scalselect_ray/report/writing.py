@@ -37,6 +37,8 @@ def make_comparison(output: str, a: Mapping[str, Any], b: Mapping[str, Any], uri
     runs = Runs(output)
     folders = [runs.folder(record["run_id"]) for record in (a, b)]
     change = compare(folders[1], folders[0], max(a["chosen"], b["chosen"]))
+    if change is None:
+        raise OutputError(f"{storage.redact(folders[0])}: its manifest or its subspace is damaged; it cannot be compared")
     uri = uri or storage.join(folders[0], f"compared-with-{b['run_id']}.html")
     storage.write(uri, render_comparison(gather(output, a), gather(output, b), change), "text/html; charset=utf-8")
     return uri

@@ -9,7 +9,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-_FORMAT = "scalselect.moments/1"
+from scalselect_ray import seal
+
+_FORMAT = "scalselect.moments/2"
+_MAX_HEADER = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,42 +62,40 @@ def accumulate(blocks: Iterable[np.ndarray], dim: int, block_rows: int = 4096) -
     return merge(total, of_rows(np.concatenate(gathered))) if gathered else total
 
 
+def set_id(slice_ids: Iterable[str]) -> str:
+    """The id of a set of slices: stored moments are named by it."""
+    return hashlib.sha256("\n".join(sorted(slice_ids)).encode()).hexdigest()[:32]
+
+
 def to_bytes(moments: Moments, slice_ids: Sequence[str]) -> bytes:
-    """Safetensors with the ids of the slices whose rows these moments are of, and a checksum."""
+    """Safetensors with the ids of the slices whose rows these moments are of, sealed."""
     arrays = {"count": np.array([moments.count]), "mean": moments.mean_D, "scatter": moments.scatter_DD}
-    metadata = {"format": _FORMAT, "slices": json.dumps(sorted(slice_ids)), "sha256": _checksum(moments)}
-    return bytes(save(arrays, metadata=metadata))
+    return seal.sealed(save(arrays, metadata={"format": _FORMAT, "slices": json.dumps(sorted(slice_ids)), "seal": seal.BLANK}))
 
 
 def from_bytes(data: bytes) -> Moments:
     """The inverse of `to_bytes`. Raises ValueError when the data is not what was written."""
+    if not seal.holds(data):
+        raise ValueError("its checksum differs")
     try:
         arrays = load(data)
-        moments = Moments(int(arrays["count"][0]), arrays["mean"], arrays["scatter"])
-        expected = _metadata(lambda start, stop: data[start:stop])["sha256"]
+        return Moments(int(arrays["count"][0]), arrays["mean"], arrays["scatter"])
     except (SafetensorError, KeyError) as error:
         raise ValueError(str(error)) from error
-    if _checksum(moments) != expected:
-        raise ValueError("its checksum differs")
-    return moments
 
 
 def stored_slices(read: Callable[[int, int], bytes]) -> list[str]:
-    """The slice ids of stored moments from a few bytes at their front; `read(start, stop)` gives bytes. Empty when they are not ours."""
+    """The slice ids of stored moments from the bytes at their front; `read(start, stop)` gives bytes.
+
+    Raises ValueError when they are not ours. What they say is true only if `set_id` of them is the file's name.
+    """
     try:
-        metadata = _metadata(read)
-        return list(json.loads(metadata["slices"])) if metadata["format"] == _FORMAT else []
-    except (ValueError, KeyError, OverflowError):
-        return []
-
-
-def _metadata(read: Callable[[int, int], bytes]) -> dict[str, str]:
-    length = int.from_bytes(read(0, 8), "little")
-    return dict(json.loads(read(8, 8 + length))["__metadata__"])
-
-
-def _checksum(moments: Moments) -> str:
-    digest = hashlib.sha256(f"{moments.count}".encode())
-    for array in (moments.mean_D, moments.scatter_DD):
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+        length = int.from_bytes(read(0, 8), "little")
+        if length > _MAX_HEADER:
+            raise ValueError(f"its header claims {length:,} bytes")
+        metadata = json.loads(read(8, 8 + length))["__metadata__"]
+        if metadata["format"] != _FORMAT:
+            raise ValueError(f"its format is {metadata['format']}, expected {_FORMAT}")
+        return list(map(str, json.loads(metadata["slices"])))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"its header is none of ours ({error})") from error

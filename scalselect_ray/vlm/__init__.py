@@ -1,12 +1,13 @@
 """The front of a VLM: load only what layer 0 needs, prepare inputs, probe attention, represent."""
 
 from scalselect_ray.vlm.checkpoint import Checkpoint, fingerprint, front_bytes, open_checkpoint
-from scalselect_ray.vlm.extractor import AttentionMap, Extractor, Representation
+from scalselect_ray.vlm.extractor import AttentionMap, DeviceLostError, Extractor, Representation
 from scalselect_ray.vlm.prepare import Prepared, Preparer
 
 __all__ = [
     "AttentionMap",
     "Checkpoint",
+    "DeviceLostError",
     "Extractor",
     "Prepared",
     "Preparer",

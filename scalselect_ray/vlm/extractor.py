@@ -41,6 +41,10 @@ class AttentionMap:
     box: tuple[float, float, float, float]  # of the tokens on the picture: see `Grid`
 
 
+class DeviceLostError(Exception):
+    """The device fails whatever it is given, for as long as this process lives."""
+
+
 class _Projections(NamedTuple):
     query_HTD: torch.Tensor  # T = tokens of the batch
     key_KTD: torch.Tensor
@@ -93,11 +97,23 @@ class Extractor:
         """A failing batch is halved until the sample that fails stands alone: bad input, or too large for the device."""
         try:
             return list(self._represent(samples))
-        except (RuntimeError, ValueError, IndexError) as error:
-            if len(samples) == 1:
-                return [SampleRejectedError(Reason.EXTRACTION_FAILED, f"the model fails on this sample: {error}")]
+        except (RuntimeError, ValueError, IndexError, MemoryError) as error:
+            message = f"the model fails on this sample: {str(error) or type(error).__name__}"
+        self._recover(message)  # not before the error is let go: its traceback holds the tensors of the batch
+        if len(samples) == 1:
+            return [SampleRejectedError(Reason.EXTRACTION_FAILED, message)]
         half = len(samples) // 2
         return self._represent_all(samples[:half]) + self._represent_all(samples[half:])
+
+    def _recover(self, message: str) -> None:
+        """Gives memory back. Raises DeviceLostError where it is not the batch that fails but the device, which then fails on everything:
+        an assert or an illegal access in a kernel leaves a process nothing to compute with, and good samples would be rejected."""
+        try:
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            torch.ones(1, device=self._device).item()
+        except RuntimeError as error:
+            raise DeviceLostError(f"{self._device} can compute nothing more in this process ({error}); before that, {message}") from error
 
     @torch.inference_mode()
     def _represent(self, samples: Sequence[Prepared]) -> Iterator[Representation | SampleRejectedError]:

@@ -122,7 +122,9 @@ def test_stored_forms_come_back():
     stored = moments.to_bytes(of_rows(x), ["b", "a"])
     assert moments.stored_slices(lambda start, stop: stored[start:stop]) == ["a", "b"]
     assert np.array_equal(moments.from_bytes(stored).scatter_DD, of_rows(x).scatter_DD)
-    assert moments.stored_slices(lambda start, stop: b"\xff" * (stop - start)) == []
+    for byte in (b"\xff", b"\0", b""):
+        with pytest.raises(ValueError):  # noqa: PT011
+            moments.stored_slices(lambda start, stop, byte=byte: byte * (stop - start))
     subspace = solve(x, standardize=True)
     again = decomposition.from_bytes(decomposition.to_bytes(subspace), l2_normalize=False)
     assert np.array_equal(leverage(x, again), leverage(x, subspace))

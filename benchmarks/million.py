@@ -1,0 +1,124 @@
+"""A million made-up samples reduced, scored and selected, and a ledger of 100,000 feature files listed and planned: seconds, peak memory.
+
+python benchmarks/million.py [--rows 1000000] [--dim 64] [--ledger 100000]
+
+Features are written as a run would commit them, 500 rows a slice, then the job's own stages run over them. The ledger is planned twice:
+as a run finds it that has nothing to do, and as one does that died when half was committed. The last line of stdout is one JSON record;
+`within` says which of the bounds below held.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from scaling import SLICE_ROWS, make_slices, worker_peak
+
+from scalselect_ray import storage
+from scalselect_ray.cluster import reduction, selecting
+from scalselect_ray.cluster.session import session
+from scalselect_ray.config import SubspaceConfig
+from scalselect_ray.corpus import CorpusFile, Slice
+from scalselect_ray.features import FeatureStore
+from scalselect_ray.plan import make_plan
+from scalselect_ray.storage import FileInfo
+from scalselect_ray.subspace import consecutive_groups, moments, of_rows
+
+BOUNDS = {"total_s": 120, "worker_peak_mib": 1024, "driver_peak_mib": 1024, "ledger_s": 15}
+SLICES_A_FILE = 100
+
+
+def timed(seconds: dict[str, float], name: str, call: Callable[[], Any]) -> Any:
+    started = time.perf_counter()
+    answer = call()
+    seconds[name] = round(time.perf_counter() - started, 3)
+    return answer
+
+
+def select(store: FeatureStore, folder: str, rows: int, dim: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """The stages behind the extraction, over `rows` rows."""
+    seconds: dict[str, float] = {}
+    names = timed(seconds, "make", lambda: make_slices(store, 0, rows // SLICE_ROWS, dim))
+    groups = [names[run.start : run.stop] for run in consecutive_groups([SLICE_ROWS] * len(names), 16_384)]
+    merged, _ = timed(seconds, "reduce", lambda: reduction.moments_of(store, groups, 8, None, lambda slices: None))
+    subspace, facts = timed(
+        seconds, "solve", lambda: reduction.solve(SubspaceConfig(), merged, lambda transform: None, f"{folder}/subspace.safetensors")
+    )
+    scored = timed(seconds, "score", lambda: selecting.score(store, groups, subspace, f"{folder}/scores", lambda slices: None))
+    chosen = timed(seconds, "select", lambda: selecting.select(scored, scored.count * 16 // 100, {}, f"{folder}/manifest"))
+    return seconds, {"rows": scored.count, "k": facts["k"], "chosen": sum(chosen.values())}
+
+
+def ledger(folder: str, slices: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """What a run does with the names of its feature files, `slices` of them."""
+    files = [
+        CorpusFile("made", FileInfo(f"/made/{number:06d}.parquet", 1 << 20, "1"), "/made", SLICE_ROWS, 1 << 26)
+        for number in range(-(-slices // SLICES_A_FILE))
+    ]
+
+    def plan_files(some: list[CorpusFile]) -> list[list[Slice]]:
+        rows = SLICES_A_FILE * SLICE_ROWS
+        return [
+            [
+                Slice("made", file.file.uri, 1 << 20, "/made", file.key, first, first + SLICE_ROWS, rows, 0, 1 << 20)
+                for first in range(0, rows, SLICE_ROWS)
+            ]
+            for file in some
+        ]
+
+    seconds: dict[str, float] = {}
+    store = FeatureStore(folder, "ledger")
+    names = [part.id for planned in plan_files(files) for part in planned]
+    os.makedirs(store.folder)
+    for name in names:
+        open(f"{store.folder}/{name}.parquet", "xb").close()
+    data = moments.to_bytes(of_rows(np.random.default_rng(0).normal(size=(9, 4))), names)
+    storage.write(f"{folder}/moments/ledger/{moments.set_id(names)}.safetensors", data)
+    committed = timed(seconds, "list", store.committed)
+    plan = timed(seconds, "plan", lambda: make_plan(files, committed, plan_files))
+    half = timed(seconds, "plan_half", lambda: make_plan(files, set(names[::2]), plan_files))
+    stored = timed(seconds, "find_moments", lambda: reduction.find_stored(store, plan.slice_ids))
+    groups = timed(seconds, "group", lambda: consecutive_groups([SLICE_ROWS] * len(plan.slice_ids), 16_384))
+    rows = timed(seconds, "count", lambda: [plan.rows for _ in range(1000)])[-1]
+    found = {"slices": len(committed), "rows": rows, "todo": len(plan.todo), "todo_half": len(half.todo), "groups": len(groups)}
+    return seconds, found | {"moments_of": len(stored.slice_ids) if stored else 0}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--ledger", type=int, default=100_000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        ledger_seconds, found = ledger(f"{folder}/ledger", options.ledger)
+        print("ledger", found, ledger_seconds, flush=True)
+        with session():
+            seconds, selected = select(FeatureStore(folder, "made"), folder, options.rows, options.dim)
+            peak = worker_peak() >> 20
+    print("selection", selected, seconds, flush=True)
+    measured = {
+        "total_s": round(sum(value for name, value in seconds.items() if name != "make"), 3),
+        "worker_peak_mib": peak,
+        "driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+        "ledger_s": round(sum(ledger_seconds.values()), 3),
+    }
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    print(json.dumps({
+        "benchmark": "million", "date": datetime.now(UTC).date().isoformat(), "commit": commit, "cpus": os.cpu_count(), "dim": options.dim,
+        "versions": {name: version(name) for name in ("ray", "numpy", "pyarrow")}, "selection": selected | {"seconds": seconds},
+        "ledger": found | {"seconds": ledger_seconds}, "measured": measured, "bounds": BOUNDS,
+        "within": {name: measured[name] <= bound for name, bound in BOUNDS.items()},
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
