@@ -1,6 +1,7 @@
 """Why a sample has its score, against what the run stored and a computation of everything at once."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from mixed_corpus import Selected, manifest_of
 from safetensors.numpy import load_file
 
@@ -61,6 +63,25 @@ def test_a_sample_that_was_not_chosen_is_told_how_far_it_is_below_the_line(mixed
     assert answer["line"] == line
     assert answer["below"] == 0
     assert f"not chosen: {100 * (1 - worst['score'] / line):.2g}% below the line" in said
+
+
+def test_with_quotas_the_line_is_that_of_the_samples_source(mixed: Selected, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    copy = Selected(tmp_path / "output", mixed.folder, mixed.rows)
+    shutil.copytree(mixed.output, copy.output)
+    config = copy.output / "runs" / copy.run_id / "config.yaml"
+    kept = yaml.safe_load(config.read_text())
+    kept["selection"]["per_source"] = {"tar": {"cap": 1.0}}
+    config.write_text(yaml.safe_dump(kept))
+    worst = min((row for row in scores_of(copy.output) if row["source"] == "tar"), key=lambda row: row["score"])
+    answer, _ = explain(copy, f"tar:{worst['shard']}:{worst['row']}", capsys)
+    assert answer["line"] == min(row["score"] for row in copy.manifest if row["source"] == "tar" and row["score"] is not None)
+
+    for path in copy.output.glob("features/*/*.parquet"):
+        path.unlink()
+    answer, said = explain(copy, f"tar:{worst['shard']}:{worst['row']}", capsys)
+    assert answer["tokens"] is None
+    assert answer["directions"] == []
+    assert "its feature file is gone" in said
 
 
 def test_the_end_of_a_files_name_is_enough(mixed: Selected, capsys: pytest.CaptureFixture[str]):

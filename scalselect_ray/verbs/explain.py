@@ -21,6 +21,7 @@ from scalselect_ray.runs import Runs
 from scalselect_ray.subspace import Subspace, decomposition
 
 _BATCH_ROWS = 65_536  # of a stored table, in memory at once
+_THREADS = 16  # that look for the sample's feature file
 _MOST_MATCHES = 50  # that are listed
 _MOST_DIRECTIONS = 10  # that are shown
 _COUNTS = ("num_tokens", "num_vision_tokens", "num_query_tokens", "num_attended_tokens")
@@ -201,8 +202,11 @@ def _holding(store: FeatureStore, key: Key) -> Iterator[str]:
     """Ids of the slices that hold a row of a file, by a look at each that has rows of this number."""
 
     def holds(slice_id: str) -> bool:
-        with storage.open_random(storage.join(store.folder, f"{slice_id}.parquet")) as stream:
-            group = pq.ParquetFile(stream).read_row_group(0, columns=["source", "shard"])
+        try:
+            with storage.open_random(storage.join(store.folder, f"{slice_id}.parquet")) as stream:
+                group = pq.ParquetFile(stream).read_row_group(0, columns=["source", "shard"])
+        except (pa.ArrowException, FileNotFoundError):  # gone or damaged: a run mends it
+            return False
         return bool(len(group)) and (group["source"][0].as_py(), group["shard"][0].as_py()) == (key.source, key.shard)
 
     def may_hold(slice_id: str) -> bool:
@@ -210,8 +214,10 @@ def _holding(store: FeatureStore, key: Key) -> Iterator[str]:
         return first <= key.row < stop
 
     some = sorted(filter(may_hold, store.committed()))
-    with ThreadPoolExecutor(16) as threads:
-        yield from (slice_id for slice_id, it_does in zip(some, threads.map(holds, some), strict=True) if it_does)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for start in range(0, len(some), 4 * _THREADS):
+            chunk = some[start : start + 4 * _THREADS]
+            yield from (slice_id for slice_id, it_does in zip(chunk, threads.map(holds, chunk), strict=True) if it_does)
 
 
 def _tables(folder: str, name: str, columns: list[str]) -> Iterator[pa.Table]:

@@ -54,7 +54,7 @@ def init(paths: Sequence[str], model: str | None, out: str, console: Console) ->
     uri = storage.absolute(out)
     if storage.exists(uri):
         raise ConfigError(f"{storage.redact(out)} is there already and is not touched; give another name by --out")
-    _check_model(model)
+    model = _known_model(model)
     seen: list[Seen] = []
     for path in paths:
         seen.append(_look(path, _name(path, {other.name for other in seen})))
@@ -75,13 +75,17 @@ def _plain(item: Seen) -> dict[str, Any]:
     return {**found, "path": storage.redact(item.path), "image_root": item.image_root and storage.redact(item.image_root)}
 
 
-def _check_model(model: str | None) -> None:
+def _known_model(model: str | None) -> str | None:
+    """The model as a config names it. Raises ModelError when it can be no model."""
     if model is None or not storage.is_local(model):
-        return
-    if os.path.isdir(model) and not os.path.isfile(os.path.join(model, "config.json")):
-        raise ModelError(f"--model {model}: no config.json in this folder; expected a folder written by save_pretrained")
-    if not os.path.isdir(model) and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        return model
+    if not os.path.isdir(model):
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+            return model
         raise ModelError(f"--model {model}: no such folder (nor is it a hub id of the form owner/name)")
+    if not os.path.isfile(os.path.join(model, "config.json")):
+        raise ModelError(f"--model {model}: no config.json in this folder; expected a folder written by save_pretrained")
+    return storage.absolute(model)
 
 
 def _name(path: str, taken: set[str]) -> str:
