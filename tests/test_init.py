@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import mixed_corpus
+import object_store
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import GOLDEN
 
+from scalselect_ray import storage
 from scalselect_ray.cli import main
 from scalselect_ray.config import load_config
 from scalselect_ray.errors import ConfigError
@@ -125,3 +127,15 @@ def test_sources_of_one_name_get_names_that_differ(tmp_path: Path):
     assert main(["init", str(tmp_path / "a" / "train.json"), str(tmp_path / "b" / "train.json"), "--out", str(tmp_path / "c.yaml")]) == 0
     config = load_config(str(tmp_path / "c.yaml"), ["extractor.model=a/b"])
     assert [source.name for source in config.corpus.sources] == ["train", "train-2"]
+
+
+def test_a_corpus_in_a_bucket(s3: object_store.ObjectStore):
+    s3.clear()
+    line = json.dumps({"image": "a/1.png", "conversations": TURNS}) + "\n"
+    storage.write("s3://bucket/corpus/json/train.jsonl", line.encode())
+    storage.write("s3://bucket/corpus/images/a/1.png", PICTURE)
+    assert main(["init", "s3://bucket/corpus/json/*.jsonl", "--out", "s3://bucket/job/config.yaml"]) == 0
+    config = load_config("s3://bucket/job/config.yaml", ["extractor.model=a/b"])
+    source = config.corpus.sources[0]
+    assert (source.name, source.image_root) == ("json", "s3://bucket/corpus/images")
+    assert config.output == "s3://bucket/job/selection"
