@@ -14,6 +14,8 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from scalselect_ray import storage
 from scalselect_ray.errors import ConfigError
 
+Check = tuple[bool, str, object, str]  # whether it is fine, the key, its value, what is expected
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
@@ -183,6 +185,15 @@ def parse_config(text: str, overrides: Sequence[str] = (), where: str = "config"
     return _absolute(config)
 
 
+def check_extractor(extractor: ExtractorConfig) -> None:
+    """Of one that was made in Python, where nothing has looked at its values yet. Raises ConfigError."""
+    try:
+        OmegaConf.to_object(OmegaConf.structured(extractor))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"extractor: {_key(error)}: {str(error).splitlines()[0]}") from error
+    _insist(_extractor_checks(extractor), "extractor")
+
+
 def to_yaml(config: JobConfig) -> str:
     """The resolved config, for the copy that is kept with a run. Secrets that a URI may carry are left out."""
     return storage.redact(OmegaConf.to_yaml(OmegaConf.structured(config)))
@@ -228,21 +239,17 @@ def feature_settings(extractor: ExtractorConfig) -> dict[str, Any]:
 
 
 def _check(config: JobConfig, where: str) -> None:
-    sources, extractor, selection = config.corpus.sources, config.extractor, config.selection
+    sources, selection = config.corpus.sources, config.selection
     names = [source.name for source in sources]
     budgets = budgets_of(selection)
     share = selection.text_only_share
-    checks: list[tuple[bool, str, object, str]] = [
+    checks: list[Check] = [
         (bool(sources), "corpus.sources", [], "at least one source"),
         (all(names), "corpus.sources[].name", "", "a name"),
         (len(set(names)) == len(names), "corpus.sources[].name", names, "names that differ"),
         (all(source.paths for source in sources), "corpus.sources[].paths", [], "at least one path"),
         (config.corpus.slice_rows >= 1, "corpus.slice_rows", config.corpus.slice_rows, "1 or more"),
         (config.corpus.slice_bytes >= 1, "corpus.slice_bytes", config.corpus.slice_bytes, "1 or more"),
-        (bool(extractor.model), "extractor.model", extractor.model, "a folder or a hub id"),
-        (0 < extractor.attention_threshold <= 1, "extractor.attention_threshold", extractor.attention_threshold, "above 0, at most 1"),
-        (extractor.batch_tokens >= 1, "extractor.batch_tokens", extractor.batch_tokens, "1 or more"),
-        (extractor.max_length is None or extractor.max_length >= 1, "extractor.max_length", extractor.max_length, "1 or more, or null"),
         (0 < config.subspace.energy <= 1, "subspace.energy", config.subspace.energy, "above 0, at most 1"),
         (
             bool(budgets) and all(map(_is_amount, budgets)),
@@ -270,9 +277,7 @@ def _check(config: JobConfig, where: str) -> None:
         (config.reduce.leaf_rows >= 1, "reduce.leaf_rows", config.reduce.leaf_rows, "1 or more"),
         (bool(config.output), "output", config.output, "a folder or a bucket prefix"),
     ]
-    for name in ("min_pixels", "max_pixels"):
-        value = getattr(extractor, name)
-        checks.append((value is None or value >= 1, f"extractor.{name}", value, "1 or more, or null"))
+    checks += _extractor_checks(config.extractor)
     for name, quota in selection.per_source.items():
         key = f"selection.per_source.{name}"
         checks.append((name in names, "selection.per_source", name, f"the name of a source ({', '.join(names)})"))
@@ -284,6 +289,22 @@ def _check(config: JobConfig, where: str) -> None:
             checks.append((value is None or _is_amount(value), f"{key}.{bound}", value, "a fraction between 0 and 1, or a count above 1"))
         if quota.floor is not None and quota.cap is not None and (quota.floor > 1) == (quota.cap > 1):
             checks.append((quota.floor <= quota.cap, f"{key}.floor", quota.floor, f"no more than the cap of {quota.cap}"))
+    _insist(checks, where)
+
+
+def _extractor_checks(extractor: ExtractorConfig) -> list[Check]:
+    checks: list[Check] = [
+        (bool(extractor.model), "extractor.model", extractor.model, "a folder or a hub id"),
+        (0 < extractor.attention_threshold <= 1, "extractor.attention_threshold", extractor.attention_threshold, "above 0, at most 1"),
+        (extractor.batch_tokens >= 1, "extractor.batch_tokens", extractor.batch_tokens, "1 or more"),
+    ]
+    for name in ("max_length", "min_pixels", "max_pixels"):
+        value = getattr(extractor, name)
+        checks.append((value is None or value >= 1, f"extractor.{name}", value, "1 or more, or null"))
+    return checks
+
+
+def _insist(checks: Sequence[Check], where: str) -> None:
     for fine, key, value, expected in checks:
         if not fine:
             raise ConfigError(f"{where}: {key} is {value!r}; expected {expected}")

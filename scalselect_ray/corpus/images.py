@@ -22,8 +22,9 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 Image.init()  # Pillow knows formats by name only once their plugins are loaded
 
 
-def resolver(image_root: str) -> ImageResolver:
-    """What turns an image field of a row to a reference. Paths are joined to `image_root`, and nothing outside it is ever read."""
+def resolver(image_root: str | None) -> ImageResolver:
+    """What turns an image field of a row to a reference. Paths are joined to `image_root`, and nothing outside it is ever read; without
+    one no path is read at all."""
 
     def resolve(field: object) -> ImageRef:
         if isinstance(field, Mapping):
@@ -31,6 +32,10 @@ def resolver(image_root: str) -> ImageResolver:
             return ImageRef(str(path or "bytes"), data=bytes(data)) if data is not None else resolve(path)
         if isinstance(field, (bytes, bytearray, memoryview)):
             return ImageRef("bytes", data=bytes(field))
+        if isinstance(field, Image.Image):  # a row that was never in a file
+            sink = io.BytesIO()
+            _rgb(field).save(sink, "PPM")
+            return ImageRef("PIL image", data=sink.getvalue())
         if not isinstance(field, str) or "\0" in field:
             raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"an image must be a path, bytes or a struct, found {type(field).__name__}")
         if field.startswith("data:"):
@@ -38,6 +43,8 @@ def resolver(image_root: str) -> ImageResolver:
                 return ImageRef("data URI", data=base64.b64decode(field.partition(",")[2], validate=True))
             except (binascii.Error, ValueError) as error:
                 raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"the data URI is not base64: {error}") from error
+        if image_root is None:
+            raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{storage.redact(field[:200])}: a path, and no image root to find it below")
         return ImageRef(field, uri=_inside(image_root, field))
 
     return resolve

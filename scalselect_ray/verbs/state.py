@@ -1,0 +1,65 @@
+"""The state of an output folder, and what of it is of no more use."""
+
+from typing import Any
+
+from scalselect_ray import storage
+from scalselect_ray.console import Console
+from scalselect_ray.errors import ScalSelectError
+from scalselect_ray.garbage import find_garbage
+from scalselect_ray.runs import Runs, read_object
+
+
+def status(given: str, console: Console) -> dict[str, Any]:
+    """Prints and answers what lies below an output folder."""
+    output = storage.absolute(given)
+    known = Runs(output)
+    latest = known.latest()
+    extractors = {}
+    for name in storage.list_folders(storage.join(output, "features")):
+        slices = [item for item in storage.list_names(storage.join(output, "features", name)) if item.endswith(".parquet")]
+        model = read_object(storage.join(output, "features", name, "extractor.json")).get("model")
+        extractors[name] = {"model": model, "slices": len(slices)}
+    runs = []
+    for name in known.names():
+        record = known.record(name)
+        runs.append({"run_id": name, "finished": bool(record), **{key: record.get(key) for key in ("scored", "chosen", "k")}})
+    if not extractors and not runs:
+        console.note(f"{storage.redact(output)}: nothing there yet")
+    for name, found in extractors.items():
+        console.note(f"extractor {name}: {found['slices']:,} slices committed, model {found['model']}")
+    for item in runs:
+        mark = "  latest" if item["run_id"] == latest else ""
+        state = f"{item['chosen']:,} of {item['scored']:,} chosen, k = {item['k']}" if item["finished"] else "not finished"
+        console.note(f"run {item['run_id']}: {state}{mark}")
+    try:
+        garbage = find_garbage(output)
+    except ScalSelectError as error:
+        garbage = []
+        console.warn(storage.redact(str(error)))
+    for heap in garbage:
+        console.note(f"of no more use: {heap}")
+    if garbage:
+        console.note(f"next: 'scalselect clean {given}' shows what it would remove, with --delete it does")
+    return {"latest": latest, "extractors": extractors, "runs": runs, "garbage": [_heap(heap) for heap in garbage]}
+
+
+def clean(given: str, delete: bool, console: Console) -> dict[str, Any]:
+    """Prints and answers what is of no more use, and removes it when `delete` says so."""
+    garbage = find_garbage(storage.absolute(given))
+    for heap in garbage:
+        console.note(f"{'removing' if delete else 'would remove'} {heap}")
+        for uri in heap.uris[:20]:
+            console.note(f"  {storage.redact(uri)}")
+        if len(heap.uris) > 20:
+            console.note(f"  and {len(heap.uris) - 20:,} more")
+        if delete:
+            storage.delete(heap.uris)
+    if not garbage:
+        console.note("nothing to remove")
+    elif not delete:
+        console.note("nothing was removed; with --delete it is")
+    return {"deleted": delete, "garbage": [_heap(heap) for heap in garbage]}
+
+
+def _heap(heap: Any) -> dict[str, Any]:
+    return {"what": heap.what, "objects": len(heap.uris), "bytes": heap.size}
