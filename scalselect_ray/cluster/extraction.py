@@ -14,10 +14,11 @@ import ray
 import torch
 from safetensors.numpy import load, save
 
+from scalselect_ray import storage
 from scalselect_ray.cluster import metrics
 from scalselect_ray.cluster.session import cluster_cpus, cluster_gpus, node_memory
 from scalselect_ray.config import ExtractorConfig, WorkersConfig
-from scalselect_ray.corpus import Reject, Sample, SampleRejectedError, Slice, fetched, load_image, read_slices, reading_units
+from scalselect_ray.corpus import Reject, Sample, SampleRejectedError, Slice, fetched, load_images, read_slices, reading_units
 from scalselect_ray.features import FeatureStore, feature_table
 from scalselect_ray.vlm import Extractor, Prepared, Preparer, Representation, front_bytes, open_checkpoint
 
@@ -113,8 +114,9 @@ class ExtractSlices:
         part = Slice(**json.loads(batch["slice"][0].as_py()))
         rows = unpack(batch["payload"][0].as_buffer())
         answers = iter(self._extractor([prepared for _, prepared in rows if isinstance(prepared, Prepared)]))
+        shard = storage.redact(part.shard)  # from here on a name, and no longer a place to read
         records = [
-            {"source": part.source, "shard": part.shard, **key, **_outcome(next(answers) if isinstance(prepared, Prepared) else prepared)}
+            {"source": part.source, "shard": shard, **key, **_outcome(next(answers) if isinstance(prepared, Prepared) else prepared)}
             for key, prepared in rows
         ]
         sink = pa.BufferOutputStream()
@@ -181,12 +183,10 @@ def _prepare_row(preparer: Preparer, sample: Sample | Reject) -> tuple[Row, int]
     if isinstance(sample, Reject):
         return (key, SampleRejectedError(sample.reason, sample.message)), 0
     size = 0
-    images = []
     try:
-        for image in map(fetched, sample.images):
-            size += len(image.data or b"")
-            images.append(load_image(image))
-        return (key, preparer(sample, images)), size
+        encoded = [fetched(image) for image in sample.images]
+        size = sum(len(image.data or b"") for image in encoded)
+        return (key, preparer(sample, load_images(encoded))), size
     except SampleRejectedError as error:
         return (key, error), size
 
