@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from scalselect_ray.config import ExtractorConfig
-from scalselect_ray.corpus import Reject, Sample, SampleRejectedError, load_image
+from scalselect_ray.corpus import Reject, Sample, SampleRejectedError, load_images
 from scalselect_ray.vlm import Extractor, Prepared, Preparer, Representation, open_checkpoint
 
 _TOGETHER = 32  # samples whose pixels are in memory at once
@@ -52,6 +52,6 @@ class Representer:
         if isinstance(sample, Reject):
             return SampleRejectedError(sample.reason, sample.message)
         try:
-            return self._prepare(sample, [load_image(image) for image in sample.images])
+            return self._prepare(sample, load_images(sample.images))
         except SampleRejectedError as error:
             return error

@@ -81,13 +81,20 @@ def join(base: str, *parts: str) -> str:
     return posixpath.join(base, *parts)
 
 
-def redact(text: str) -> str:
-    """`text` without the secrets a URI can carry: userinfo and the query of a signed URL.
+_USERINFO = re.compile(r"(?<=://)(?:[^/@\s:]+:(?!\d+/)[^\s\"']*|[^/@\s]+)@")
+_SIGNED = re.compile(r"(?i)(?<=[?&])([^=&\s]*(?:sig|token|credential|key|secret|passw|pwd)[^=&\s]*)=([^&\s\"']+)")
+
+
+def redact(text: str, uri: str = "") -> str:
+    """`text` without the secrets a URI can carry: userinfo and the query of a signed URL. Those of `uri` are found in any place.
 
     A password may hold a slash (keys of S3 do), so `user:` up to the last `@` is taken for userinfo, unless it is a port.
     """
-    text = re.sub(r"(?<=://)(?:[^/@\s:]+:(?!\d+/)[^\s\"']*|[^/@\s]+)@", "***@", text)
-    return re.sub(r"(?i)(?<=[?&])([^=&\s]*(?:sig|token|credential|key|secret|passw|pwd)[^=&\s]*)=[^&\s\"']+", r"\1=***", text)
+    userinfo = [found[:-1] for found in _USERINFO.findall(uri)]
+    pieces = [piece for found in userinfo for piece in re.split("[:/]", found) if len(piece) > 2]  # a client may have cut it anywhere
+    for secret in [*userinfo, *pieces, *(value for _, value in _SIGNED.findall(uri))]:
+        text = text.replace(secret, "***")
+    return _SIGNED.sub(r"\1=***", _USERINFO.sub("***@", text))
 
 
 def stat(uri: str) -> FileInfo:
@@ -159,7 +166,7 @@ def write(uri: str, data: bytes, content_type: str | None = None) -> None:
         raise NoPermissionError(f"{redact(uri)}: no permission to write there") from error
     except OSError as error:
         cure = "; make room there and run again: what is committed stays" if error.errno in _FULL else ""
-        raise StorageError(f"{redact(uri)} cannot be written: {error}{cure}") from error
+        raise StorageError(f"{redact(uri)} cannot be written: {redact(str(error), uri)}{cure}") from error
 
 
 @contextlib.contextmanager
@@ -278,15 +285,15 @@ def _told(uri: str, call: Callable[[], T]) -> T:
     except ScalSelectError:
         raise
     except PermissionError as error:
-        raise NoPermissionError(f"{redact(uri)}: no permission ({redact(str(error))})") from error
+        raise NoPermissionError(f"{redact(uri)}: no permission ({redact(str(error), uri)})") from error
     except _ANSWERS:
         raise
     except OSError as error:
-        raise StorageError(f"{redact(uri)}: {redact(str(error)) or type(error).__name__}") from error
+        raise StorageError(f"{redact(uri)}: {redact(str(error), uri) or type(error).__name__}") from error
     except Exception as error:  # clients of stores raise what they like
         if "Credentials" in type(error).__name__:
-            raise NoPermissionError(f"{redact(uri)}: no credentials ({error})") from error
-        raise StorageError(f"{redact(uri)}: {type(error).__name__}: {redact(str(error))}") from error
+            raise NoPermissionError(f"{redact(uri)}: no credentials ({redact(str(error), uri)})") from error
+        raise StorageError(f"{redact(uri)}: {type(error).__name__}: {redact(str(error), uri)}") from error
 
 
 def _entries(folder: str) -> list[tuple[str, str]]:

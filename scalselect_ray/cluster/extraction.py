@@ -15,10 +15,11 @@ import ray
 import torch
 from safetensors.numpy import load, save
 
+from scalselect_ray import storage
 from scalselect_ray.cluster import metrics
 from scalselect_ray.cluster.session import ATTEMPTS, cluster_cpus, cluster_gpus, node_memory
 from scalselect_ray.config import ExtractorConfig, WorkersConfig
-from scalselect_ray.corpus import Reason, Reject, Sample, SampleRejectedError, Slice, fetched, load_image, read_slices, reading_units
+from scalselect_ray.corpus import Reason, Reject, Sample, SampleRejectedError, Slice, fetched, load_images, read_slices, reading_units
 from scalselect_ray.errors import ClusterError
 from scalselect_ray.features import FeatureStore, feature_table
 from scalselect_ray.vlm import DeviceLostError, Extractor, Prepared, Preparer, Representation, front_bytes, open_checkpoint
@@ -125,8 +126,9 @@ class ExtractSlices:
                 f"the device of an extractor was lost again, on {part.shard} rows {part.first_row}-{part.stop_row - 1}: {error}\n"
                 "Next: look at that machine's device; run again: what is committed stays and is not paid for again"
             ) from error
+        shard = storage.redact(part.shard)  # from here on a name, and no longer a place to read
         records = [
-            {"source": part.source, "shard": part.shard, **key, **_outcome(next(answers) if isinstance(prepared, Prepared) else prepared)}
+            {"source": part.source, "shard": shard, **key, **_outcome(next(answers) if isinstance(prepared, Prepared) else prepared)}
             for key, prepared in rows
         ]
         sink = pa.BufferOutputStream()
@@ -193,12 +195,10 @@ def _prepare_row(preparer: Preparer, sample: Sample | Reject) -> tuple[Row, int]
     if isinstance(sample, Reject):
         return (key, SampleRejectedError(sample.reason, sample.message)), 0
     size = 0
-    images = []
     try:
-        for image in map(fetched, sample.images):
-            size += len(image.data or b"")
-            images.append(load_image(image))
-        return (key, preparer(sample, images)), size
+        encoded = [fetched(image) for image in sample.images]
+        size = sum(len(image.data or b"") for image in encoded)
+        return (key, preparer(sample, load_images(encoded))), size
     except SampleRejectedError as error:
         return (key, error), size
     except MemoryError:

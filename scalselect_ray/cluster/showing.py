@@ -38,7 +38,7 @@ def _cards(config_text: str, rows: Sequence[Row], file_keys: Mapping[tuple[str, 
         listed = list_files(config.corpus.sources, config.corpus.slice_rows, config.corpus.slice_bytes)
     except ScalSelectError as error:
         return {key: replace(card, note=_short(f"the corpus is not there any more: {error}")) for key, card in cards.items()}
-    now = {(file.source, file.file.uri): file for file in listed}
+    now = {(file.source, storage.redact(file.file.uri)): file for file in listed}
     reading: dict[Any, list[Key]] = {}
     for place in sorted({key[:2] for key in cards}):
         keys = [key for key in cards if key[:2] == place]

@@ -2,12 +2,13 @@
 
 from scalselect_ray.corpus.conversation import PLACEHOLDER, normalise
 from scalselect_ray.corpus.formats import Broken
-from scalselect_ray.corpus.images import fetched, load_image, resolver
+from scalselect_ray.corpus.images import MAX_PIXELS, fetched, load_image, load_images, resolver
 from scalselect_ray.corpus.planning import CorpusFile, Slice, is_complete, list_files, plan_file, reading_units, slice_range
 from scalselect_ray.corpus.reading import read_records, read_rows, read_slices
 from scalselect_ray.corpus.sample import ImagePart, ImageRef, Reason, Reject, Sample, SampleRejectedError, Turn
 
 __all__ = [
+    "MAX_PIXELS",
     "PLACEHOLDER",
     "Broken",
     "CorpusFile",
@@ -23,6 +24,7 @@ __all__ = [
     "is_complete",
     "list_files",
     "load_image",
+    "load_images",
     "normalise",
     "plan_file",
     "read_records",

@@ -5,11 +5,12 @@ Layouts: `messages[{role, content}]` (content a text or a typed list), `conversa
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeGuard
 
-from scalselect_ray.corpus.sample import ImagePart, ImageRef, Part, Reason, Role, Sample, SampleRejectedError, Turn
+from scalselect_ray.corpus.sample import MAX_TEXT, ImagePart, ImageRef, Part, Reason, Role, Sample, SampleRejectedError, Turn
 
 PLACEHOLDER = "<image>"
 COLUMNS = (
@@ -41,6 +42,7 @@ _ROLES: dict[str, Role] = {
     "system": "system",
 }
 _NO_IMAGE = {"", "none", "nan", "null"}
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 ImageResolver = Callable[[object], ImageRef]
 
@@ -67,7 +69,7 @@ def normalise(row: int, record: object, resolve_image: ImageResolver, verbatim: 
         raise SampleRejectedError(Reason.PLACEHOLDER_MISMATCH, "images stand both in the turns and behind placeholders")
     if not inline:
         fields = listed
-    return Sample(row, _id(record.get("id")), tuple(_placed(turns, len(fields), verbatim)), tuple(resolve_image(field) for field in fields))
+    return Sample(row, known_id(record), tuple(_placed(turns, len(fields), verbatim)), tuple(resolve_image(field) for field in fields))
 
 
 def _said(record: Mapping[str, Any]) -> list[tuple[object, object]]:
@@ -119,8 +121,9 @@ def _turn(role: object, content: object, fields: list[object], verbatim: bool) -
         if not isinstance(text, str):
             what = f"content of type {kind}" if kind else type(piece).__name__
             raise SampleRejectedError(Reason.BAD_CONVERSATION, f"a {known} turn must hold text and images, found {what}")
-        if "\0" in text:
-            raise SampleRejectedError(Reason.BAD_CONVERSATION, f"a {known} turn holds a NUL character")
+        if found := _NO_TEXT.search(text):
+            what = "a NUL character" if found[0] == "\0" else f"half a character, {found[0]!a}"
+            raise SampleRejectedError(Reason.BAD_CONVERSATION, f"a {known} turn holds {what}")
         parts += _split(text, verbatim) if known == "user" else [text]
     return Turn(known, tuple(part for part in parts if part != ""))
 
@@ -165,8 +168,12 @@ def _image_fields(record: Mapping[str, Any]) -> list[object]:
     return []
 
 
-def _id(value: object) -> str | None:
-    return None if _is_null(value) or isinstance(value, (list, dict, bytes)) else str(value)
+def known_id(record: object) -> str | None:
+    """The id a row has, as text."""
+    value = record.get("id") if isinstance(record, Mapping) else None
+    if _is_null(value) or isinstance(value, (list, dict, bytes)):
+        return None
+    return str(value)[:MAX_TEXT].encode(errors="replace").decode()
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[Any]]:

@@ -5,8 +5,9 @@ import binascii
 import io
 import os
 import posixpath
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from PIL import Image, UnidentifiedImageError
@@ -16,9 +17,11 @@ from scalselect_ray.corpus.conversation import ImageResolver
 from scalselect_ray.corpus.sample import ImageRef, Reason, SampleRejectedError
 from scalselect_ray.errors import CorpusError, NoPermissionError, StorageError
 
-MAX_PIXELS = 1 << 27  # 134 million: a 400 MB picture once decoded
+MAX_PIXELS = 1 << 27  # 134 million in all the images of a sample: 400 MB once decoded
+MAX_BYTES = 1 << 28  # of an image file; larger ones are not read
 _MAX_PATH = 1024  # what object stores take
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_NO_PATH = re.compile("[\0\ud800-\udfff]")
 Image.init()  # Pillow knows formats by name only once their plugins are loaded
 
 
@@ -27,17 +30,22 @@ def resolver(image_root: str | None) -> ImageResolver:
     one no path is read at all."""
 
     def resolve(field: object) -> ImageRef:
+        name: object = "bytes"
         if isinstance(field, Mapping):
-            data, path = field.get("bytes"), field.get("path", field.get("url"))
-            return ImageRef(str(path or "bytes"), data=bytes(data)) if data is not None else resolve(path)
+            name = field.get("path", field.get("url"))
+            field = name if field.get("bytes") is None else field["bytes"]
+            if isinstance(field, str) and field is not name:
+                field = None  # bytes that are text: nothing says in which encoding
         if isinstance(field, (bytes, bytearray, memoryview)):
-            return ImageRef("bytes", data=bytes(field))
+            return ImageRef(name if isinstance(name, str) else "bytes", data=bytes(field))
         if isinstance(field, Image.Image):  # a row that was never in a file
             sink = io.BytesIO()
             _rgb(field).save(sink, "PPM")
             return ImageRef("PIL image", data=sink.getvalue())
-        if not isinstance(field, str) or "\0" in field:
+        if not isinstance(field, str):
             raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"an image must be a path, bytes or a struct, found {type(field).__name__}")
+        if _NO_PATH.search(field):
+            raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{field[:60]!a} is no path")
         if field.startswith("data:"):
             try:
                 return ImageRef("data URI", data=base64.b64decode(field.partition(",")[2], validate=True))
@@ -55,10 +63,20 @@ def fetched(image: ImageRef) -> ImageRef:
     return image if image.data is not None else replace(image, data=_fetch(image))
 
 
-def load_image(image: ImageRef) -> Image.Image:
+def load_images(images: Sequence[ImageRef]) -> list[Image.Image]:
+    """The images of one sample, as `load_image`; together they may have `MAX_PIXELS`."""
+    loaded: list[Image.Image] = []
+    left = MAX_PIXELS
+    for image in images:
+        loaded.append(load_image(image, left))
+        left -= loaded[-1].width * loaded[-1].height
+    return loaded
+
+
+def load_image(image: ImageRef, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The decoded image, RGB, first frame, not rotated by EXIF (as trainers and the models' own processors take a PIL image).
 
-    Raises SampleRejectedError; CorpusError when the place may not be read at all.
+    One with more pixels by its header is not decoded. Raises SampleRejectedError; CorpusError when the place may not be read at all.
     """
     data = fetched(image).data
     assert data is not None
@@ -66,9 +84,10 @@ def load_image(image: ImageRef) -> Image.Image:
         warnings.simplefilter("ignore")  # damaged metadata is no reason to speak once per picture
         try:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
+                if picture.width * picture.height > max_pixels:
                     raise SampleRejectedError(
-                        Reason.IMAGE_TOO_LARGE, f"{image.name}: {picture.width}x{picture.height} is above {MAX_PIXELS:,} pixels"
+                        Reason.IMAGE_TOO_LARGE,
+                        f"{image.name}: with its {picture.width}x{picture.height} the sample is above {MAX_PIXELS:,} pixels",
                     )
                 return _rgb(picture)
         except Image.DecompressionBombError as error:
@@ -76,8 +95,10 @@ def load_image(image: ImageRef) -> Image.Image:
         except UnidentifiedImageError as error:
             what = "is empty" if not data else f"starts with {data[:12]!r}"
             raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"{image.name}: not an image ({what})") from error
-        except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, MemoryError) as error:
-            raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"{image.name}: {error}") from error
+        except SampleRejectedError:
+            raise
+        except Exception as error:  # decoders raise what they like
+            raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"{image.name}: {type(error).__name__}: {error}") from error
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
@@ -89,6 +110,10 @@ def _rgb(picture: Image.Image) -> Image.Image:
 
 
 def _inside(root: str, path: str) -> str:
+    if len(path) > _MAX_PATH:
+        raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{path[:60]}...: a path of {len(path):,} characters")
+    if "::" in path or (root.startswith("http") and "%2e" in path.lower()):
+        raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{path}: a path that a store could take for another")
     if "://" in path:
         uri = path
     elif storage.is_local(root):
@@ -96,10 +121,9 @@ def _inside(root: str, path: str) -> str:
     else:
         folder, slashes, rest = root.partition("://")
         uri = f"{folder}{slashes}{posixpath.normpath(posixpath.join(rest, path))}"
-    if len(path) > _MAX_PATH:
-        raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{path[:60]}...: a path of {len(path):,} characters")
     if posixpath.normpath(uri) != uri.replace("://", ":/") or not uri.startswith(root.rstrip("/") + "/"):
-        raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{storage.redact(path)} is outside the image root {storage.redact(root)}")
+        rule = "; a URL is never fetched, and no option allows it" if "://" in path else ""
+        raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{path} is outside the image root {root}{rule}")
     if storage.is_local(root) and not os.path.realpath(uri).startswith(os.path.realpath(root) + "/"):
         raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{path} leads outside the image root {root} by a link")
     return uri
@@ -107,6 +131,11 @@ def _inside(root: str, path: str) -> str:
 
 def _fetch(image: ImageRef) -> bytes:
     assert image.uri is not None
+    if storage.is_local(image.uri) and os.path.exists(image.uri):
+        if not os.path.isfile(image.uri):
+            raise SampleRejectedError(Reason.IMAGE_MISSING, f"{image.name}: no file")
+        if (size := os.path.getsize(image.uri)) > MAX_BYTES:
+            raise SampleRejectedError(Reason.IMAGE_TOO_LARGE, f"{image.name}: {size:,} bytes are above {MAX_BYTES:,}")
     try:
         return storage.read_bytes(image.uri)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 
 from scalselect_ray import storage
-from scalselect_ray.corpus.conversation import ImageResolver, normalise
+from scalselect_ray.corpus.conversation import ImageResolver, known_id, normalise
 from scalselect_ray.corpus.formats import Broken, Run, UnreadableFileError, format_of
 from scalselect_ray.corpus.images import resolver
 from scalselect_ray.corpus.planning import CorpusFile, Slice
-from scalselect_ray.corpus.sample import Reason, Reject, Sample, SampleRejectedError
+from scalselect_ray.corpus.sample import Reason, Reject, Sample, SampleRejectedError, plain
 from scalselect_ray.errors import CorpusError
 
 
@@ -18,7 +18,7 @@ def read_records(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[object]]
     file = storage.FileInfo(slices[0].shard, slices[0].size, "")
     runs = [Run(part.first_row, part.stop_row, part.start_byte, part.stop_byte) for part in slices]
     try:
-        yield from zip(slices, (records for _, records in format_of(file).read(file, runs)), strict=True)
+        yield from zip(slices, (_whole(run, records) for run, records in format_of(file).read(file, runs)), strict=True)
     except PermissionError as error:
         raise CorpusError(f"no permission to read {storage.redact(file.uri)}") from error
     except (UnreadableFileError, FileNotFoundError) as error:
@@ -32,7 +32,7 @@ def read_slices(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[Sample | 
         yield part, _samples(part.first_row, records, resolve)
     for part in slices:
         if part.problem is not None:
-            yield part, [Reject(part.first_row, None, Reason.UNREADABLE_FILE, f"{storage.redact(part.shard)}: {part.problem}")]
+            yield part, [Reject(part.first_row, None, Reason.UNREADABLE_FILE, plain(f"{part.shard}: {part.problem}"))]
 
 
 def read_rows(file: CorpusFile, rows: Sequence[int]) -> dict[int, Sample | Reject]:
@@ -53,15 +53,20 @@ def read_rows(file: CorpusFile, rows: Sequence[int]) -> dict[int, Sample | Rejec
     return found
 
 
+def _whole(run: Run, records: list[object]) -> list[object]:
+    if len(records) != run.stop_row - run.first_row:
+        raise UnreadableFileError(f"{len(records)} rows where {run.stop_row - run.first_row} were")
+    return records
+
+
 def _samples(first_row: int, records: list[object], resolve: ImageResolver) -> list[Sample | Reject]:
     rows: list[Sample | Reject] = []
     for row, record in enumerate(records, start=first_row):
         if isinstance(record, Broken):
-            rows.append(Reject(row, None, record.reason, record.message))
+            rows.append(Reject(row, None, record.reason, plain(record.message)))
             continue
         try:
             rows.append(normalise(row, record, resolve))
         except SampleRejectedError as error:
-            name = record.get("id") if isinstance(record, dict) else None
-            rows.append(Reject(row, None if name is None else str(name)[:1000], error.reason, error.message))
+            rows.append(Reject(row, known_id(record), error.reason, error.message))
     return rows

@@ -1,10 +1,15 @@
 """One schema for every corpus: what a sample is, whatever file it came from."""
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from scalselect_ray import storage
+
 Role = Literal["system", "user", "assistant"]
+MAX_TEXT = 1000  # characters of an id or a message; a longer one is cut
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Reason(StrEnum):
@@ -14,13 +19,12 @@ class Reason(StrEnum):
     BROKEN_ROW = "broken_row"  # not valid JSON, or not an object
     BAD_CONVERSATION = "bad_conversation"  # no turns, unknown role, a turn without text, no user turn
     PLACEHOLDER_MISMATCH = "placeholder_mismatch"  # numbers of image placeholders and images differ
-    SPECIAL_TOKEN = "special_token"  # the text holds a token the model keeps for images
+    SPECIAL_TOKEN = "special_token"  # the text holds a token the model keeps for images or for whose turn it is
     UNSUPPORTED_MEDIA = "unsupported_media"  # video or audio
     IMAGE_MISSING = "image_missing"  # no such file, object or tar member
     IMAGE_UNREADABLE = "image_unreadable"  # empty, truncated, or not an image
-    IMAGE_TOO_LARGE = "image_too_large"  # more pixels than we agree to decode
-    IMAGE_TOO_SMALL = "image_too_small"  # the model's own processor refuses the size or aspect ratio
-    IMAGE_REFUSED = "image_refused"  # outside the image root, or a URL
+    IMAGE_TOO_LARGE = "image_too_large"  # more bytes or pixels than we agree to read or decode
+    IMAGE_REFUSED = "image_refused"  # outside the image root, a URL, or a size that the model's own processor refuses
     TOO_LONG = "too_long"  # more tokens than `extractor.max_length`
     NO_QUERY_TOKENS = "no_query_tokens"  # nothing in the sample asks about the image
     NON_FINITE = "non_finite"  # the feature has a NaN or an infinity
@@ -32,9 +36,12 @@ class SampleRejectedError(Exception):
     """Raised anywhere on a sample's way to say that it cannot be used, and why."""
 
     def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
         self.reason = reason
-        self.message = message
+        self.message = plain(message)
+        super().__init__(reason, self.message)
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +97,8 @@ class Reject:
     id: str | None
     reason: Reason
     message: str
+
+
+def plain(message: str) -> str:
+    """A message that quotes a corpus, fit for a table and a terminal: bounded, without secrets and without control characters."""
+    return _CONTROL.sub(" ", storage.redact(message[: 4 * MAX_TEXT])[:MAX_TEXT])

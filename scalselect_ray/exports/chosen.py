@@ -23,7 +23,7 @@ class Chosen:
 
     def __init__(self, run_folder: str, files: Sequence[CorpusFile]) -> None:
         self.files = files
-        numbers = {(file.source, file.file.uri): number for number, file in enumerate(files)}
+        numbers = {(file.source, storage.redact(file.file.uri)): number for number, file in enumerate(files)}
         folder = storage.join(run_folder, "manifest")
         self.uris = [storage.join(folder, name) for name in storage.list_names(folder)]
         self.parts: list[Any] = [None] * len(self.uris)

@@ -46,17 +46,40 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
 
     What is not on this machine yet is fetched, without the weights that are not needed. Raises ModelError.
     """
+    name = storage.redact(model)
     folder = _local_folder(model, revision)
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{model}: no config.json in the model folder; expected a folder written by save_pretrained")
+        raise ModelError(f"{name}: no config.json in the model folder; expected a folder written by save_pretrained")
+    _refuse_code(folder, name)
     try:
-        # Code that comes with a checkpoint is never run: trust_remote_code stays at its default.
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{model}: config.json cannot be used: {error}") from error
-    family = family_of(config, model)
-    keep_front(config)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        family = family_of(config, name)
+        keep_front(config)
+    except ModelError:
+        raise
+    except Exception as error:  # config classes raise what they like
+        raise ModelError(f"{name}: config.json cannot be used: {error}") from error
     return Checkpoint(folder, config, family)
+
+
+def _refuse_code(folder: Path, name: str) -> None:
+    """Raises ModelError when a description file of the checkpoint names code that comes with it (`auto_map`)."""
+    named: list[object] = []
+
+    def look(described: dict[str, Any]) -> dict[str, Any]:
+        named.append(described.get("auto_map"))
+        return described
+
+    for path in sorted(folder.glob("*config.json")):
+        try:
+            json.loads(path.read_bytes(), object_hook=look)
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"{name}: {path.name} is not JSON: {error}") from error
+        if any(named):
+            raise ModelError(
+                f"{name}: {path.name} asks for code that comes with the checkpoint (auto_map). Code from a checkpoint is never run, and "
+                "there is no option for it: use a checkpoint in the format of transformers' own classes"
+            )
 
 
 def keep_front(config: PretrainedConfig) -> None:
@@ -80,6 +103,7 @@ def load_front(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device)
                 dtype=dtype,
                 use_safetensors=True,
                 local_files_only=True,
+                trust_remote_code=False,
                 output_loading_info=True,
                 attn_implementation="sdpa",
             )
@@ -120,7 +144,7 @@ def _local_folder(model: str, revision: str | None) -> Path:
         return _fetch_from_bucket(model)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return _fetch_from_hub(model, revision)
-    raise ModelError(f"extractor.model: no such folder: {model} (nor is it a hub id of the form owner/name)")
+    raise ModelError(f"extractor.model: no such folder: {storage.redact(model)} (nor is it a hub id of the form owner/name)")
 
 
 def _fetch_from_hub(repository: str, revision: str | None) -> Path:
@@ -166,11 +190,13 @@ def _weight_map(folder: Path) -> dict[str, str]:
     if not index.is_file():
         return {}
     try:
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError) as error:
+        weight_map: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError("its weight_map maps nothing")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{index}: not a safetensors index: {error}") from error
-    if any(Path(file).name != file for file in weight_map.values()):
-        raise ModelError(f"{index}: names a file outside the model folder")
+    if not all(isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors") for file in weight_map.values()):
+        raise ModelError(f"{index}: names a file outside the model folder, or one that is no safetensors file")
     return weight_map
 
 
@@ -178,7 +204,9 @@ def _weight_files(folder: Path) -> list[Path]:
     files = [folder / name for name in sorted(needed_files([_WEIGHTS], _weight_map(folder)))]
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
-        raise ModelError(f"{folder}: no {missing[0] if missing else _WEIGHTS}; weights are read from safetensors only")
+        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
+        found = f"; {pickled[0]} is there, but a pickle can run code and is never opened: save the model as safetensors" if pickled else ""
+        raise ModelError(f"{folder}: no {missing[0] if missing else _WEIGHTS}; weights are read from safetensors only{found}")
     return files
 
 

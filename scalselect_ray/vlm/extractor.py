@@ -72,7 +72,7 @@ class Extractor:
         self._device = device
         self._threshold = attention_threshold
         self._batch_tokens = batch_tokens
-        self._image_processor: Any = AutoImageProcessor.from_pretrained(checkpoint.folder, local_files_only=True)
+        self._image_processor: Any = AutoImageProcessor.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
         self._model: Any = load_front(checkpoint, dtype, device)
         self._dtype = dtype
         text = self._model.language_model
@@ -199,7 +199,8 @@ class Extractor:
         vision_V, received_V = self._received(sample, projections, span)
         rows_A = vision_V[attended(received_V, self._threshold)]
         query_HSD, key_KSD, value_KSD = (tensor[:, span] for tensor in projections[:3])
-        return rows_A, attention_output(query_HSD, key_KSD, value_KSD, rows_A, projections.scaling, projections.sliding_window)
+        context_AC = attention_output(query_HSD, key_KSD, value_KSD, rows_A, projections.scaling, projections.sliding_window)
+        return rows_A, context_AC + (0 * received_V.sum()).to(context_AC.dtype)  # a NaN in the attention is one in the feature
 
     def _received(self, sample: Prepared, projections: _Projections, span: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """The vision tokens of one sample (V,), and the attention that each receives (V,)."""

@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from scalselect_ray.corpus import ImagePart, Reason, Sample, SampleRejectedError, Turn
+from scalselect_ray.corpus import MAX_PIXELS, ImagePart, Reason, Sample, SampleRejectedError, Turn
 from scalselect_ray.errors import ModelError
 from scalselect_ray.vlm.checkpoint import Checkpoint
 from scalselect_ray.vlm.families import vision_token_ids
 
 TokenRule = Literal["reference", "strict"]
+_TOKEN_CHARACTERS = 64  # a text with more a token is not tokenized to find out that it is too long
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,13 @@ class Preparer:
         self._tokens = tokens
         self._max_length = max_length or checkpoint.config.text_config.max_position_embeddings
         try:
-            self._processor: Any = AutoProcessor.from_pretrained(checkpoint.folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
+            self._processor: Any = AutoProcessor.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # each processor class raises what it likes
             raise ModelError(f"{checkpoint.folder}: the processor cannot be loaded: {error}") from error
         self._image_token, marks = vision_token_ids(self._family, self._processor)
-        self._reserved = [self._processor.image_token, *self._family.vision_marks]
+        media = (getattr(self._processor, name, None) for name in ("image_token", "video_token", "audio_token"))
+        self._reserved = {token for token in (*media, *self._family.vision_marks) if token}
+        self._special = self._reserved | {str(token) for token in self._processor.tokenizer.added_tokens_decoder.values() if token.special}
         self._vision_tokens = [self._image_token, *(marks if tokens == "reference" else ())]
         self._images_kwargs: dict[str, Any] = {"do_rescale": False, "do_normalize": False}
         if min_pixels or max_pixels:
@@ -68,6 +71,7 @@ class Preparer:
 
     def __call__(self, sample: Sample, images: Sequence[Image.Image]) -> Prepared:
         """`images` are those of `sample`, decoded, RGB, in order. Raises SampleRejectedError."""
+        self._check_size(sample, images)
         text, assistant, user = self._render(sample.turns)
         try:
             batch = self._processor(
@@ -78,7 +82,7 @@ class Preparer:
                 return_text_replacement_offsets=True,
                 return_mm_token_type_ids=True,
             )
-        except ValueError as error:  # sizes and aspect ratios that the model's own processor refuses
+        except Exception as error:  # sizes and aspect ratios that the model's own processor refuses, in whatever way
             sizes = ", ".join(f"{image.width}x{image.height}" for image in images)
             raise SampleRejectedError(Reason.IMAGE_REFUSED, f"the model's processor refuses the images ({sizes}): {error}") from error
         length = len(batch["input_ids"][0])
@@ -105,19 +109,41 @@ class Preparer:
             images={name: inputs[name].numpy() for name in self._family.image_inputs},
         )
 
+    def _check_size(self, sample: Sample, images: Sequence[Image.Image]) -> None:
+        """Refuses what is sure to be too long, and images that the model's processor would blow up, before any work goes into them."""
+        parts = [part for turn in sample.turns for part in turn.parts]
+        characters = sum(len(part) for part in parts if isinstance(part, str))
+        if max(len(parts), len(sample.turns), characters // _TOKEN_CHARACTERS) > self._max_length:
+            raise SampleRejectedError(
+                Reason.TOO_LONG, f"{characters:,} characters in {len(parts):,} parts, more than the limit of {self._max_length} tokens"
+            )
+        pixels = sum(map(self._scaled_pixels, images))
+        if pixels > MAX_PIXELS:
+            sizes = ", ".join(f"{image.width}x{image.height}" for image in images[:10])
+            raise SampleRejectedError(
+                Reason.IMAGE_TOO_LARGE, f"{sizes}: {pixels:,} pixels at the size of the model's images, above {MAX_PIXELS:,}"
+            )
+
+    def _scaled_pixels(self, image: Image.Image) -> int:
+        """About so many pixels of the image when the processor has scaled it: one of 1x60000 pixels can become 300x18000000."""
+        size, pixels = self._processor.image_processor.size, image.width * image.height
+        if self._family.resizable:
+            bounds = self._images_kwargs.get("size", size)
+            return int(min(max(pixels, bounds["shortest_edge"]), bounds["longest_edge"]))
+        if edge := size.get("shortest_edge"):
+            return int(pixels * (edge / min(image.size)) ** 2)
+        return int(size["height"] * size["width"])
+
     def _render(self, turns: Sequence[Turn]) -> tuple[str, list[range], list[range]]:
         """The conversation through the model's chat template, and where in it the assistant's and the user's texts stand.
 
         The template is rendered a second time with a mark in place of each text: what stands between the marks is the template's
         own, so each text is found by its place and never by a search that could meet the same words elsewhere.
+
+        A text must not speak for the template: a special token of the tokenizer that stands for media, or that the template itself
+        writes (whose turn it is, where it ends), would be read as if the template had put it there. Other special tokens in a text
+        (`</s>` of a web page, boxes of a grounding corpus) are what they are to the model, and change no other token's role.
         """
-        for turn in turns:
-            for part in turn.parts:
-                found = [token for token in self._reserved if isinstance(part, str) and token in part]
-                if found:
-                    raise SampleRejectedError(
-                        Reason.SPECIAL_TOKEN, f"a {turn.role} turn holds {found[0]}, which the model keeps for images"
-                    )
         marks: list[str] = []
         texts: list[tuple[str, str]] = []
         marked: list[Turn] = []
@@ -133,6 +159,10 @@ class Preparer:
             marked.append(Turn(turn.role, tuple(parts)))
         rendered = self._apply_template(turns)
         skeleton = self._apply_template(marked)
+        for token in sorted(self._special):
+            if token in rendered and rendered.count(token) > skeleton.count(token) and (token in self._reserved or token in skeleton):
+                holds = next((f"a text of the {role} holds" for role, text in texts if token in text), "the turns together make")
+                raise SampleRejectedError(Reason.SPECIAL_TOKEN, f"{holds} {token}, which the model keeps for images or for its template")
 
         found_ranges: dict[str, list[range]] = {"assistant": [], "user": [], "system": []}
         at_skeleton = at_rendered = 0

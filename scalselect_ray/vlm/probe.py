@@ -42,7 +42,7 @@ def attention_received(
         logits_HRS.masked_fill_(~causal(rows_R, length, sliding_window), float("-inf"))
         received_V += logits_HRS.softmax(dim=-1)[:, :, vision_V].sum(dim=(0, 1))
     total = received_V.sum()
-    return torch.where(total > 0, received_V / total, torch.full_like(received_V, 1 / len(vision_V)))
+    return torch.where(total == 0, torch.full_like(received_V, 1 / len(vision_V)), received_V / total)  # a NaN stays one
 
 
 def attended(received_V: torch.Tensor, threshold: float) -> torch.Tensor:

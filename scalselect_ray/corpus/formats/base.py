@@ -1,5 +1,6 @@
 """What a format is: a way to cut a file into runs of rows, and a way to read runs."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -28,6 +29,14 @@ class Broken:
 
     message: str
     reason: Reason = Reason.BROKEN_ROW
+
+
+def parse_row(data: bytes) -> object:
+    """One row of JSON, or `Broken`."""
+    try:
+        return json.loads(data.removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError) as error:
+        return Broken(f"not JSON: {error}: {data[:60]!r}")
 
 
 class UnreadableFileError(Exception):

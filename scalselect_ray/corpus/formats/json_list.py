@@ -1,14 +1,15 @@
 """One JSON array of rows (LLaVA-665K and kin), streamed: only a window of it is in memory."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 
 from scalselect_ray import storage
-from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Run, UnreadableFileError, cut
+from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Run, UnreadableFileError, cut, parse_row
 from scalselect_ray.storage import FileInfo
 
 _WINDOW = 1 << 22  # bytes read at once
-_BLANK = b" \t\r\n"
+_BLANKS = re.compile(r"[ \t\r\n]*")
 
 
 class JsonList:
@@ -19,10 +20,12 @@ class JsonList:
 
     def read(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[object]]]:
         for run in runs:
+            block = storage.read_bytes(file.uri, run.start_byte, run.stop_byte)
             try:
-                yield run, json.loads(b"[" + storage.read_bytes(file.uri, run.start_byte, run.stop_byte) + b"]")
-            except ValueError as error:
-                raise UnreadableFileError(str(error)) from error
+                rows = json.loads(b"[" + block + b"]")
+            except (ValueError, RecursionError):  # one row of them: in an unknown encoding, or too deep
+                rows = [parse_row(element) for element in _split(block)]
+            yield run, rows
 
 
 def _elements(file: FileInfo) -> Iterator[tuple[int, int]]:
@@ -69,11 +72,21 @@ def _elements(file: FileInfo) -> Iterator[tuple[int, int]]:
                 raise UnreadableFileError(f"the JSON list breaks off behind row {row - 1}" if opened else "the file is empty")
 
 
+def _split(block: bytes) -> Iterator[bytes]:
+    """The elements that lie in the bytes of a run, each whole, as `_elements` found them."""
+    decoder, text, at = json.JSONDecoder(), _decoded(block), 0
+    while (at := _skip_blank(text, at)) < len(text):
+        try:
+            _, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise UnreadableFileError(f"broken JSON: {error}") from error
+        yield block[at:end]
+        at = _skip_blank(text, end) + 1  # behind the comma
+
+
 def _decoded(window: bytes) -> str:
     return window.decode("latin-1")
 
 
 def _skip_blank(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
+    return _BLANKS.match(text, at).end()  # type: ignore[union-attr]

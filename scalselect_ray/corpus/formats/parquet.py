@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,14 +24,14 @@ class Parquet:
 
     def scan(self, file: FileInfo, max_rows: int, max_bytes: int) -> Iterator[Run]:
         with storage.open_random(file.uri) as stream:
-            try:
-                metadata = pq.ParquetFile(stream).metadata
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                raise UnreadableFileError(f"broken Parquet: {error}") from error
+            metadata = _open(stream).metadata
+        if not 0 <= metadata.num_rows <= file.size or any(metadata.row_group(n).num_rows < 0 for n in range(metadata.num_row_groups)):
+            raise UnreadableFileError(f"broken Parquet: its footer claims {metadata.num_rows:,} rows in {file.size:,} bytes")
         first = begin = end = 0
         pending = pending_bytes = 0
         for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
             parts = max(math.ceil(group.num_rows / max_rows), math.ceil(group.total_byte_size / max_bytes), 1)
+            parts = min(parts, max(group.num_rows, 1))
             if pending and (pending + group.num_rows > max_rows or pending_bytes + group.total_byte_size > max_bytes):
                 yield Run(first, first + pending, begin, end)
                 first, begin, pending, pending_bytes = first + pending, end, 0, 0
@@ -48,10 +49,7 @@ class Parquet:
 
     def read(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[object]]]:
         with storage.open_random(file.uri) as stream:
-            try:
-                parquet = pq.ParquetFile(stream, pre_buffer=True)
-            except pa.ArrowInvalid as error:
-                raise UnreadableFileError(str(error)) from error
+            parquet = _open(stream)
             columns = [name for name in parquet.schema_arrow.names if name in COLUMNS]
             at = runs[0].first_row
             rows = _rows(parquet, columns, at, runs[-1].stop_row)
@@ -59,6 +57,17 @@ class Parquet:
                 records = list(itertools.islice(rows, run.first_row - at, run.stop_row - at))
                 at = run.stop_row
                 yield run, records
+
+
+def _open(stream: BinaryIO) -> pq.ParquetFile:
+    try:
+        parquet = pq.ParquetFile(stream, pre_buffer=True)
+        _ = parquet.schema_arrow  # made when it is asked for
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise UnreadableFileError(f"broken Parquet: {error}") from error
+    return parquet
 
 
 def _rows(parquet: pq.ParquetFile, columns: list[str], first: int, stop: int) -> Iterator[object]:
@@ -71,7 +80,7 @@ def _rows(parquet: pq.ParquetFile, columns: list[str], first: int, stop: int) ->
             for record in _group_rows(parquet, columns, number, at - group_start, end - group_start) if at < end else ():
                 yield record
                 at += 1
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             if isinstance(error, StorageError):
                 raise
             for _ in range(at, end):
@@ -83,7 +92,18 @@ def _group_rows(parquet: pq.ParquetFile, columns: list[str], group: int, start: 
     at = 0
     for batch in parquet.iter_batches(batch_size=64, row_groups=[group], columns=columns):
         if at + len(batch) > start:
-            yield from batch.slice(max(0, start - at), min(len(batch), stop - at) - max(0, start - at)).to_pylist()
+            part = batch.slice(max(0, start - at), min(len(batch), stop - at) - max(0, start - at))
+            try:
+                yield from part.to_pylist()
+            except (ValueError, OverflowError):  # a text that is none, a date that Python has not
+                yield from (_row(part.slice(place, 1)) for place in range(len(part)))
         at += len(batch)
         if at >= stop:
             return
+
+
+def _row(batch: pa.RecordBatch) -> object:
+    try:
+        return batch.to_pylist()[0]
+    except (ValueError, OverflowError) as error:
+        return Broken(f"a value cannot be read: {error}")

@@ -4,18 +4,22 @@ import io
 import json
 import posixpath
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO, NamedTuple, TypeVar, cast
+from typing import BinaryIO, NamedTuple, Self, TypeVar, cast
 
 from scalselect_ray import storage
 from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Broken, Run, UnreadableFileError, cut
+from scalselect_ray.corpus.formats.gzipped import inflated, max_inflated
 from scalselect_ray.corpus.sample import Reason
 from scalselect_ray.errors import StorageError
 from scalselect_ray.storage import FileInfo
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _BLOCK = 512
+_END = 2 * _BLOCK  # zeros, the end mark
+_MAX_EXTENSION = 1 << 14  # bytes of a header that extends another one, such as a long name
+_EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_TAIL = 1 << 16  # bytes read at once behind the end mark: tools fill up their last record with zeros
 T = TypeVar("T")
 
 
@@ -31,89 +35,127 @@ class WebDataset:
         self.sequential = compressed
 
     def scan(self, file: FileInfo, max_rows: int, max_bytes: int) -> Iterator[Run]:
-        with storage.open_read(file.uri) as stream, self._open(stream) as tar:
-            for run in cut(self._sizes(tar), max_rows, max_bytes):
+        with storage.open_read(file.uri) as raw, self._open(self._stream(raw, file)) as tar:
+            for run in cut(self._sizes(tar, self._limit(file)), max_rows, max_bytes):
                 yield run._replace(start_byte=0, stop_byte=0) if self.sequential else run
 
-    def _sizes(self, tar: tarfile.TarFile) -> Iterator[tuple[int, int]]:
-        for members in _groups(tar, self.sequential):
+    def _sizes(self, tar: tarfile.TarFile, limit: int | None) -> Iterator[tuple[int, int]]:
+        for members in _groups(tar, limit):
             yield members[0].info.offset, _end(members[-1].info)
-        if not self.sequential:  # a stream has its own checksum
-            stream = cast(BinaryIO, tar.fileobj)
-            stream.seek(tar.offset)  # type: ignore[attr-defined]
-            if stream.read(_BLOCK) != bytes(_BLOCK):  # tarfile takes a cut between two members for the end
-                raise UnreadableFileError("the tar is cut: it has no end mark")
+        stream = cast(BinaryIO, tar.fileobj)
+        while block := stream.read(_TAIL):  # to the end of the file, where the checksum of a gzip stands
+            if block.count(0) != len(block):
+                raise UnreadableFileError("the tar goes on behind its end mark: several tars joined to one?")
 
     def read(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[object]]]:
-        return self._read(file, runs, _record)
+        return self._read(file, runs, _record, _too_large)
 
     def keys(self, file: FileInfo) -> Iterator[str]:
         """The key of each row."""
-        with storage.open_read(file.uri) as stream, self._open(stream) as tar:
-            for members in _groups(tar, self.sequential):
+        with storage.open_read(file.uri) as raw, self._open(self._stream(raw, file)) as tar:
+            for members in _groups(tar, self._limit(file)):
                 yield _key(members[0].info)
 
     def members(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[list[tuple[str, bytes]]]]]:
         """(name, content) of the members of each row of consecutive runs; the images in the order in which the row names them."""
-        return self._read(file, runs, _members)
+        return self._read(file, runs, _members, lambda name, size: [])
 
     def _read(
-        self, file: FileInfo, runs: Sequence[Run], make: Callable[[tarfile.TarFile, list[_Member]], T]
+        self,
+        file: FileInfo,
+        runs: Sequence[Run],
+        make: Callable[[tarfile.TarFile, list[_Member]], T],
+        refuse: Callable[[str, int], T],
     ) -> Iterator[tuple[Run, list[T]]]:
         if not self.sequential:
             for run in runs:
-                data = io.BytesIO(storage.read_bytes(file.uri, run.start_byte, run.stop_byte))
-                with tarfile.open(fileobj=data, mode="r:") as tar:
-                    yield run, [make(tar, members) for members in _groups(tar, self.sequential)]
+                size = run.stop_byte - run.start_byte
+                if size > MAX_ROW_BYTES and run.stop_row - run.first_row == 1:
+                    yield run, [refuse(f"row {run.first_row}", size)]
+                    continue
+                data = io.BytesIO(storage.read_bytes(file.uri, run.start_byte, run.stop_byte) + bytes(_END))
+                with self._open(data) as tar:
+                    yield run, [make(tar, members) for members in _groups(tar)]
             return
-        with storage.open_read(file.uri) as stream, self._open(stream) as tar:
+        with storage.open_read(file.uri) as raw, self._open(self._stream(raw, file)) as tar:
             row = 0
-            groups = _groups(tar, self.sequential)
+            groups = _groups(tar, self._limit(file))
             for run in runs:
                 records: list[T] = []
                 while row < run.stop_row:
-                    members = next(groups)
+                    members = next(groups, None)
+                    if members is None:
+                        break
                     if row >= run.first_row:
                         records.append(make(tar, members))
                     row += 1
                 yield run, records
 
+    def _stream(self, raw: BinaryIO, file: FileInfo) -> BinaryIO:
+        return inflated(raw, file) if self.sequential else raw
+
+    def _limit(self, file: FileInfo) -> int | None:
+        return max_inflated(file) if self.sequential else None
+
     def _open(self, stream: object) -> tarfile.TarFile:
         try:
-            return tarfile.open(fileobj=stream, mode="r|gz" if self.sequential else "r:")  # type: ignore[call-overload, no-any-return]
-        except StorageError:
+            return tarfile.open(fileobj=stream, mode="r|" if self.sequential else "r:", tarinfo=_Header)  # type: ignore[call-overload, no-any-return]
+        except (StorageError, UnreadableFileError):
             raise
-        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        except Exception as error:  # tarfile raises what it likes
             raise UnreadableFileError(f"broken tar: {error}") from error
 
 
-def _groups(tar: tarfile.TarFile, streamed: bool) -> Iterator[list[_Member]]:
-    """The members of each key. Raises UnreadableFileError where the tar is cut, after the whole keys before."""
+class _Header(tarfile.TarInfo):
+    """A header that tarfile would take for the end of the tar, or for gigabytes of a name, is an error."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        if len(buf) < _BLOCK:
+            raise UnreadableFileError("the tar is cut: it has no end mark")
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
+            raise UnreadableFileError(f"broken tar: {error}") from error
+        if header.size < 0 or (header.type in _EXTENSIONS and header.size > _MAX_EXTENSION):
+            raise UnreadableFileError(f"broken tar: a header claims {header.size:,} bytes")
+        return header
+
+
+def _groups(tar: tarfile.TarFile, limit: int | None = None) -> Iterator[list[_Member]]:
+    """The members of each key, of a stream where a `limit` of its bytes is given. Raises UnreadableFileError where the tar is cut, after
+    the whole keys before."""
     group: list[_Member] = []
+    at = -1
     while True:
         try:
             info = tar.next()
             if info is None:
                 break
+            following = int(tar.offset)  # type: ignore[attr-defined]
+            if info.size < 0 or not at < info.offset < following:
+                raise UnreadableFileError("a header points backwards")
+            if limit is not None and following > limit:  # tarfile would count its way there, block by block
+                raise UnreadableFileError(f"{info.name} claims {info.size:,} bytes")
+            at = info.offset
             tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
             if not info.isreg() or info.issparse() or posixpath.basename(info.name).startswith("."):
                 continue  # links, devices, sparse files and the like are never followed
+            same = group and _key(info) == _key(group[0].info)
             member = _Member(info)
-            if streamed and info.size <= MAX_ROW_BYTES:
+            if limit is not None and info.size + (_size(group) if same else 0) <= MAX_ROW_BYTES:
                 member = _Member(info, _content(tar, info))
         except StorageError:
             raise
-        except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, OverflowError) as error:
+        except Exception as error:  # tarfile raises what it likes
             if group and _is_whole(tar, group[-1]):
                 yield group
             raise UnreadableFileError(f"the tar is cut or broken: {error}") from error
-        if group and _key(info) != _key(group[0].info):
+        if group and not same:
             yield group
             group = []
         group.append(member)
     if group:
-        if not _is_whole(tar, group[-1]):
-            raise UnreadableFileError(f"the tar is cut inside {group[-1].info.name}")
         yield group
 
 
@@ -123,14 +165,19 @@ def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 
 
 def _is_whole(tar: tarfile.TarFile, member: _Member) -> bool:
-    """Whether the file is long enough to hold a member."""
+    """Whether the file holds all of a member that another one should follow."""
     if member.data is not None:
         return len(member.data) == member.info.size
-    stream = cast(BinaryIO, tar.fileobj)
-    at = stream.tell()
-    size = stream.seek(0, io.SEEK_END)
-    stream.seek(at)
-    return member.info.offset_data + member.info.size <= size
+    stream = tar.fileobj
+    return isinstance(stream, io.IOBase) and member.info.offset_data + member.info.size <= stream.seek(0, io.SEEK_END)
+
+
+def _size(members: list[_Member]) -> int:
+    return sum(member.info.size for member in members)
+
+
+def _too_large(name: str, size: int) -> Broken:
+    return Broken(f"{name}: {size:,} bytes are above the limit of {MAX_ROW_BYTES:,}", Reason.IMAGE_TOO_LARGE)
 
 
 def _key(member: tarfile.TarInfo) -> str:
@@ -148,14 +195,14 @@ def _end(member: tarfile.TarInfo) -> int:
 
 def _record(tar: tarfile.TarFile, members: list[_Member]) -> object:
     """The row of one key: its json (or txt) member, with the image members as its images."""
+    if (size := _size(members)) > MAX_ROW_BYTES:
+        return _too_large(_key(members[0].info), size)
     record: object = None
     images: dict[str, dict[str, object]] = {}
     for member, read in members:
         kind = _extension(member)
         if kind.rpartition(".")[2] not in (*_IMAGES, "json", "txt"):
             continue
-        if member.size > MAX_ROW_BYTES:
-            return Broken(f"{member.name}: {member.size:,} bytes is above the limit of {MAX_ROW_BYTES:,}", Reason.IMAGE_TOO_LARGE)
         data = read if read is not None else _content(tar, member)
         if kind == "json":
             try:
