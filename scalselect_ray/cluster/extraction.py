@@ -1,8 +1,9 @@
-"""Slices to feature files with Ray Data: read and prepare (CPU tasks), extract (actors), commit (CPU tasks). One row is one slice."""
+"""Slices to feature files with Ray Data: read and prepare (CPU tasks), extract and commit (actors). One row is one slice."""
 
 import functools
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +48,7 @@ def extract(slices: Sequence[Slice], store: FeatureStore, extractor: ExtractorCo
     room = int(gpus / gpus_each) if gpus_each else (cpus - 1) // workers.cpus_per_extractor
     most = workers.max_extractors or max(1, room, workers.min_extractors)
     crowded = cpus <= workers.cpus_per_extractor  # an actor that took the last CPU would wait for its input forever
-    pool = ray.data.ActorPoolStrategy(min_size=min(workers.min_extractors, most), max_size=most)
+    pool = ray.data.ActorPoolStrategy(min_size=min(workers.min_extractors, most), max_size=most, max_concurrent_calls_per_actor=2)
     committed = (
         ray.data.from_items(units, override_num_blocks=len(units))
         .map_batches(
@@ -62,7 +63,7 @@ def extract(slices: Sequence[Slice], store: FeatureStore, extractor: ExtractorCo
         )
         .map_batches(
             ExtractSlices,
-            fn_constructor_args=(extractor, workers.cpus_per_extractor),
+            fn_constructor_args=(extractor, workers.cpus_per_extractor, store),
             batch_size=1,
             batch_format="pyarrow",
             compute=pool,
@@ -72,7 +73,6 @@ def extract(slices: Sequence[Slice], store: FeatureStore, extractor: ExtractorCo
             label_selector=workers.extractor_labels or None,
             max_task_retries=ATTEMPTS,
         )
-        .map_batches(commit_slice, fn_kwargs={"store": store}, batch_size=1, batch_format="pyarrow", num_cpus=0, max_retries=ATTEMPTS)
     )
     for batch in committed.iter_batches(batch_size=None, batch_format="pyarrow"):
         for row in batch.to_pylist():
@@ -100,9 +100,15 @@ def prepare_unit(batch: pa.Table, extractor: ExtractorConfig) -> Iterator[pa.Tab
 
 
 class ExtractSlices:
-    """The actor: holds the model, answers a prepared slice with its table of features."""
+    """The actor: holds the model, commits the features of a prepared slice.
 
-    def __init__(self, extractor: ExtractorConfig, cpus: int) -> None:
+    It works at two slices at a time, so that one is unpacked or written while the device computes the other. Commits stay here: a stage
+    of their own would start more processes, each of which first imports what this one has.
+    """
+
+    def __init__(self, extractor: ExtractorConfig, cpus: int, store: FeatureStore) -> None:
+        self._store = store
+        self._turn = threading.Lock()
         torch.set_num_threads(cpus)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._extractor = Extractor(
@@ -114,11 +120,22 @@ class ExtractSlices:
         )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        started = time.perf_counter()
         part = Slice(**json.loads(batch["slice"][0].as_py()))
         rows = unpack(batch["payload"][0].as_buffer())
+        with self._turn:
+            started = time.perf_counter()
+            answers = iter(self._extract(part, [prepared for _, prepared in rows if isinstance(prepared, Prepared)]))
+            metrics.step_done("extract", part.source, time.perf_counter() - started)
+        shard = storage.redact(part.shard)  # from here on a name, and no longer a place to read
+        records = [
+            {"source": part.source, "shard": shard, **key, **_outcome(next(answers) if isinstance(prepared, Prepared) else prepared)}
+            for key, prepared in rows
+        ]
+        return self._commit(part, feature_table(records, self._extractor.dim))
+
+    def _extract(self, part: Slice, samples: list[Prepared]) -> list[Representation | SampleRejectedError]:
         try:
-            answers = iter(self._extractor([prepared for _, prepared in rows if isinstance(prepared, Prepared)]))
+            return self._extractor(samples)
         except DeviceLostError as error:
             if not ray.get_runtime_context().was_current_actor_reconstructed:
                 os._exit(1)  # the process is of no more use: Ray starts another and hands it the slice again
@@ -126,29 +143,15 @@ class ExtractSlices:
                 f"the device of an extractor was lost again, on {part.shard} rows {part.first_row}-{part.stop_row - 1}: {error}\n"
                 "Next: look at that machine's device; run again: what is committed stays and is not paid for again"
             ) from error
-        shard = storage.redact(part.shard)  # from here on a name, and no longer a place to read
-        records = [
-            {"source": part.source, "shard": shard, **key, **_outcome(next(answers) if isinstance(prepared, Prepared) else prepared)}
-            for key, prepared in rows
-        ]
-        sink = pa.BufferOutputStream()
-        table = feature_table(records, self._extractor.dim)
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-        metrics.step_done("extract", part.source, time.perf_counter() - started)
-        return _one_row(slice=part.id, payload=sink.getvalue().to_pybytes())
 
-
-def commit_slice(batch: pa.Table, store: FeatureStore) -> pa.Table:
-    """Writes the object of one slice."""
-    started = time.perf_counter()
-    table = pa.ipc.open_stream(batch["payload"][0].as_buffer()).read_all()
-    size = store.commit(batch["slice"][0].as_py(), table)
-    metrics.committed(table, size)
-    metrics.step_done("commit", table["source"][0].as_py(), time.perf_counter() - started)
-    reasons = table["reason"].to_pylist()
-    rejected = sum(reason not in (None, "text_only") for reason in reasons)
-    return pa.Table.from_pylist([asdict(Committed(len(reasons), rejected, size))])
+    def _commit(self, part: Slice, table: pa.Table) -> pa.Table:
+        started = time.perf_counter()
+        size = self._store.commit(part.id, table)
+        metrics.committed(table, size)
+        metrics.step_done("commit", part.source, time.perf_counter() - started)
+        reasons = table["reason"].to_pylist()
+        rejected = sum(reason not in (None, "text_only") for reason in reasons)
+        return pa.Table.from_pylist([asdict(Committed(len(reasons), rejected, size))])
 
 
 Row = tuple[dict[str, Any], Prepared | SampleRejectedError]
