@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalselect_ray.config import feature_settings, load_config, parse_config, to_yaml
@@ -65,6 +65,7 @@ TREES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80) | TREES.map(yaml.safe_dump))
 def test_any_text_is_a_clear_error(text):
     with pytest.raises(ConfigError, match=r"^config: "):

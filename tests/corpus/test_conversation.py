@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalselect_ray.corpus import ImagePart, ImageRef, Reason, SampleRejectedError
@@ -123,6 +123,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_any_row_is_a_sample_or_a_reject(record):
     try:

@@ -72,7 +72,6 @@ Q, A = ("user", "<image>\nQ"), ("assistant", "A")
         ("ms-swift", [("system", "<image>"), Q, A], 1, "2 <image> for 1 images"),
         ("ms-swift", [Q, ("assistant", "<bbox>")], 1, "<bbox>"),
         ("qwen-vl", [("user", "<image> <video>"), A], 1, "<video>"),
-        ("hf", [Q, ("assistant", "\ud800")], 1, "not Unicode"),
     ],
 )
 def test_rows_that_a_trainer_could_not_read_are_refused(name, turns, images, words):

@@ -193,6 +193,13 @@ def test_a_footer_that_claims_billions_of_rows_is_no_file(tmp_path):
     assert "claims 3,000,000 rows" in reject.message
 
 
+def test_a_parquet_file_of_something_else_says_which_columns_it_has(tmp_path):
+    pq.write_table(pa.table({"price": [1, 2, 3], "title": ["a", "b", "c"]}), tmp_path / "a.parquet")
+    found = read(tmp_path / "a.parquet")
+    assert [row.row for row in found] == [0, 1, 2]
+    assert all("among ['price', 'title']" in row.message for row in found)
+
+
 def test_one_bad_value_of_a_row_group_is_one_reject(tmp_path):
     texts = pa.array([json.dumps(n).encode() for n in range(10)]).cast(pa.binary())
     bad = pa.array([b"\xff\xfe" if n == 4 else value.as_py() for n, value in enumerate(texts)], pa.binary())

@@ -50,9 +50,10 @@ class Parquet:
     def read(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[object]]]:
         with storage.open_random(file.uri) as stream:
             parquet = _open(stream)
-            columns = [name for name in parquet.schema_arrow.names if name in COLUMNS]
+            names = parquet.schema_arrow.names
+            columns = [name for name in names if name in COLUMNS]
             at = runs[0].first_row
-            rows = _rows(parquet, columns, at, runs[-1].stop_row)
+            rows = _rows(parquet, columns, at, runs[-1].stop_row) if columns else _without_columns(names)
             for run in runs:
                 records = list(itertools.islice(rows, run.first_row - at, run.stop_row - at))
                 at = run.stop_row
@@ -70,12 +71,18 @@ def _open(stream: BinaryIO) -> pq.ParquetFile:
     return parquet
 
 
+def _without_columns(names: list[str]) -> Iterator[object]:
+    """What each row is of a file that has none of a sample's columns."""
+    return itertools.repeat(Broken(f"no conversation: none of the columns {', '.join(COLUMNS)} among {sorted(names)[:12]}"))
+
+
 def _rows(parquet: pq.ParquetFile, columns: list[str], first: int, stop: int) -> Iterator[object]:
     """Rows [first, stop), each once; where a row group breaks, the rest of its rows are broken."""
     group_start = 0
     for number in range(parquet.metadata.num_row_groups):
         group_stop = group_start + parquet.metadata.row_group(number).num_rows
         at, end = max(first, group_start), min(stop, group_stop)
+        problem = "it has fewer rows than the footer says"
         try:
             for record in _group_rows(parquet, columns, number, at - group_start, end - group_start) if at < end else ():
                 yield record
@@ -83,8 +90,9 @@ def _rows(parquet: pq.ParquetFile, columns: list[str], first: int, stop: int) ->
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             if isinstance(error, StorageError):
                 raise
-            for _ in range(at, end):
-                yield Broken(f"row group {number} cannot be read: {error}", Reason.UNREADABLE_FILE)
+            problem = str(error)
+        for _ in range(at, end):
+            yield Broken(f"row group {number} cannot be read: {problem}", Reason.UNREADABLE_FILE)
         group_start = group_stop
 
 
