@@ -6,7 +6,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
@@ -36,7 +36,7 @@ def session() -> Iterator[None]:
         # Ray ends a worker that idles for a second where there are more of them than CPUs; each new one would first import torch.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
         try:
-            with _interruptible():
+            with _interruptible(), nullcontext() if address else _without_native_output():
                 ray.init(logging_level=logging.ERROR, log_to_driver=False, **where)
         except (ConnectionError, RuntimeError, ValueError) as error:
             what = f"the Ray cluster at RAY_ADDRESS={address} cannot be joined" if address else "Ray does not start on this machine"
@@ -94,6 +94,19 @@ def bounded_map(function: Any, arguments: Sequence[tuple[Any, ...]], done: Calla
         ready, _ = ray.wait(list(running), num_returns=1)
         for ref in ready:
             done(*running.pop(ref))
+
+
+@contextmanager
+def _without_native_output() -> Iterator[None]:
+    """Ray's native code says on stderr, past Python, at which level it logs. What goes wrong is raised."""
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 @contextmanager
