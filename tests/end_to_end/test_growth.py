@@ -200,6 +200,19 @@ def test_garbage_is_shown_by_status_and_removed_only_when_told_to(config, corpus
     assert folder.exists()
 
 
+def test_features_of_a_run_that_is_still_going_on_are_no_garbage(config):
+    """It adds a source that the newest finished run does not know."""
+    record, _ = run(config)
+    began = Runs(str(config.parent / "output")).began(record["run_id"]).timestamp()
+    features = config.parent / "output" / "features" / record["extractor"]
+    name = f"{'f' * 16}-000000000-000000005-of-000000005.parquet"
+    (features / name).write_bytes(b"of another run")
+    os.utime(features / name, (began + 1, began + 1))
+    assert garbage.find_garbage(str(config.parent / "output")) == []
+    os.utime(features / name, (began - 1, began - 1))
+    assert [len(heap.uris) for heap in garbage.find_garbage(str(config.parent / "output"))] == [1]
+
+
 def test_a_source_that_cannot_be_seen_is_not_called_garbage(config, corpus, capsys):
     run(config)
     shutil.rmtree(corpus)
