@@ -14,7 +14,6 @@ import io
 import json
 import random
 import struct
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -23,14 +22,13 @@ import traceback
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from record import print_record
 
 from scalselect_ray.corpus import (
     ImageRef,
@@ -250,13 +248,11 @@ def main() -> int:
                 print(f"{name}: {traceback.format_exc()}", file=sys.stderr)
             tally.outcomes[f"{name}: {outcome}"] += 1
             tally.slowest = max(tally.slowest, (time.monotonic() - begun, name))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    print(json.dumps({
-        "benchmark": "fuzz_readers", "date": datetime.now(UTC).date().isoformat(), "commit": commit, "seed": options.seed,
-        "seconds": options.seconds, "inputs": sum(tally.outcomes.values()), "findings": tally.findings,
-        "slowest_s": round(tally.slowest[0], 3), "slowest": tally.slowest[1], "outcomes": dict(sorted(tally.outcomes.items())),
-        "versions": {name: version(name) for name in ("pyarrow", "pillow", "numpy")},
-    }))  # fmt: skip
+    print_record(
+        "fuzz_readers", ("pyarrow", "pillow", "numpy"), seed=options.seed, seconds=options.seconds,
+        inputs=sum(tally.outcomes.values()), findings=tally.findings, slowest_s=round(tally.slowest[0], 3), slowest=tally.slowest[1],
+        outcomes=dict(sorted(tally.outcomes.items())),
+    )  # fmt: skip
     return 1 if tally.findings else 0
 
 

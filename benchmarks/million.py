@@ -8,18 +8,15 @@ as a run finds it that has nothing to do, and as one does that died when half wa
 """
 
 import argparse
-import json
 import os
 import resource
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from record import print_record
 from scaling import SLICE_ROWS, make_slices, worker_peak
 
 from scalselect_ray import storage
@@ -111,13 +108,11 @@ def main() -> None:
         "driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
         "ledger_s": round(sum(ledger_seconds.values()), 3),
     }
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    print(json.dumps({
-        "benchmark": "million", "date": datetime.now(UTC).date().isoformat(), "commit": commit, "cpus": os.cpu_count(), "dim": options.dim,
-        "versions": {name: version(name) for name in ("ray", "numpy", "pyarrow")}, "selection": selected | {"seconds": seconds},
-        "ledger": found | {"seconds": ledger_seconds}, "measured": measured, "bounds": BOUNDS,
-        "within": {name: measured[name] <= bound for name, bound in BOUNDS.items()},
-    }))  # fmt: skip
+    print_record(
+        "million", ("ray", "numpy", "pyarrow"), dim=options.dim, selection=selected | {"seconds": seconds},
+        ledger=found | {"seconds": ledger_seconds}, measured=measured, bounds=BOUNDS,
+        within={name: measured[name] <= bound for name, bound in BOUNDS.items()},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

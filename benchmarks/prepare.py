@@ -10,11 +10,8 @@ import argparse
 import io
 import json
 import os
-import subprocess
 import tempfile
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from record import print_record
 
 from scalselect_ray.cluster.extraction import prepare_unit
 from scalselect_ray.config import ExtractorConfig, SourceConfig
@@ -96,11 +94,7 @@ def main() -> None:
             if corpus in map(str, made):
                 results[-1]["image_kib"] = os.path.getsize(corpus) / options.samples / 1024
             print({key: round(value, 2) if isinstance(value, float) else value for key, value in results[-1].items()}, flush=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    print(json.dumps({
-        "benchmark": "prepare", "date": datetime.now(UTC).date().isoformat(), "commit": commit, "cpus": os.cpu_count(),
-        "versions": {name: version(name) for name in ("transformers", "pillow", "numpy", "pyarrow")}, "results": results,
-    }))  # fmt: skip
+    print_record("prepare", ("transformers", "pillow", "numpy", "pyarrow"), results=results)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,17 @@ record.
 """
 
 import argparse
-import json
 import os
 import resource
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import ray
+from record import print_record
 
 from scalselect_ray.cluster import reduction, selecting
 from scalselect_ray.cluster.session import session
@@ -104,11 +101,7 @@ def main() -> None:
             })  # fmt: skip
             print({key: round(value, 2) for key, value in results[-1].items()}, flush=True)
             del merged, subspace
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    print(json.dumps({
-        "benchmark": "scaling", "date": datetime.now(UTC).date().isoformat(), "commit": commit, "cpus": os.cpu_count(), "dim": options.dim,
-        "versions": {name: version(name) for name in ("ray", "numpy", "scipy", "pyarrow")}, "results": results,
-    }))  # fmt: skip
+    print_record("scaling", ("ray", "numpy", "scipy", "pyarrow"), dim=options.dim, results=results)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,10 @@ workers were up. The last line of stdout is one JSON record.
 import argparse
 import json
 import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,6 +22,7 @@ from unittest import mock
 
 import fsspec.implementations.local
 import ray
+from record import print_record
 from scaling import workers
 
 from scalselect_ray import storage
@@ -132,13 +130,11 @@ def main() -> None:
                     break
             seconds = time.perf_counter() - started
             objects = sum(path.is_file() for path in Path(store.folder).iterdir())
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    print(json.dumps({
-        "benchmark": "soak", "date": datetime.now(UTC).date().isoformat(), "commit": commit, "cpus": os.cpu_count(),
-        "versions": {name: version(name) for name in ("ray", "torch", "transformers", "pyarrow")}, "slices": done, "rejected": rejected,
-        "objects": objects, "driver_requests": counts, "seconds": round(seconds, 1), "slices_per_second": round(done / seconds, 2),
-        "drift": {column: drift(samples, column) for column in COLUMNS[2:]}, "samples": samples,
-    }))  # fmt: skip
+    print_record(
+        "soak", ("ray", "torch", "transformers", "pyarrow"), slices=done, rejected=rejected, objects=objects, driver_requests=counts,
+        seconds=round(seconds, 1), slices_per_second=round(done / seconds, 2),
+        drift={column: drift(samples, column) for column in COLUMNS[2:]}, samples=samples,
+    )  # fmt: skip
 
 
 def _split(arguments: list[str]) -> tuple[str, list[str]]:

@@ -10,18 +10,15 @@ so that reading weighs as much as it can. The last line of stdout is one JSON re
 import argparse
 import io
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections import Counter
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import object_store
+from record import print_record
 
 from scalselect_ray import storage
 from scalselect_ray.cluster.session import session
@@ -84,11 +81,7 @@ def main() -> None:
         share = total(steps["growth"]) / total(steps["full"])
         new = 1 - steps["before"]["samples"] / steps["full"]["samples"]
         print(f"growth / full, {name}: {share:.2f} of the time for {new:.2f} of the samples")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    print(json.dumps({
-        "benchmark": "storage", "date": datetime.now(UTC).date().isoformat(), "commit": commit, "cpus": os.cpu_count(),
-        "versions": {name: version(name) for name in ("ray", "torch", "pyarrow", "s3fs", "moto")}, "results": results,
-    }))  # fmt: skip
+    print_record("storage", ("ray", "torch", "pyarrow", "s3fs", "moto"), results=results)
 
 
 if __name__ == "__main__":
