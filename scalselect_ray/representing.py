@@ -6,7 +6,7 @@ import torch
 
 from scalselect_ray.config import ExtractorConfig
 from scalselect_ray.corpus import Reject, Sample, SampleRejectedError, load_images
-from scalselect_ray.vlm import Extractor, Prepared, Preparer, Representation, open_checkpoint
+from scalselect_ray.vlm import Extractor, Prepared, Preparer, Representation, open_checkpoint, share_images
 
 _TOGETHER = 32  # samples whose pixels are in memory at once
 
@@ -44,7 +44,7 @@ class Representer:
         answers: list[Outcome] = []
         for start in range(0, len(samples), _TOGETHER):
             prepared = [self._prepared(sample) for sample in samples[start : start + _TOGETHER]]
-            extracted = iter(self._extract([item for item in prepared if isinstance(item, Prepared)]))
+            extracted = iter(self._extract(share_images(item for item in prepared if isinstance(item, Prepared))))
             answers += [next(extracted) if isinstance(item, Prepared) else item for item in prepared]
         return answers
 

@@ -23,7 +23,7 @@ from scalselect_ray.config import ExtractorConfig, WorkersConfig
 from scalselect_ray.corpus import Reason, Reject, Sample, SampleRejectedError, Slice, fetched, load_images, read_slices, reading_units
 from scalselect_ray.errors import ClusterError
 from scalselect_ray.features import FeatureStore, feature_table
-from scalselect_ray.vlm import DeviceLostError, Extractor, Prepared, Preparer, Representation, front_bytes, open_checkpoint
+from scalselect_ray.vlm import DeviceLostError, Extractor, Prepared, Preparer, Representation, front_bytes, open_checkpoint, share_images
 
 _IMAGE_THREADS = 8  # of one task; the images of JSON corpora are fetched one by one
 _PREPARE_BYTES = 768 << 20  # of one prepare task: a slice of samples, its decoded images and what is made of them
@@ -158,37 +158,45 @@ Row = tuple[dict[str, Any], Prepared | SampleRejectedError]
 
 
 def pack(rows: Sequence[Row]) -> bytes:
-    """Prepared rows as one safetensors blob, to travel to an extractor."""
+    """Prepared rows as one safetensors blob, to travel to an extractor. Equal images travel once."""
+    shared = iter(share_images(prepared for _, prepared in rows if isinstance(prepared, Prepared)))
     arrays: dict[str, np.ndarray] = {}
-    keys = []
+    keys: list[dict[str, Any]] = []
+    holders: dict[int, int] = {}  # by the id of the images, the place of the first row that holds them
     for place, (key, prepared) in enumerate(rows):
         if isinstance(prepared, SampleRejectedError):
             keys.append({**key, "reason": prepared.reason, "message": prepared.message})
             continue
-        keys.append(key)
-        arrays |= {f"{place}.{name}": np.ascontiguousarray(getattr(prepared, name)) for name in _ARRAYS}
-        arrays |= {f"{place}.images.{name}": np.ascontiguousarray(array) for name, array in prepared.images.items()}
+        sample = next(shared)
+        holder = holders.setdefault(id(sample.images), place)
+        keys.append({**key, "images_of": holder})
+        arrays |= {f"{place}.{name}": np.ascontiguousarray(getattr(sample, name)) for name in _ARRAYS}
+        if holder == place:
+            arrays |= {f"{place}.images.{name}": np.ascontiguousarray(array) for name, array in sample.images.items()}
     return bytes(save(arrays, metadata={"rows": json.dumps(keys)}))
 
 
 def unpack(payload: Any) -> list[Row]:
-    """The inverse of `pack`."""
+    """The inverse of `pack`. Rows with equal images hold the same object."""
     data = bytes(payload)
     length = int.from_bytes(data[:8], "little")
     keys = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["rows"])
     arrays: dict[str, dict[str, np.ndarray]] = {}
+    images: dict[str, dict[str, np.ndarray]] = {}
     for name, array in load(data).items():
         place, _, rest = name.partition(".")
-        arrays.setdefault(place, {})[rest] = array
+        if rest.startswith("images."):
+            images.setdefault(place, {})[rest.removeprefix("images.")] = array
+        else:
+            arrays.setdefault(place, {})[rest] = array
     rows: list[Row] = []
     for place, key in enumerate(keys):
         if "reason" in key:
             reject = SampleRejectedError(key.pop("reason"), key.pop("message"))
             rows.append((key, reject))
             continue
-        found = arrays[str(place)]
-        images = {name.removeprefix("images."): array for name, array in found.items() if name.startswith("images.")}
-        rows.append((key, Prepared(**{name: found[name] for name in _ARRAYS}, images=images)))
+        holder = str(key.pop("images_of"))
+        rows.append((key, Prepared(**arrays[str(place)], images=images[holder])))
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from scalselect_ray.vlm.checkpoint import Checkpoint, fingerprint, front_bytes, open_checkpoint
 from scalselect_ray.vlm.extractor import AttentionMap, DeviceLostError, Extractor, Representation
-from scalselect_ray.vlm.prepare import Prepared, Preparer
+from scalselect_ray.vlm.prepare import Prepared, Preparer, share_images
 
 __all__ = [
     "AttentionMap",
@@ -15,4 +15,5 @@ __all__ = [
     "fingerprint",
     "front_bytes",
     "open_checkpoint",
+    "share_images",
 ]

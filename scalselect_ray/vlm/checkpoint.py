@@ -29,6 +29,7 @@ transformers_logging.disable_progress_bar()
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
 _DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model")  # config, processor, tokenizer, chat template
+_PLAIN_TOWERS = ("clip_vision_model", "siglip_vision_model")  # whose hidden states are the layers' outputs, the last one's as well
 _LATER_LAYER = re.compile(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.[1-9]\d*\.|(?:^|\.)lm_head\.")
 
 
@@ -90,6 +91,12 @@ def keep_front(config: PretrainedConfig) -> None:
         text.layer_types = text.layer_types[:1]
     if hasattr(config.vision_config, "deepstack_visual_indexes"):
         config.vision_config.deepstack_visual_indexes = []  # DeepStack features are added after the layer: never read
+    layer = getattr(config, "vision_feature_layer", None)
+    if config.vision_config.model_type in _PLAIN_TOWERS and isinstance(layer, int):  # LLaVA reads the last but one
+        layers = config.vision_config.num_hidden_layers
+        used = layer if layer >= 0 else layers + 1 + layer  # of the hidden states: the input of layer 0, then each layer's output
+        if 0 < used < layers:
+            config.vision_config.num_hidden_layers, config.vision_feature_layer = used, used
 
 
 def load_front(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

@@ -6,6 +6,7 @@ sample by sample: there is no padding, so none can be attended to and none is pa
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -87,11 +88,17 @@ class Extractor:
         return int(self._model.config.text_config.hidden_size)
 
     def __call__(self, samples: Sequence[Prepared]) -> list[Representation | SampleRejectedError]:
-        """One answer a sample, in order. A sample that fails on its own is answered by the reason."""
-        answers: list[Representation | SampleRejectedError] = []
-        for batch in batches([len(sample.input_ids) for sample in samples], self._batch_tokens):
-            answers += self._represent_all(samples[batch.start : batch.stop])
-        return answers
+        """One answer a sample, in order. A sample that fails on its own is answered by the reason.
+
+        Images that are one object (see `share_images`) pass the vision tower once a batch: such samples are put side by side for it.
+        """
+        first: dict[int, int] = {}
+        order = sorted(range(len(samples)), key=lambda place: first.setdefault(id(samples[place].images), place))
+        answers: dict[int, Representation | SampleRejectedError] = {}
+        for batch in batches([len(samples[place].input_ids) for place in order], self._batch_tokens):
+            places = order[batch.start : batch.stop]
+            answers |= zip(places, self._represent_all([samples[place] for place in places]), strict=True)
+        return [answers[place] for place in range(len(samples))]
 
     def _represent_all(self, samples: Sequence[Prepared]) -> list[Representation | SampleRejectedError]:
         """A failing batch is halved until the sample that fails stands alone: bad input, or too large for the device."""
@@ -117,20 +124,26 @@ class Extractor:
 
     @torch.inference_mode()
     def _represent(self, samples: Sequence[Prepared]) -> Iterator[Representation | SampleRejectedError]:
+        """The device is waited for twice: for the attention that decides which tokens go on, and for the features."""
         hidden_TE, projections = self._project(samples)
-        rows, contexts = [], []
-        start = 0
-        for sample in samples:
-            rows_A, context_AC = self._attend(sample, projections, slice(start, start + len(sample.input_ids)))
-            rows.append(rows_A + start)
-            contexts.append(context_AC)
-            start += len(sample.input_ids)
+        spans = [range(stop - len(sample.input_ids), stop) for sample, stop in zip(samples, _stops(samples), strict=True)]
+        vision = [torch.from_numpy(np.flatnonzero(sample.vision)) for sample in samples]
+        received = self._received(samples, projections, spans, vision)
+        attended_rows = [vision_V[attended(received_V, self._threshold)] for vision_V, received_V in zip(vision, received, strict=True)]
+
+        contexts = []
+        for span, rows_A in zip(spans, attended_rows, strict=True):
+            query_HSD, key_KSD, value_KSD = (tensor[:, span.start : span.stop] for tensor in projections[:3])
+            contexts.append(attention_output(query_HSD, key_KSD, value_KSD, rows_A, projections.scaling, projections.sliding_window))
         # The rest of the layer works token by token: only the attended vision tokens go through it.
-        output_AE = hidden_TE[torch.cat(rows)] + self._output_projection(torch.cat(contexts))
+        places = torch.cat([rows_A + span.start for span, rows_A in zip(spans, attended_rows, strict=True)])
+        output_AE = hidden_TE[self._sent(places)] + self._output_projection(torch.cat(contexts))
         output_AE = output_AE + self._layer.mlp(self._layer.post_attention_layernorm(output_AE))
-        for sample, part_AE in zip(samples, output_AE.float().split([len(row) for row in rows]), strict=True):
-            feature = part_AE.mean(dim=0).cpu().numpy()
-            if not np.isfinite(feature).all():
+        parts = output_AE.float().split([len(rows_A) for rows_A in attended_rows])
+        features = torch.stack([part_AE.mean(dim=0) for part_AE in parts]).cpu().numpy()
+
+        for sample, received_V, rows_A, feature in zip(samples, received, attended_rows, features, strict=True):
+            if not (np.isfinite(feature).all() and received_V.isfinite().all()):
                 yield SampleRejectedError(Reason.NON_FINITE, "the feature holds a NaN or an infinity")
                 continue
             yield Representation(
@@ -138,7 +151,7 @@ class Extractor:
                 num_tokens=len(sample.input_ids),
                 num_vision_tokens=int(sample.vision.sum()),
                 num_query_tokens=int(sample.query.sum()),
-                num_attended_tokens=len(part_AE),
+                num_attended_tokens=len(rows_A),
             )
 
     @torch.inference_mode()
@@ -146,11 +159,12 @@ class Extractor:
         """A map for each picture of a sample, given their (width, height); empty where the family's tokens do not lie on one grid each."""
         grids = self._family.grids(sample.images, sizes, self._image_processor, self._model.config)
         _, projections = self._project([sample])
-        vision_V, received_V = self._received(sample, projections, slice(0, len(sample.input_ids)))
+        vision_V = torch.from_numpy(np.flatnonzero(sample.vision))
+        (received_V,) = self._received([sample], projections, [range(len(sample.input_ids))], [vision_V])
         kept_V = torch.zeros_like(vision_V, dtype=torch.bool)
         kept_V[attended(received_V, self._threshold)] = True
-        on_image_V = sample.input_ids[vision_V.cpu().numpy()] == self._model.config.image_token_id
-        received, kept = received_V.cpu().numpy()[on_image_V], kept_V.cpu().numpy()[on_image_V]
+        on_image_V = sample.input_ids[vision_V.numpy()] == self._model.config.image_token_id
+        received, kept = received_V.numpy()[on_image_V], kept_V.numpy()[on_image_V]
         cells = [grid.rows * grid.columns for grid in grids]
         extra = (len(received) - sum(cells)) // max(len(grids), 1)  # a class token before the patches of each image
         if not grids or extra not in (0, 1) or len(received) != sum(cells) + extra * len(grids):
@@ -166,7 +180,7 @@ class Extractor:
     def _project(self, samples: Sequence[Prepared]) -> tuple[torch.Tensor, _Projections]:
         """The input of layer 0 (T, E), and what its attention makes of it."""
         hidden_TE = self._embeddings(samples)
-        position_ids = torch.from_numpy(np.concatenate([sample.position_ids for sample in samples], axis=1)).to(self._device)
+        position_ids = self._sent(torch.from_numpy(np.concatenate([sample.position_ids for sample in samples], axis=1)))
         rotary = self._rotary(hidden_TE[None], position_ids if len(position_ids) == 1 else position_ids[:, None])
         self._layer.self_attn(self._layer.input_layernorm(hidden_TE[None]), position_embeddings=rotary, attention_mask=None)
         projections: _Projections = self._layer.self_attn.captured
@@ -175,15 +189,30 @@ class Extractor:
 
     def _embeddings(self, samples: Sequence[Prepared]) -> torch.Tensor:
         """The input of layer 0: text embeddings, with the projected image features in the places of the placeholders. (T, E)."""
-        input_ids = torch.from_numpy(np.concatenate([sample.input_ids for sample in samples])).to(self._device)
-        images = self._family.collate([{name: torch.from_numpy(array) for name, array in sample.images.items()} for sample in samples])
-        images = {name: tensor.to(self._device) for name, tensor in images.items()}
+        input_ids = torch.from_numpy(np.concatenate([sample.input_ids for sample in samples]))
+        places = torch.nonzero(input_ids == self._model.config.image_token_id)[:, 0]
+        hidden_TE = self._embed(self._sent(input_ids.clamp(max=self._embed.num_embeddings - 1)))
+        hidden_TE[self._sent(places)] = self._image_features(samples).to(hidden_TE.dtype)
+        return cast(torch.Tensor, hidden_TE)
+
+    def _image_features(self, samples: Sequence[Prepared]) -> torch.Tensor:
+        """The projected image features of all samples, one behind the other. Images that are one object pass the vision tower once."""
+        distinct = list({id(sample.images): sample for sample in samples}.values())
+        images = self._family.collate([{name: torch.from_numpy(array) for name, array in sample.images.items()} for sample in distinct])
+        images = {name: self._sent(tensor) for name, tensor in images.items()}
         images["pixel_values"] = self._normalise(images["pixel_values"])
         features = torch.cat(tuple(self._model.get_image_features(**images, return_dict=True).pooler_output))
-        hidden_TE = self._embed(input_ids.clamp(max=self._embed.num_embeddings - 1))
-        places = input_ids == self._model.config.image_token_id
-        hidden_TE[places] = features.to(hidden_TE.dtype)
-        return cast(torch.Tensor, hidden_TE)
+        if len(distinct) == len(samples):
+            return features
+        counts = [int((sample.input_ids == self._model.config.image_token_id).sum()) for sample in distinct]
+        parts = dict(zip((id(sample.images) for sample in distinct), torch.split(features, counts), strict=True))
+        return torch.cat([parts[id(sample.images)] for sample in samples])
+
+    def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor on the device; the copy to a GPU goes on beside the work there."""
+        if self._device.type != "cuda":
+            return tensor.to(self._device)
+        return tensor.pin_memory().to(self._device, non_blocking=True)
 
     def _normalise(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Bytes to floats, as the model's own image processor does it."""
@@ -194,19 +223,21 @@ class Extractor:
         )
         return cast(torch.Tensor, scaled.reshape(pixel_values.shape).to(self._dtype))
 
-    def _attend(self, sample: Prepared, projections: _Projections, span: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """The attended vision tokens of one sample (A,), and what its attention gives them (A, H * D)."""
-        vision_V, received_V = self._received(sample, projections, span)
-        rows_A = vision_V[attended(received_V, self._threshold)]
-        query_HSD, key_KSD, value_KSD = (tensor[:, span] for tensor in projections[:3])
-        context_AC = attention_output(query_HSD, key_KSD, value_KSD, rows_A, projections.scaling, projections.sliding_window)
-        return rows_A, context_AC + (0 * received_V.sum()).to(context_AC.dtype)  # a NaN in the attention is one in the feature
+    def _received(
+        self, samples: Sequence[Prepared], projections: _Projections, spans: Sequence[range], vision: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """The attention that each vision token of each sample receives, (V,) a sample, on the CPU."""
+        received = []
+        for sample, span, vision_V in zip(samples, spans, vision, strict=True):
+            query_HSD, key_KSD = (tensor[:, span.start : span.stop] for tensor in projections[:2])
+            query_Q = torch.from_numpy(np.flatnonzero(sample.query))
+            received.append(attention_received(query_HSD, key_KSD, query_Q, vision_V, projections.scaling, projections.sliding_window))
+        return list(torch.split(torch.cat(received).cpu(), [len(vision_V) for vision_V in vision]))
 
-    def _received(self, sample: Prepared, projections: _Projections, span: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """The vision tokens of one sample (V,), and the attention that each receives (V,)."""
-        query_HSD, key_KSD = (tensor[:, span] for tensor in projections[:2])
-        query_Q, vision_V = (torch.from_numpy(np.flatnonzero(mask)).to(self._device) for mask in (sample.query, sample.vision))
-        return vision_V, attention_received(query_HSD, key_KSD, query_Q, vision_V, projections.scaling, projections.sliding_window)
+
+def _stops(samples: Sequence[Prepared]) -> list[int]:
+    """Where each sample ends in the row of tokens of its batch."""
+    return list(accumulate(len(sample.input_ids) for sample in samples))
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> list[range]:

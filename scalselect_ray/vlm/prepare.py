@@ -4,8 +4,9 @@ Pixels stay bytes here: scaling them to floats is left to the device (`Extractor
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -191,6 +192,19 @@ class Preparer:
             return str(self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
         except Exception as error:  # templates raise what they like: an order of roles they do not know, for one
             raise SampleRejectedError(Reason.BAD_CONVERSATION, f"the model's chat template refuses the conversation: {error}") from error
+
+
+def share_images(samples: Iterable[Prepared]) -> list[Prepared]:
+    """The samples, those with equal images holding the same object: it travels once and passes the vision tower once."""
+    seen: dict[bytes, dict[str, np.ndarray]] = {}
+    shared = []
+    for sample in samples:
+        digest = hashlib.sha256()
+        for name, array in sample.images.items():
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        shared.append(replace(sample, images=seen.setdefault(digest.digest(), sample.images)))
+    return shared
 
 
 def _expanded(ranges: Sequence[range], expansions: Sequence[dict[str, Any]]) -> list[range]:

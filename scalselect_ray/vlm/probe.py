@@ -2,6 +2,7 @@
 
 Shapes: S = tokens of one sample, Q = its query tokens, V = its vision tokens, A = its attended vision tokens,
 H = attention heads, K = key-value heads (H is a multiple of K), D = head size, E = hidden size.
+Indices of tokens stand on the CPU, where they come from: what depends on them alone never waits for a GPU.
 """
 
 import torch
@@ -34,8 +35,10 @@ def attention_received(
     """
     heads, length, head_size = query_HSD.shape
     key_heads = key_KSD.shape[0]
-    query_Q = query_Q[query_Q > vision_V.min()]
-    received_V = torch.zeros(len(vision_V), dtype=torch.float32, device=query_HSD.device)
+    device = query_HSD.device
+    query_Q = query_Q[query_Q > vision_V.min()].to(device)
+    vision_V = vision_V.to(device)
+    received_V = torch.zeros(len(vision_V), dtype=torch.float32, device=device)
     for rows_R in torch.split(query_Q, max(1, _MAX_LOGITS // (heads * length))):
         grouped_KGD = query_HSD[:, rows_R].reshape(key_heads, -1, head_size)  # a key-value head serves H/K consecutive heads
         logits_HRS = (grouped_KGD @ key_KSD.transpose(1, 2)).float().view(heads, len(rows_R), length) * scaling
@@ -66,6 +69,7 @@ def attention_output(
 ) -> torch.Tensor:
     """What the attention of the layer gives the row tokens, heads side by side, before its output projection. (A, H * D)."""
     length = int(rows_A[-1]) + 1  # rows are in order; no row looks behind itself
+    rows_A = rows_A.to(query_HSD.device)
     output_HAD = F.scaled_dot_product_attention(
         query_HSD[None, :, rows_A],
         key_KSD[None, :, :length],

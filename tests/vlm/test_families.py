@@ -1,6 +1,7 @@
 """Every family against a slow, plain oracle: the full model with eager attention, one sample at a time, written from the paper."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tiny_models import MAKERS
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from scalselect_ray.corpus import ImagePart, ImageRef, Reason, Sample, SampleRejectedError, Turn, load_image
-from scalselect_ray.vlm import Extractor, Prepared, Preparer, open_checkpoint
+from scalselect_ray.vlm import Extractor, Prepared, Preparer, open_checkpoint, share_images
 
 CONVERSATIONS = [
     [("user", 1, "What is it?"), ("assistant", 0, "is")],  # the answer's word stands in the question and in the role's name
@@ -112,6 +113,34 @@ def test_a_sample_is_the_same_alone_and_in_a_batch(model_folder):
     together, alone = extractor(model_folder, 10_000)(prepared), extractor(model_folder, 1)(prepared)
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_allclose(one.feature, other.feature, atol=2e-6)
+
+
+def test_equal_images_pass_the_vision_tower_once(model_folder, monkeypatch):
+    """Interleaved with others, and in batches of two samples; the features are those of samples that share nothing."""
+    preparer = Preparer(open_checkpoint(str(model_folder)))
+    made = samples()
+    again = [(replace(sample, turns=(*sample.turns, Turn("user", ("And why?",)))), images) for sample, images in made]
+    prepared = [preparer(*pair) for pair in (*made, *again)]
+    apart, together = extractor(model_folder, 10_000), extractor(model_folder, 10_000)
+    seen: list[int] = []
+    features = together._model.get_image_features
+    monkeypatch.setattr(
+        together._model, "get_image_features", lambda **images: seen.append(len(images["pixel_values"])) or features(**images)
+    )
+    shared = share_images(prepared)
+    assert shared[0].images is shared[3].images is not shared[1].images
+    for one, other in zip(apart(prepared), together(shared), strict=True):
+        assert one.num_attended_tokens == other.num_attended_tokens
+        np.testing.assert_allclose(one.feature, other.feature, atol=2e-6)
+    once = together._family.collate([{name: torch.from_numpy(array) for name, array in item.images.items()} for item in prepared[:3]])
+    assert seen == [len(once["pixel_values"])]
+
+
+def test_layers_of_the_tower_behind_the_one_that_is_read_are_not_loaded(model_folder):
+    front = extractor(model_folder, 10_000)._model
+    if model_folder.name.startswith(("llava0", "llava_next")):
+        assert len(front.vision_tower.encoder.layers) == 2, "of three, the last but one is read"
+    assert len(front.language_model.layers) == 1
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
