@@ -128,6 +128,11 @@ class Console:
         yield Lines(name, total, unit, self._clock)
 
 
+def counted(count: int, noun: str) -> str:
+    """1 slice, 2 slices."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def duration(seconds: float) -> str:
     """Seconds for people: 4.2s, 3m 05s, 2h 10m."""
     if seconds < 60:

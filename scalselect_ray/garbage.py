@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from scalselect_ray import storage
 from scalselect_ray.config import parse_config
+from scalselect_ray.console import counted
 from scalselect_ray.corpus import list_files
 from scalselect_ray.errors import ScalSelectError
 from scalselect_ray.runs import Runs
@@ -22,7 +23,7 @@ class Garbage:
     size: int  # bytes
 
     def __str__(self) -> str:
-        return f"{self.what}: {len(self.uris):,} objects, {self.size / 2**20:,.1f} MiB"
+        return f"{self.what}: {counted(len(self.uris), 'object')}, {self.size / 2**20:,.1f} MiB"
 
 
 def find_garbage(output: str) -> list[Garbage]:

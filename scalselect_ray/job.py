@@ -14,7 +14,7 @@ from typing import Any
 
 from scalselect_ray import __version__, storage
 from scalselect_ray.config import JobConfig, budgets_of, feature_settings, quotas_of, to_yaml
-from scalselect_ray.console import Console
+from scalselect_ray.console import Console, counted
 from scalselect_ray.corpus import CorpusFile, Slice, list_files, plan_file
 from scalselect_ray.errors import CorpusError, DamagedObjectError, OutputError, TooManyRejectsError
 from scalselect_ray.features import FeatureStore
@@ -206,12 +206,13 @@ def _examples(plan: Plan, store: FeatureStore) -> str:
 
 def _what_is_to_do(plan: Plan, store: FeatureStore) -> str:
     done = len(plan.slice_ids) - len(plan.todo)
-    text = f"{plan.rows:,} samples in {len(plan.slice_ids):,} slices of {len(plan.files):,} files; extractor {store.extractor_id}"
+    corpus = f"{counted(plan.rows, 'sample')} in {counted(len(plan.slice_ids), 'slice')} of {counted(len(plan.files), 'file')}"
+    text = f"{corpus}; extractor {store.extractor_id}"
     if not plan.todo:
         return f"{text}; all extracted before"
     if len(plan.todo) == len(plan.slice_ids) and (others := store.differences()):
         text += f" is new here: its {others}; what others extracted cannot be used"
-    return f"{text}; {done:,} slices extracted before, {len(plan.todo):,} to do ({plan.todo_rows:,} samples)"
+    return f"{text}; {counted(done, 'slice')} extracted before, {len(plan.todo):,} to do ({counted(plan.todo_rows, 'sample')})"
 
 
 def _groups(slice_ids: Sequence[str], config: JobConfig) -> list[list[str]]:

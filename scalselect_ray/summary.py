@@ -39,4 +39,8 @@ def summarise(console: Console, record: dict[str, Any], folder: str) -> None:
     report = storage.join(folder, "report.html")
     made = {"report": storage.redact(report)} if storage.exists(report) else {}
     console.facts({**made, "manifest": f"{storage.redact(folder)}/manifest", "rejects": f"{storage.redact(folder)}/rejects.parquet"})
-    console.note("  next: read the manifest with any Parquet reader; run the same command again when the corpus has grown")
+    output = storage.redact(folder).rpartition("/runs/")[0]
+    console.note(
+        f"  next: 'scalselect export {output} --to llava --out DIR' writes it for a trainer (others: --to '?'); run the same command"
+    )
+    console.note("        again when the corpus has grown, or with another selection.budget: nothing is extracted twice")

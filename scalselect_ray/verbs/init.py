@@ -11,7 +11,7 @@ from typing import Any
 
 from scalselect_ray import storage
 from scalselect_ray.config import SourceConfig, parse_config
-from scalselect_ray.console import Console
+from scalselect_ray.console import Console, counted
 from scalselect_ray.corpus import Broken, CorpusFile, ImageRef, Reason, SampleRejectedError, list_files, normalise, resolver
 from scalselect_ray.corpus.formats import Format, UnreadableFileError, format_of
 from scalselect_ray.errors import ConfigError, CorpusError, ModelError
@@ -233,7 +233,7 @@ def _summary(item: Seen) -> str:
     rows = f"about {item.rows:,} rows" if item.rows is not None else "rows not known before they are read"
     images = ", ".join(sorted(item.images)) or "none seen"
     layouts = ", ".join(item.layouts) or "no conversation seen"
-    return f"{item.files:,} files ({', '.join(item.formats)}), {item.bytes:,} bytes, {rows}; layout {layouts}; images: {images}"
+    return f"{counted(item.files, 'file')} ({', '.join(item.formats)}), {item.bytes:,} bytes, {rows}; layout {layouts}; images: {images}"
 
 
 def _warnings(item: Seen) -> list[str]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from scalselect_ray import storage
-from scalselect_ray.console import Console
+from scalselect_ray.console import Console, counted
 from scalselect_ray.errors import ScalSelectError
 from scalselect_ray.garbage import find_garbage
 from scalselect_ray.runs import Runs, read_object
@@ -14,7 +14,7 @@ def status(given: str, console: Console) -> dict[str, Any]:
     output = storage.absolute(given)
     known = Runs(output)
     latest = known.latest()
-    extractors = {}
+    extractors: dict[str, dict[str, Any]] = {}
     for name in storage.list_folders(storage.join(output, "features")):
         slices = [item for item in storage.list_names(storage.join(output, "features", name)) if item.endswith(".parquet")]
         model = read_object(storage.join(output, "features", name, "extractor.json")).get("model")
@@ -26,7 +26,7 @@ def status(given: str, console: Console) -> dict[str, Any]:
     if not extractors and not runs:
         console.note(f"{storage.redact(output)}: nothing there yet")
     for name, found in extractors.items():
-        console.note(f"extractor {name}: {found['slices']:,} slices committed, model {found['model']}")
+        console.note(f"extractor {name}: {counted(found['slices'], 'slice')} committed, model {found['model']}")
     for item in runs:
         mark = "  latest" if item["run_id"] == latest else ""
         state = f"{item['chosen']:,} of {item['scored']:,} chosen, k = {item['k']}" if item["finished"] else "not finished"
