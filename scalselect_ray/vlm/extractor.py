@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AutoImageProcessor
 
 from scalselect_ray.corpus import Reason, SampleRejectedError
 from scalselect_ray.vlm.checkpoint import Checkpoint, load_front
+from scalselect_ray.vlm.families import Grid
 from scalselect_ray.vlm.prepare import Prepared
 from scalselect_ray.vlm.probe import attended, attention_output, attention_received
 
@@ -156,8 +157,8 @@ class Extractor:
 
     @torch.inference_mode()
     def attention_maps(self, sample: Prepared, sizes: Sequence[tuple[int, int]]) -> list[AttentionMap]:
-        """A map for each picture of a sample, given their (width, height); empty where the family's tokens do not lie on one grid each."""
-        grids = self._family.grids(sample.images, sizes, self._image_processor, self._model.config)
+        """A map for each picture of a sample, given their (width, height); none where its tokens are not as the family has them.
+        Tokens that lie on no picture are on no map."""
         _, projections = self._project([sample])
         vision_V = torch.from_numpy(np.flatnonzero(sample.vision))
         (received_V,) = self._received([sample], projections, [range(len(sample.input_ids))], [vision_V])
@@ -165,16 +166,17 @@ class Extractor:
         kept_V[attended(received_V, self._threshold)] = True
         on_image_V = sample.input_ids[vision_V.numpy()] == self._model.config.image_token_id
         received, kept = received_V.numpy()[on_image_V], kept_V.numpy()[on_image_V]
-        cells = [grid.rows * grid.columns for grid in grids]
-        extra = (len(received) - sum(cells)) // max(len(grids), 1)  # a class token before the patches of each image
-        if not grids or extra not in (0, 1) or len(received) != sum(cells) + extra * len(grids):
-            return []
+        places = vision_V.numpy()[on_image_V]
+        runs = [len(run) for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)]
+        counts = runs if len(runs) == len(sizes) else [len(places) // len(sizes)] * len(sizes)  # placeholders side by side are one run
         maps, start = [], 0
-        for grid, count in zip(grids, cells, strict=True):
-            span = slice(start + extra, start + extra + count)
-            shape = grid.rows, grid.columns
-            maps.append(AttentionMap(received[span].reshape(shape), kept[span].reshape(shape), grid.box))
-            start += extra + count
+        for place, (count, size) in enumerate(zip(counts, sizes, strict=True)):
+            grids = self._family.grids(count, size, place, sample.images, self._image_processor, self._model.config)
+            span = slice(start, start + count)
+            if sum(grid.before + grid.tokens for grid in grids) > count:
+                return []
+            maps.append(on_picture(received[span], kept[span], grids))
+            start += count
         return maps
 
     def _project(self, samples: Sequence[Prepared]) -> tuple[torch.Tensor, _Projections]:
@@ -233,6 +235,22 @@ class Extractor:
             query_Q = torch.from_numpy(np.flatnonzero(sample.query))
             received.append(attention_received(query_HSD, key_KSD, query_Q, vision_V, projections.scaling, projections.sliding_window))
         return list(torch.split(torch.cat(received).cpu(), [len(vision_V) for vision_V in vision]))
+
+
+def on_picture(received_T: np.ndarray, attended_T: np.ndarray, grids: Sequence[Grid]) -> AttentionMap:
+    """The tokens of one picture on the finest of their grids, where a place adds up what it has in each."""
+    finest = max(grids, key=lambda grid: grid.rows * grid.columns)
+    shape = finest.rows, finest.columns
+    received_RC, attended_RC, start = np.zeros(shape, np.float32), np.zeros(shape, bool), 0
+    for grid in grids:
+        span = slice(start + grid.before, start + grid.before + grid.tokens)
+        within = np.ix_(np.arange(shape[0]) * grid.rows // shape[0], np.arange(shape[1]) * grid.columns // shape[1])
+        rows = grid.rows, grid.columns + grid.newlines
+        share = grid.rows * grid.columns / (shape[0] * shape[1])
+        received_RC += share * received_T[span].reshape(rows)[:, : grid.columns][within]
+        attended_RC |= attended_T[span].reshape(rows)[:, : grid.columns][within]
+        start = span.stop
+    return AttentionMap(received_RC, attended_RC, finest.box)
 
 
 def _stops(samples: Sequence[Prepared]) -> list[int]:

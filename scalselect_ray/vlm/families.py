@@ -3,6 +3,7 @@
 Adding a family: subclass `Family` (or use one that fits), add a line to `FAMILIES`, and a row to the oracle test in `tests/vlm`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,20 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """How the tokens of one image lie on it: row by row over a part of the picture."""
+    """How consecutive tokens of one image lie on it: row by row over a part of the picture."""
 
     rows: int
     columns: int
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
     """Left, top, right, bottom of what the model sees, as shares of the picture's width and height."""
+    newlines: bool = False
+    """Whether a token that lies nowhere ends each row."""
+    before: int = 0
+    """Tokens before it that lie nowhere."""
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * (self.columns + self.newlines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +64,16 @@ class Family:
         """A view of `pixel_values` as (..., channels, height, width), to normalise it."""
         return pixel_values
 
-    def grids(self, inputs: Mapping[str, Any], sizes: Sequence[tuple[int, int]], image_processor: Any, config: Any) -> list[Grid]:
-        """Where the image tokens of one sample lie on its pictures of (width, height); empty where that is not one plain grid each."""
+    def grids(
+        self, tokens: int, size: tuple[int, int], place: int, inputs: Mapping[str, Any], image_processor: Any, config: Any
+    ) -> list[Grid]:
+        """Where the `tokens` tokens of one picture of (width, height), the one at `place` of its sample, lie on it: one grid after
+        the other. Tokens beyond the grids lie nowhere."""
         height, width = inputs["pixel_values"].shape[-2:]
         patch = config.vision_config.patch_size
-        return [Grid(height // patch, width // patch, _cropped(size, (width, height), image_processor)) for size in sizes]
+        rows, columns = height // patch, width // patch
+        class_token = max(0, tokens - rows * columns)
+        return [Grid(rows, columns, _cropped(size, (width, height), image_processor), before=class_token)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +90,17 @@ class AnyResolutionFamily(Family):
         ]
         return Family.collate(self, padded)
 
-    def grids(self, inputs: Mapping[str, Any], sizes: Sequence[tuple[int, int]], image_processor: Any, config: Any) -> list[Grid]:
-        return []  # each place of a picture has tokens in several crops
+    def grids(
+        self, tokens: int, size: tuple[int, int], place: int, inputs: Mapping[str, Any], image_processor: Any, config: Any
+    ) -> list[Grid]:
+        """The whole picture as one crop, then, unless it was small, all of it again from several crops with a newline a row."""
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        whole, rest = Grid(side, side), tokens - side * side
+        shapes = [Grid(rows, rest // rows - 1, newlines=True) for rows in range(1, rest // 2 + 1) if rest % rows == 0]
+        if not shapes:
+            return [whole]
+        aspect = size[0] / size[1]
+        return [whole, min(shapes, key=lambda grid: abs(math.log(grid.columns / grid.rows / aspect)))]  # the crops keep the aspect
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +130,12 @@ class QwenFamily(Family):
     def pixels_as_channels(self, pixel_values: torch.Tensor, channels: int) -> torch.Tensor:
         return pixel_values.view(len(pixel_values), channels, -1, 1)
 
-    def grids(self, inputs: Mapping[str, Any], sizes: Sequence[tuple[int, int]], image_processor: Any, config: Any) -> list[Grid]:
+    def grids(
+        self, tokens: int, size: tuple[int, int], place: int, inputs: Mapping[str, Any], image_processor: Any, config: Any
+    ) -> list[Grid]:
         merge = config.vision_config.spatial_merge_size
-        return [Grid(int(rows) // merge, int(columns) // merge) for _, rows, columns in inputs["image_grid_thw"]]
+        _, rows, columns = inputs["image_grid_thw"][place]
+        return [Grid(int(rows) // merge, int(columns) // merge)]
 
 
 FAMILIES: dict[str, Family] = {

@@ -9,12 +9,15 @@ import pytest
 import torch
 from conftest import GOLDEN
 from PIL import Image
+from tiny_models import MAKERS
 
-from scalselect_ray.corpus import load_image
+from scalselect_ray.corpus import ImagePart, Sample, Turn, load_image
 from scalselect_ray.corpus.conversation import normalise
 from scalselect_ray.corpus.images import resolver
 from scalselect_ray.report.gallery import draw_overlay, picture_of
 from scalselect_ray.vlm import AttentionMap, Extractor, Preparer, open_checkpoint
+from scalselect_ray.vlm.extractor import on_picture
+from scalselect_ray.vlm.families import Grid
 
 
 @pytest.fixture(scope="module", params=["llava", "qwen3"])
@@ -76,6 +79,41 @@ def test_llava_sees_the_middle_of_a_wide_picture_and_qwen_all_of_it(golden):
     sample = next(sample for sample, pictures in samples if len(pictures) == 1)
     box = extractor.attention_maps(prepare(sample, [Image.new("RGB", (400, 100))]), [(400, 100)])[0].box
     assert box == ((0.375, 0.0, 0.625, 1.0) if name == "llava" else (0.0, 0.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "shapes"),
+    [
+        ("llava_next", [(112, 56)], [(4, 8)]),
+        ("llava_next", [(56, 112)], [(8, 4)]),
+        ("llava_next", [(100, 70)], [(6, 8)]),
+        ("llava_next", [(112, 50), (60, 110)], [(4, 8), (8, 4)]),
+        ("llava_onevision", [(100, 70)], [(6, 8)]),
+        pytest.param("llava_onevision", [(112, 50), (60, 110)], [(4, 4), (4, 4)], id="OneVision crops no picture of several"),
+    ],
+)
+def test_a_picture_in_crops_has_one_map_of_its_finest_grid(family, sizes, shapes, tmp_path):
+    MAKERS[family](tmp_path)
+    checkpoint = open_checkpoint(str(tmp_path))
+    extractor = Extractor(checkpoint, dtype=torch.float32, device=torch.device("cpu"), attention_threshold=0.9, batch_tokens=8192)
+    pictures = [Image.new("RGB", size, (90, 10 * place, 200)) for place, size in enumerate(sizes)]
+    asked = tuple(part for place in range(len(sizes)) for part in (ImagePart(place), "and"))
+    prepared = Preparer(checkpoint)(Sample(0, "0", (Turn("user", asked), Turn("assistant", ("No.",))), ()), pictures)
+    maps = extractor.attention_maps(prepared, sizes)
+    assert [seen.received_RC.shape for seen in maps] == shapes
+    assert all(seen.attended_RC.any() for seen in maps)
+    assert 0.4 < sum(seen.received_RC.sum() for seen in maps) < 1, "the newlines at the ends of rows have the rest"
+
+
+def test_a_place_adds_up_what_it_has_in_the_whole_picture_and_in_its_crop():
+    whole, crops = Grid(1, 2), Grid(2, 2, newlines=True)
+    received = np.array([0.2, 0.4, 0.01, 0.02, 0.1, 0.03, 0.04, 0.2])  # 0.1 and 0.2 are those of the newlines
+    attended = np.array([0, 1, 1, 0, 1, 0, 0, 1], bool)
+    seen = on_picture(received, attended, [whole, crops])
+    np.testing.assert_allclose(seen.received_RC, [[0.11, 0.22], [0.13, 0.24]], rtol=1e-6)
+    assert seen.attended_RC.tolist() == [[True, True], [False, True]]
+    class_token = on_picture(received[:3], attended[:3], [Grid(1, 2, before=1)])
+    np.testing.assert_allclose(class_token.received_RC, [[0.4, 0.01]], rtol=1e-6)
 
 
 def test_an_overlay_has_a_pixel_a_token_dark_where_nothing_is_attended():
