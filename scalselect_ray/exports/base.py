@@ -1,11 +1,12 @@
 """What an export format is, and what it is given."""
 
 import posixpath
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, BinaryIO, Literal, Protocol, TypeVar
+from typing import Any, BinaryIO, ClassVar, Literal, TypeVar
 
 from scalselect_ray import storage
 from scalselect_ray.corpus import PLACEHOLDER, ImagePart, Turn
@@ -136,56 +137,41 @@ class Usage:
     warnings: Sequence[str] = ()
 
 
-class Format(Protocol):
+SPOOL = ".spool"  # below the export's folder while it is made
+
+
+class Format(ABC):
     """One trainer's format. Instances travel to the workers; a part is one object that one task streams."""
 
-    @property
-    def about(self) -> str:
-        """One line for people."""
-        ...
-
-    @property
-    def needs(self) -> Literal["manifest", "rows", "members", "shards"]:
-        """What `write` gets: tables of the manifest; `Row`s; these with the members of WebDataset samples; (key, chosen) of a shard."""
-        ...
-
-    @property
-    def modes(self) -> tuple[Images, ...]:
-        """The ways with images it knows, the default first; none where it names no images."""
-        ...
-
-    @property
-    def embeds(self) -> bool:
-        """Images that go with the export go inside its parts, and not to files beside them."""
-        ...
-
-    @property
-    def part_rows(self) -> int | None:
-        """Ranks in one part, 0 for all in one; None: as many as suits."""
-        ...
+    about: ClassVar[str]
+    """One line for people."""
+    needs: ClassVar[Literal["manifest", "rows", "members", "shards"]] = "rows"
+    """What `write` gets: tables of the manifest; `Row`s; these with the members of WebDataset samples; (key, chosen) of a shard."""
+    modes: ClassVar[tuple[Images, ...]] = ()
+    """The ways with images it knows, the default first; none where it names no images."""
+    embeds: ClassVar[bool] = False
+    """Images that go with the export go inside its parts, and not to files beside them."""
+    part_rows: ClassVar[int | None] = None
+    """Ranks in one part, 0 for all in one; None: as many as suits."""
 
     def part(self, number: int, parts: int) -> str:
         """Where a part goes, below the export's folder; below SPOOL when `finish` puts the parts together."""
-        ...
+        return f"{SPOOL}/parts/{number:05d}"
 
     def order(self, row: Row) -> int:
         """Rows are written in this order, at most 128 bits; rank in all formats that keep an order."""
-        ...
+        return row.rank
 
-    def check(self, row: Row) -> None:
+    def check(self, row: Row) -> None:  # noqa: B027
         """Raises NotExportableError for a row that the trainer could not read."""
-        ...
 
+    @abstractmethod
     def write(self, items: Iterator[Any], part: Part, stream: BinaryIO) -> int:
         """Writes one part and answers the number of its items."""
-        ...
 
+    @abstractmethod
     def finish(self, finish: Finish) -> Usage:
         """Writes what stands beside the parts, or the one file made of them."""
-        ...
-
-
-SPOOL = ".spool"  # below the export's folder while it is made
 
 
 def text_of(turn: Turn) -> str:

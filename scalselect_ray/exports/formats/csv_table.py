@@ -1,32 +1,20 @@
 """The manifest as CSV, for everything that is no trainer."""
 
 from collections.abc import Iterator
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import pyarrow as pa
 from pyarrow import csv
 
 from scalselect_ray import storage
-from scalselect_ray.exports.base import SPOOL, Finish, Part, Row, Usage, join_parts
+from scalselect_ray.exports.base import Finish, Format, Part, Usage, join_parts
 
 _COLUMNS = ["rank", "source", "shard", "row", "id", "score"]
 
 
-class CsvTable:
+class CsvTable(Format):
     about = "the manifest as CSV"
-    needs: Literal["manifest"] = "manifest"
-    modes = ()
-    embeds = False
-    part_rows = None
-
-    def part(self, number: int, parts: int) -> str:
-        return f"{SPOOL}/parts/{number:05d}"
-
-    def order(self, row: Row) -> int:
-        return row.rank
-
-    def check(self, row: Row) -> None:
-        """Every row will do."""
+    needs = "manifest"
 
     def write(self, items: Iterator[pa.Table], part: Part, stream: BinaryIO) -> int:
         count = 0

@@ -7,31 +7,22 @@ source, shard URI and row number, joined by NUL.
 import hashlib
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from scalselect_ray import storage
-from scalselect_ray.exports.base import SPOOL, Finish, Part, Row, Usage, join_parts
+from scalselect_ray.exports.base import Finish, Format, Part, Row, Usage, join_parts
 
 _UID = re.compile(r"^[0-9a-fA-F]{32}$")
 
 
-class DataComp:
+class DataComp(Format):
     about = "DataComp: a sorted .npy of 128-bit keys"
-    needs: Literal["rows"] = "rows"
-    modes = ()
-    embeds = False
     part_rows = 0  # keys are not spread as ranks are
-
-    def part(self, number: int, parts: int) -> str:
-        return f"{SPOOL}/parts/{number:05d}"
 
     def order(self, row: Row) -> int:
         return key_of(row)[0]
-
-    def check(self, row: Row) -> None:
-        """Every row will do."""
 
     def write(self, items: Iterator[Row], part: Part, stream: BinaryIO) -> int:
         count, last = 0, -1

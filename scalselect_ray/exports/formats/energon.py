@@ -3,30 +3,18 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import yaml
 
 from scalselect_ray import storage
 from scalselect_ray.errors import CorpusError
-from scalselect_ray.exports.base import SPOOL, Finish, Part, Row, Shard, Usage, common_folder
+from scalselect_ray.exports.base import Finish, Format, Part, Shard, Usage, common_folder
 
 
-class Energon:
+class Energon(Format):
     about = "Megatron-Energon: a split file for the shards that are there"
-    needs: Literal["shards"] = "shards"
-    modes = ()
-    embeds = False
-    part_rows = None
-
-    def part(self, number: int, parts: int) -> str:
-        return f"{SPOOL}/parts/{number:05d}"
-
-    def order(self, row: Row) -> int:
-        return row.rank
-
-    def check(self, row: Row) -> None:
-        """Every row will do."""
+    needs = "shards"
 
     def write(self, items: Iterator[tuple[str, bool]], part: Part, stream: BinaryIO) -> int:
         """The keys that are not chosen, one JSON string a line."""

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalselect_ray.corpus import ImagePart, Turn
-from scalselect_ray.exports.base import Finish, Images, Part, Row, Usage
+from scalselect_ray.exports.base import Finish, Format, Images, Part, Row, Usage
 
 _GROUP_ROWS, _GROUP_BYTES = 100, 64 << 20  # of a row group, the unit in which such files are read
 _TEXT: dict[str, Any] = {"dtype": "string", "_type": "Value"}
@@ -34,21 +34,14 @@ _SCHEMA = pa.schema(
 )
 
 
-class HuggingFace:
+class HuggingFace(Format):
     about = "Hugging Face datasets, TRL: Parquet with images"
-    needs: Literal["rows"] = "rows"
     modes = (Images.REFERENCE, Images.COPY)
     embeds = True
     part_rows = 5000
 
     def part(self, number: int, parts: int) -> str:
         return f"data/train-{number:05d}-of-{parts:05d}.parquet"
-
-    def order(self, row: Row) -> int:
-        return row.rank
-
-    def check(self, row: Row) -> None:
-        """Every row will do."""
 
     def write(self, items: Iterator[Row], part: Part, stream: BinaryIO) -> int:
         count = size = 0

@@ -1,27 +1,24 @@
 """What the formats share whose trainers read one JSON file and open the images themselves."""
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO, ClassVar, Literal
+from typing import Any, BinaryIO, ClassVar
 
 from scalselect_ray import storage
 from scalselect_ray.corpus import PLACEHOLDER
-from scalselect_ray.exports.base import SPOOL, Finish, Images, NotExportableError, Part, Row, Usage, join_parts, text_of
+from scalselect_ray.exports.base import Finish, Format, Images, NotExportableError, Part, Row, Usage, join_parts, text_of
 
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
-class JsonFile(ABC):
+class JsonFile(Format):
     """Rows to objects of one file in rank order: lines, or with the suffix `.json` a list. ASCII with escapes: every locale reads the same.
 
     Parts are written side by side and put together at the end.
     """
 
-    needs: Literal["rows"] = "rows"
     modes = (Images.REFERENCE, Images.COPY)
-    embeds = False
-    part_rows = None
     file: ClassVar[str] = "data.jsonl"
 
     @abstractmethod
@@ -31,12 +28,6 @@ class JsonFile(ABC):
     @abstractmethod
     def usage(self, finish: Finish, file: str) -> Usage:
         """Writes what stands beside the file, and says how to use it."""
-
-    def part(self, number: int, parts: int) -> str:
-        return f"{SPOOL}/parts/{number:05d}"
-
-    def order(self, row: Row) -> int:
-        return row.rank
 
     def write(self, items: Iterator[Row], part: Part, stream: BinaryIO) -> int:
         between = self._between

@@ -5,29 +5,23 @@ import json
 import posixpath
 import tarfile
 from collections.abc import Iterator
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 from scalselect_ray import storage
-from scalselect_ray.exports.base import Finish, Images, Part, Row, Usage
+from scalselect_ray.exports.base import Finish, Format, Images, Part, Row, Usage
 from scalselect_ray.exports.formats.json_files import messages
 from scalselect_ray.exports.rows import suffix_of
 
 
-class WebDatasetShards:
+class WebDatasetShards(Format):
     about = "WebDataset: new tars with the original bytes"
-    needs: Literal["members"] = "members"
+    needs = "members"
     modes = (Images.COPY,)
     embeds = True
     part_rows = 5000
 
     def part(self, number: int, parts: int) -> str:
         return f"{number:05d}.tar"
-
-    def order(self, row: Row) -> int:
-        return row.rank
-
-    def check(self, row: Row) -> None:
-        """Every row will do."""
 
     def write(self, items: Iterator[Row], part: Part, stream: BinaryIO) -> int:
         count = 0
