@@ -68,37 +68,24 @@ def whole_layer_flops(config: Any, tokens: int) -> float:
 
 
 def best_of(times: int, function: Callable[[], Any]) -> float:
-    """The shortest of some runs, in seconds: a ceiling is what the machine can do, not what its neighbours leave of it."""
+    """CPU seconds of the shortest of some runs: a ceiling is what a core can do, not what its neighbours leave of it."""
     function()
     seconds = []
     for _ in range(times):
-        started = time.perf_counter()
+        started = time.process_time()
         function()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     return min(seconds)
 
 
-def matmul_ceiling(shapes: list[tuple[int, int, int]], dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of linear layers of these (rows, in, out), all together."""
+def matmul_ceiling(shapes: list[tuple[int, int, int]], dtype: torch.dtype) -> float:
+    """FLOP a CPU second of linear layers of these (rows, in, out), all together."""
 
     def layers() -> None:
         for rows, weight in work:
             torch.nn.functional.linear(rows, weight)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
 
-    work = [
-        (torch.randn(rows, inner, device=device, dtype=dtype), torch.randn(outer, inner, device=device, dtype=dtype))
-        for rows, inner, outer in shapes
-    ]
+    work = [(torch.randn(rows, inner, dtype=dtype), torch.randn(outer, inner, dtype=dtype)) for rows, inner, outer in shapes]
     with torch.inference_mode():
         seconds = best_of(5, layers)
     return sum(2.0 * rows * inner * outer for rows, inner, outer in shapes) / seconds
-
-
-def copy_ceiling(megabytes: int = 256) -> float:
-    """Bytes a second of a memory copy: read once, written once."""
-    source = torch.empty(megabytes << 20, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    source.fill_(1)
-    return 2.0 * source.numel() / best_of(5, lambda: target.copy_(source))
