@@ -4,7 +4,7 @@ import numpy as np
 
 from scalselect_ray.subspace import Subspace
 
-_BLOCK_ROWS = 2048
+_BLOCK_ROWS = 512  # the memory of so few is used again and again; of more, the system would give it anew each time
 
 
 def leverage(x_ND: np.ndarray, subspace: Subspace) -> np.ndarray:

@@ -23,7 +23,7 @@ class Transform:
 
     def __call__(self, x_ND: np.ndarray) -> np.ndarray:
         """(N, D) float64."""
-        y_ND: np.ndarray = np.asarray(x_ND, dtype=np.float64) - self.mean_D
+        y_ND: np.ndarray = np.subtract(x_ND, self.mean_D, dtype=np.float64)
         if self.scale_D is not None:
             y_ND /= self.scale_D
         if self.l2_normalize:
