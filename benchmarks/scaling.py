@@ -14,7 +14,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,15 @@ def worker_peak() -> int:
     return max(peaks)
 
 
+def worker_cpu() -> float:
+    """CPU seconds that the workers which are there have used so far: of what a row costs, all that others on the machine hardly change."""
+    ticks = 0
+    for folder in workers():
+        with suppress(OSError):
+            ticks += sum(map(int, (folder / "stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
 def machine(cpus: int) -> Iterator[None]:
     """A local Ray of `cpus` CPUs, it and this process pinned to as many cores. A task of one CPU has one BLAS thread: Ray sees to it."""
@@ -105,19 +114,23 @@ def measure(store: FeatureStore, rows: int, dim: int, folder: str) -> dict[str, 
     """The job's own stages over `rows` rows of features that are there."""
     names = [f"{0:016x}-{first:09d}-{first + SLICE_ROWS:09d}-of-{10**8:09d}" for first in range(0, rows, SLICE_ROWS)]
     groups = [names[run.start : run.stop] for run in consecutive_groups([SLICE_ROWS] * len(names), LEAF_ROWS)]
-    started = time.perf_counter()
+    cpu, started = [worker_cpu()], time.perf_counter()
     merged = reduction.reduce_moments(store, groups, fan_in=8)
     ray.wait([merged])
     reduced = time.perf_counter()
+    cpu.append(worker_cpu())
     subspace, facts = reduction.solve(SubspaceConfig(), merged, lambda transform: None, f"{folder}/subspace.safetensors")
     solved = time.perf_counter()
+    cpu.append(worker_cpu())
     scored = selecting.score(store, groups, subspace, f"{folder}/scores", lambda slices: None)
     ended = time.perf_counter()
+    cpu.append(worker_cpu())
     selecting.select(scored, scored.count // 6, {}, f"{folder}/manifest")
     selected = time.perf_counter()
     return {
         "rows": scored.count, "reduce_s": reduced - started, "solve_s": solved - reduced, "score_s": ended - solved,
-        "select_s": selected - ended, "us_per_row": 1e6 * (reduced - started + ended - solved) / scored.count, "k": facts["k"],
+        "select_s": selected - ended, "us_per_row": 1e6 * (reduced - started + ended - solved) / scored.count,
+        "cpu_us_per_row": 1e6 * (cpu[1] - cpu[0] + cpu[3] - cpu[2]) / scored.count, "k": facts["k"],
         "worker_peak_mib": worker_peak() >> 20, "driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     }  # fmt: skip
 
@@ -144,10 +157,10 @@ def main() -> None:
                 made = max(made, options.speedup_rows // SLICE_ROWS)
                 measure(store, min(options.speedup_rows, 4 * LEAF_ROWS), options.dim, f"{folder}/warm-{cpus}")
                 fewer.append({"cpus": cpus} | told(measure(store, options.speedup_rows, options.dim, f"{folder}/fewer-{cpus}")))
-    steady = [result["us_per_row"] for result in results[1:]]
+    spread = {name: [result[name] for result in results[1:]] for name in ("us_per_row", "cpu_us_per_row")}
     print_record(
         "scaling", ("ray", "numpy", "scipy", "pyarrow"), load=os.getloadavg(), dim=options.dim, results=results,
-        spread=round(max(steady) / min(steady) - 1, 3) if steady else None, workers=fewer,
+        spread={name: round(max(values) / max(min(values), 1e-9) - 1, 3) for name, values in spread.items() if values}, workers=fewer,
         speedup={name: round(fewer[0][name] / fewer[-1][name], 2) for name in ("reduce_s", "score_s", "us_per_row")},
     )  # fmt: skip
 
