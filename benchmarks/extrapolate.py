@@ -45,7 +45,7 @@ def constants() -> dict[str, float]:
     storage = next(newest("storage"))["results"]["s3"]["full"]
     return {
         "dim": scaling["dim"],
-        "core_us_per_row": last["us_per_row"] * scaling.get("machine", {"cpus": 2})["cpus"],
+        "core_us_per_row": last["cpu_us_per_row"],
         "solve_s": last["solve_s"],
         "worker_mib": last["worker_peak_mib"],
         "driver_kib_per_slice": 1024 * (soak[-1]["driver_mib"] - half["driver_mib"]) / (soak[-1]["slices"] - half["slices"]),
