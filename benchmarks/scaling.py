@@ -1,10 +1,11 @@
-"""Reduce, solve, score and select on made-up features as N grows 1x, 2x, 4x, 8x: seconds, and peak memory of a worker and of the driver.
+"""Reduce, solve, score and select on made-up features as N grows, and with one worker instead of all: seconds, and peak memory of a worker
+and of the driver.
 
-python benchmarks/scaling.py [--dim 4096] [--rows 25000] [--steps 4]
+python benchmarks/scaling.py [--dim 1024] [--rows 10000 30000 100000 300000 1000000] [--speedup-rows 100000]
 
 Features are written slice by slice as a run would commit them, then the job's own stages run over them. The time that depends on N
-(reduce and score) is given apart from that of the eigendecomposition, which is O(d^3) whatever N. The last line of stdout is one JSON
-record.
+(reduce and score) is given apart from that of the eigendecomposition, which is O(d^3) whatever N. `spread` is how far the time a row is
+from flat, the first step aside, which also pays for what is imported. The last line of stdout is one JSON record.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +23,28 @@ import ray
 from record import print_record
 
 from scalselect_ray.cluster import reduction, selecting
-from scalselect_ray.cluster.session import session
+from scalselect_ray.cluster.session import bounded_map, session
 from scalselect_ray.config import SubspaceConfig
 from scalselect_ray.features import FeatureStore
 from scalselect_ray.subspace import consecutive_groups
 
 SLICE_ROWS = 500
+LEAF_ROWS = 16_384
 MARK = "SCALSELECT_BENCHMARK"
 os.environ[MARK] = str(os.getpid())  # Ray and its workers inherit it
 
 
+def decaying(number: int, rows: int, dim: int, decay: float = 0.01) -> np.ndarray:
+    """Made-up features with a large mean and a spectrum that decays to `decay`. (rows, dim) float32"""
+    scale_D = np.geomspace(1, decay, dim).astype(np.float32)
+    return np.random.default_rng(number).standard_normal((rows, dim), dtype=np.float32) * scale_D + 3
+
+
 def make_slices(store: FeatureStore, first: int, stop: int, dim: int) -> list[str]:
-    """Commits slices [first, stop) of features with a large mean and a decaying spectrum."""
-    scale = np.geomspace(1, 0.01, dim).astype(np.float32)
+    """Commits slices [first, stop)."""
     names = []
     for number in range(first, stop):
-        x = np.random.default_rng(number).standard_normal((SLICE_ROWS, dim), dtype=np.float32) * scale + 3
+        x = decaying(number, SLICE_ROWS, dim)
         rows = np.arange(SLICE_ROWS) + number * SLICE_ROWS
         names.append(f"{0:016x}-{rows[0]:09d}-{rows[-1] + 1:09d}-of-{10**8:09d}")
         empty = pa.nulls(SLICE_ROWS, pa.string())
@@ -72,36 +80,95 @@ def worker_peak() -> int:
     return max(peaks)
 
 
+def worker_cpu() -> float:
+    """CPU seconds that the workers which are there have used so far: of what a row costs, all that others on the machine hardly change."""
+    ticks = 0
+    for folder in workers():
+        with suppress(OSError):
+            ticks += sum(map(int, (folder / "stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def machine(cpus: int) -> Iterator[None]:
+    """A local Ray of `cpus` CPUs, it and this process pinned to as many cores. A task of one CPU has one BLAS thread: Ray sees to it."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cores)[:cpus])
+    kept = {"idle_worker_killing_time_threshold_ms": 60_000}  # as `session` sets it
+    try:
+        ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False, _system_config=kept)
+        with session():
+            yield
+    finally:
+        ray.shutdown()
+        os.sched_setaffinity(0, cores)
+
+
+def make(store: FeatureStore, first: int, stop: int, dim: int) -> None:
+    """Slices [first, stop), made by tasks: the driver's memory is what a run's would be."""
+    runs = range(first, stop, 20)
+    bounded_map(ray.remote(make_slices), [(store, run, min(run + 20, stop), dim) for run in runs], lambda place, ref: None)
+
+
+def measure(store: FeatureStore, rows: int, dim: int, folder: str) -> dict[str, float]:
+    """The job's own stages over `rows` rows of features that are there."""
+    names = [f"{0:016x}-{first:09d}-{first + SLICE_ROWS:09d}-of-{10**8:09d}" for first in range(0, rows, SLICE_ROWS)]
+    groups = [names[run.start : run.stop] for run in consecutive_groups([SLICE_ROWS] * len(names), LEAF_ROWS)]
+    cpu, started = [worker_cpu()], time.perf_counter()
+    merged = reduction.reduce_moments(store, groups, fan_in=8)
+    ray.wait([merged])
+    reduced = time.perf_counter()
+    cpu.append(worker_cpu())
+    subspace, facts = reduction.solve(SubspaceConfig(), merged, lambda transform: None, f"{folder}/subspace.safetensors")
+    solved = time.perf_counter()
+    cpu.append(worker_cpu())
+    scored = selecting.score(store, groups, subspace, f"{folder}/scores", lambda slices: None)
+    ended = time.perf_counter()
+    cpu.append(worker_cpu())
+    selecting.select(scored, scored.count // 6, {}, f"{folder}/manifest")
+    selected = time.perf_counter()
+    return {
+        "rows": scored.count, "reduce_s": reduced - started, "solve_s": solved - reduced, "score_s": ended - solved,
+        "select_s": selected - ended, "us_per_row": 1e6 * (reduced - started + ended - solved) / scored.count,
+        "cpu_us_per_row": 1e6 * (cpu[1] - cpu[0] + cpu[3] - cpu[2]) / scored.count, "k": facts["k"],
+        "worker_peak_mib": worker_peak() >> 20, "driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dim", type=int, default=4096)
-    parser.add_argument("--rows", type=int, default=25_000)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--dim", type=int, default=1024)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 30_000, 100_000, 300_000, 1_000_000])
+    parser.add_argument("--speedup-rows", type=int, default=100_000)
     options = parser.parse_args()
-    results = []
-    names: list[str] = []
-    with tempfile.TemporaryDirectory() as folder, session():
+    many = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(folder, "made")
-        for step in range(options.steps):
-            names += make_slices(store, len(names), options.rows * 2**step // SLICE_ROWS, options.dim)
-            groups = [names[run.start : run.stop] for run in consecutive_groups([SLICE_ROWS] * len(names), 5000)]
-            started = time.perf_counter()
-            merged = reduction.reduce_moments(store, groups, fan_in=8)
-            ray.wait([merged])
-            reduced = time.perf_counter()
-            subspace, facts = reduction.solve(SubspaceConfig(), merged, lambda transform: None, f"{folder}/subspace-{step}")
-            solved = time.perf_counter()
-            scored = selecting.score(store, groups, subspace, f"{folder}/scores-{step}", lambda slices: None)
-            selecting.select(scored, scored.count // 6, {}, f"{folder}/manifest-{step}")
-            ended = time.perf_counter()
-            results.append({
-                "rows": scored.count, "reduce_s": reduced - started, "solve_s": solved - reduced, "score_s": ended - solved,
-                "us_per_row": 1e6 * (reduced - started + ended - solved) / scored.count, "k": facts["k"],
-                "worker_peak_mib": worker_peak() >> 20, "driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
-            })  # fmt: skip
-            print({key: round(value, 2) for key, value in results[-1].items()}, flush=True)
-            del merged, subspace
-    print_record("scaling", ("ray", "numpy", "scipy", "pyarrow"), dim=options.dim, results=results)
+        with machine(many):
+            results, made = [], 0
+            for rows in options.rows:
+                make(store, made, rows // SLICE_ROWS, options.dim)
+                made = rows // SLICE_ROWS
+                results.append(told(measure(store, rows, options.dim, f"{folder}/{rows}")))
+        fewer = []
+        for cpus in sorted({1, many}):
+            with machine(cpus):
+                make(store, made, options.speedup_rows // SLICE_ROWS, options.dim)
+                made = max(made, options.speedup_rows // SLICE_ROWS)
+                measure(store, min(options.speedup_rows, 4 * LEAF_ROWS), options.dim, f"{folder}/warm-{cpus}")
+                fewer.append({"cpus": cpus} | told(measure(store, options.speedup_rows, options.dim, f"{folder}/fewer-{cpus}")))
+    spread = {name: [result[name] for result in results[1:]] for name in ("us_per_row", "cpu_us_per_row")}
+    print_record(
+        "scaling", ("ray", "numpy", "scipy", "pyarrow"), load=os.getloadavg(), dim=options.dim, results=results,
+        spread={name: round(max(values) / max(min(values), 1e-9) - 1, 3) for name, values in spread.items() if values}, workers=fewer,
+        speedup={name: round(fewer[0][name] / fewer[-1][name], 2) for name in ("reduce_s", "score_s", "us_per_row")},
+    )  # fmt: skip
+
+
+def told(result: dict[str, float]) -> dict[str, float]:
+    rounded = {key: round(value, 3) for key, value in result.items()}
+    print(rounded, flush=True)
+    return rounded
 
 
 if __name__ == "__main__":

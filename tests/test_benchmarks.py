@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from conftest import GOLDEN
 
 
@@ -20,8 +21,33 @@ def run(script: str, *options: str) -> dict:
 
 
 def test_scaling_benchmark_runs():
-    record = run("scaling.py", "--dim", "16", "--rows", "2000", "--steps", "2")
+    record = run("scaling.py", "--dim", "16", "--rows", "2000", "4000", "--speedup-rows", "2000")
     assert [result["rows"] for result in record["results"]] == [2000, 4000]
+    assert record["workers"][0]["cpus"] == 1
+
+
+def test_reduce_benchmark_runs():
+    options = ("--dims", "64", "--rows", "1000", "--peer-dim", "32", "--peer-rows", "1000", "--repeats", "1", "--memory-gib", "2")
+    record = run("reduce.py", *options)
+    assert {step["share_cpu"] > 0 for step in record["ceilings"][0]["steps"].values()} == {True}
+    assert [single["same_k"] for single in record["float32"]] == [True] * 5
+    methods = record["peers"][0]["methods"]
+    assert len({found["k"] for found in methods.values()}) == 1
+    for exact in ("numpy.linalg.svd", "dask.array.linalg.svd"):
+        assert methods[exact]["off_by"] < 1e-12
+
+
+def test_pairwise_benchmark_runs(tmp_path):
+    record = run("pairwise.py", "--dim", "16", "--rows", "256", "512", "1024", "--iterations", "2", "--plot", str(tmp_path / "plot.png"))
+    assert set(record["slopes"]) == {"ours", "clusters", "pairwise"}
+    assert (tmp_path / "plot.png").stat().st_size < 60_000
+
+
+def test_extrapolation_is_of_the_records_that_are_there():
+    record = run("extrapolate.py", "--samples", "1e8", "1e9")
+    small, large = record["tables"]
+    assert large["reduce_and_score_h"] == pytest.approx(10 * small["reduce_and_score_h"])
+    assert small["feature_files"] == 390_625
 
 
 def test_prepare_benchmark_runs():

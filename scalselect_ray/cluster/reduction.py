@@ -1,5 +1,6 @@
 """Feature files to moments to the subspace: leaf tasks, a tree of merges, one task that decomposes. No d x d matrix meets the driver."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,15 +41,19 @@ def reduce_moments(
     """
     tree = MergeTree(len(groups), fan_in)
     held: dict[tuple[int, int], Any] = {}
+    merging: list[Any] = []
 
     def arrived(place: int, ref: Any) -> None:
         node = (0, place)
         held[node] = ref
         while (parent := tree.arrive(node)) is not None:
             node, children = parent
-            held[node] = _merge.remote(*(held.pop(child) for child in children)) if len(children) > 1 else held.pop(children[0])
-            if len(children) > 1:
-                ray.wait([held[node]])  # bounds the matrices alive: inputs are let go before more are made
+            parts = [held.pop(child) for child in children]
+            if len(parts) > 1:
+                if merging:
+                    ray.wait([merging.pop()])  # one at a time: bounds the matrices alive, while leaves go on
+                merging.append(_merge.remote(*parts))
+            held[node] = merging[0] if len(parts) > 1 else parts[0]
         done(len(groups[place]))
 
     bounded_map(_leaf, [(store, list(group), transform) for group in groups], arrived)
@@ -112,21 +117,15 @@ def _moments_folder(store: FeatureStore) -> str:
 
 @ray.remote
 def _leaf(store: FeatureStore, slice_ids: list[str], transform: Transform | None) -> Moments:
-    def blocks() -> Any:
-        for slice_id in slice_ids:
-            features = features_of(store.read(slice_id, ["feature"]))
-            yield transform(features) if transform is not None else features
-
-    dim = store.read(slice_ids[0], ["feature"])["feature"].type.list_size
-    return accumulate(blocks(), dim)
+    blocks = (features_of(store.read(slice_id, ["feature"])) for slice_id in slice_ids)
+    first = next(blocks)
+    rows = itertools.chain([first], blocks)
+    return accumulate(map(transform, rows) if transform is not None else rows, first.shape[1])
 
 
 @ray.remote
 def _merge(*parts: Moments) -> Moments:
-    total = parts[0]
-    for part in parts[1:]:
-        total = merge(total, part)
-    return total
+    return merge(*parts)
 
 
 @ray.remote

@@ -84,12 +84,12 @@ def select(scored: Scored, budget: int, quotas: Quotas, folder: str) -> dict[str
     sizes: Mapping[Any, int] = _shares(scored, budget, quotas) if quotas else {None: budget}
     cuts: Cuts = {group: Cut(0, 0, size) for group, size in sizes.items()}
     for _ in range(ROUNDS):
-        found = _in_order(_histograms, [(uri, cuts) for uri in scored.parts])
-        cuts = {group: narrow(cut, sum(part[group] for part in found)) for group, cut in cuts.items()}
+        found = _summed(_histograms, [(uri, cuts) for uri in scored.parts])
+        cuts = {group: narrow(cut, found[group]) for group, cut in cuts.items()}
     ties = _in_order(_ties, [(uri, cuts) for uri in scored.parts])
     kept = {group: take_ties([part[group] for part in ties], cut.remaining) for group, cut in cuts.items()}
     parts = [(uri, {group: kept[group][place] for group in cuts}) for place, uri in enumerate(scored.parts)]
-    digits = np.sum(_in_order(_chosen_digits, [(uri, cuts, quota) for uri, quota in parts]), axis=0)
+    digits = _summed(_chosen_digits, [(uri, cuts, quota) for uri, quota in parts])[None]
     arguments = [
         (parts, cuts, *run, storage.join(folder, f"{place:05d}.parquet")) for place, run in enumerate(best_first(digits, _PART_ROWS))
     ]
@@ -109,8 +109,7 @@ def _shares(scored: Scored, budget: int, quotas: Quotas) -> dict[str, int]:
     line = Line(0, 0, dict.fromkeys(bounds, 0))
     for _ in range(ROUNDS):
         cuts = {source: Cut(line.prefix, line.rounds, 0) for source in bounds}
-        found = _in_order(_histograms, [(uri, cuts) for uri in scored.parts])
-        line = lower(line, {source: sum(part[source] for part in found) for source in bounds}, bounds, budget)
+        line = lower(line, _summed(_histograms, [(uri, cuts) for uri in scored.parts]), bounds, budget)
     runs = _in_order(_tied_runs, [(uri, line.prefix) for uri in scored.parts])
     return share_out(line, [run for part in runs for run in part], bounds, budget)
 
@@ -167,9 +166,9 @@ def _tied_runs(uri: str, prefix: int) -> list[tuple[str, int]]:
 
 
 @ray.remote
-def _chosen_digits(uri: str, cuts: Cuts, ties: dict[str | None, int]) -> np.ndarray:
+def _chosen_digits(uri: str, cuts: Cuts, ties: dict[str | None, int]) -> dict[None, np.ndarray]:
     keys, groups = _keys(uri, cuts)
-    return histogram(keys[_chosen(keys, groups, cuts, ties)], Cut(0, 0, 0))
+    return {None: histogram(keys[_chosen(keys, groups, cuts, ties)], Cut(0, 0, 0))}
 
 
 @ray.remote
@@ -256,3 +255,15 @@ def _in_order(function: Any, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
 
     bounded_map(function, arguments, arrived)
     return results
+
+
+def _summed(function: Any, arguments: Sequence[tuple[Any, ...]]) -> dict[Any, np.ndarray]:
+    """The counts of all tasks by group, added as they arrive: a histogram of each part would be half a megabyte of the driver's memory."""
+    total: dict[Any, np.ndarray] = {}
+
+    def arrived(place: int, ref: Any) -> None:
+        for group, counts in ray.get(ref).items():
+            total[group] = total.get(group, 0) + counts
+
+    bounded_map(function, arguments, arrived)
+    return total

@@ -54,7 +54,7 @@ class Chosen:
         uri = storage.join(store.output, "moments", store.extractor_id, f"{record['moments']}.safetensors")
         try:
             slice_ids: Any = moments.stored_slices(lambda start, stop: storage.read_bytes(uri, start, stop))
-        except FileNotFoundError:  # of an older run, and removed: what was ever extracted must do
+        except (FileNotFoundError, ValueError):  # of an older run, and removed; or damaged: what was ever extracted must do
             slice_ids = store.committed()
         keys = {slice_id.partition("-")[0] for slice_id in slice_ids}
         for file, count in zip(self.files, self.by_file, strict=True):

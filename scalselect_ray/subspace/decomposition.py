@@ -23,7 +23,7 @@ class Transform:
 
     def __call__(self, x_ND: np.ndarray) -> np.ndarray:
         """(N, D) float64."""
-        y_ND: np.ndarray = np.asarray(x_ND, dtype=np.float64) - self.mean_D
+        y_ND: np.ndarray = np.subtract(x_ND, self.mean_D, dtype=np.float64)
         if self.scale_D is not None:
             y_ND /= self.scale_D
         if self.l2_normalize:
@@ -57,8 +57,9 @@ def fit_transform(moments: Moments, *, standardize: bool, l2_normalize: bool) ->
     """The transform of a corpus. A column that never changes keeps scale 1: it is zero once centred, whatever divides it."""
     scale_D = None
     if standardize:
-        std_D = np.sqrt(np.diag(moments.scatter_DD) / max(moments.count, 1))
-        scale_D = np.where(std_D > 0, std_D, 1.0)
+        std_D = np.sqrt(np.diag(moments.scatter_DD).clip(min=0) / max(moments.count, 1))
+        noise_D = 8 * np.finfo(np.float64).eps * np.abs(moments.mean_D)
+        scale_D = np.where(std_D > noise_D, std_D, 1.0)
     return Transform(moments.mean_D, scale_D, l2_normalize)
 
 

@@ -2,17 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+from scipy.linalg import blas
 
 from scalselect_ray import seal
 
-_FORMAT = "scalselect.moments/2"
-_MAX_HEADER = 1 << 30
+_FORMAT = "scalselect.moments/3"
+_MAX_HEADER = 1 << 20
+_MAX_IDS = 1 << 32
+_TILE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,36 +33,77 @@ class Moments:
 
 
 def of_rows(x_ND: np.ndarray) -> Moments:
-    """Moments of the rows of one block, in float64. O(N D^2). Centred before it is multiplied: with a large mean the small
-    directions would drown in a plain sum of x x^T."""
-    x_ND = np.asarray(x_ND, dtype=np.float64)
-    mean_D = x_ND.mean(axis=0)
-    centred_ND = x_ND - mean_D
-    return Moments(len(x_ND), mean_D, centred_ND.T @ centred_ND)  # NumPy sees the symmetry and does half the work (syrk)
+    """Moments of the rows of one array."""
+    return accumulate([x_ND], x_ND.shape[1])
 
 
-def merge(a: Moments, b: Moments) -> Moments:
-    """Moments of the union of two disjoint sets of rows (Chan, Golub, LeVeque 1979). O(D^2)."""
-    if a.count == 0 or b.count == 0:
-        return a if b.count == 0 else b
-    count, delta_D = a.count + b.count, b.mean_D - a.mean_D
-    scatter_DD = np.outer(delta_D, delta_D)
-    scatter_DD *= a.count * b.count / count
-    scatter_DD += a.scatter_DD
-    scatter_DD += b.scatter_DD
-    return Moments(count, a.mean_D + delta_D * (b.count / count), scatter_DD)
+def accumulate(blocks: Iterable[np.ndarray], dim: int, block_rows: int = 2048) -> Moments:
+    """Moments of a stream of row blocks (n, dim), in float64. O(N D^2). Where the stream is cut into blocks changes no bit of them.
+
+    Each `block_rows` rows are centred on their own mean before they are multiplied: with a large mean the small directions would drown
+    in a plain sum of x x^T. Only one triangle is summed, in place (BLAS syrk), and the scatter between the means is added at the end.
+    """
+    origin_D, counts, means = np.zeros(dim), [], []
+    triangle_DD = np.zeros((dim, dim), order="F")
+    for first_D, y_ND in _gathered(blocks, dim, block_rows):
+        origin_D = first_D
+        counts.append(len(y_ND))
+        means.append(y_ND.mean(axis=0))
+        y_ND -= means[-1]
+        triangle_DD = blas.dsyrk(1.0, y_ND.T, beta=1.0, c=triangle_DD, lower=1, overwrite_c=1)
+    if counts:
+        mean_D, between_PD = _between(counts, means)
+        triangle_DD = blas.dsyrk(1.0, between_PD.T, beta=1.0, c=triangle_DD, lower=1, overwrite_c=1)
+        origin_D = origin_D + mean_D
+    _mirror(triangle_DD)
+    return Moments(sum(counts), origin_D, triangle_DD.T)  # in the order of a NumPy matrix; it is symmetric
 
 
-def accumulate(blocks: Iterable[np.ndarray], dim: int, block_rows: int = 4096) -> Moments:
-    """Moments of a stream of row blocks (n, dim). Rows are gathered so that one merge is paid for about `block_rows` of them."""
-    total = Moments(0, np.zeros(dim), np.zeros((dim, dim)))
-    gathered: list[np.ndarray] = []
+def merge(*parts: Moments) -> Moments:
+    """Moments of the union of disjoint sets of rows (Chan, Golub, LeVeque 1979). O(D^2) each, in one D x D matrix beside the parts."""
+    parts = tuple(part for part in parts if part.count) or parts[:1]
+    if len(parts) == 1:
+        return parts[0]
+    origin_D = parts[0].mean_D
+    mean_D, between_PD = _between([part.count for part in parts], [part.mean_D - origin_D for part in parts])
+    scatter_DD = parts[0].scatter_DD.copy()
+    for part in parts[1:]:
+        scatter_DD += part.scatter_DD
+    for at in range(0, len(scatter_DD), _TILE):
+        scatter_DD[at : at + _TILE] += between_PD[:, at : at + _TILE].T @ between_PD
+    return Moments(sum(part.count for part in parts), origin_D + mean_D, scatter_DD)
+
+
+def _between(counts: Sequence[int], means: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of all rows from those of P parts, (D,), and rows whose sum of outer products is the scatter between the parts, (P, D)."""
+    means_PD, counts_P = np.stack(means), np.array(counts)
+    mean_D = counts_P @ means_PD / counts_P.sum()
+    return mean_D, np.sqrt(counts_P)[:, None] * (means_PD - mean_D)
+
+
+def _gathered(blocks: Iterable[np.ndarray], dim: int, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The rows of all blocks less the first of them, which is given as well: so means lose nothing to a large common part. `rows` at a
+    time (at the end what is left), in one float64 array that is used again and again."""
+    gathered_ND, filled, origin_D = np.empty((rows, dim)), 0, None
     for block in blocks:
-        if len(block):
-            gathered.append(block)
-        if sum(map(len, gathered)) >= block_rows:
-            total, gathered = merge(total, of_rows(np.concatenate(gathered))), []
-    return merge(total, of_rows(np.concatenate(gathered))) if gathered else total
+        while len(block):
+            origin_D = block[0].astype(np.float64) if origin_D is None else origin_D
+            taken = block[: rows - filled]
+            np.subtract(taken, origin_D, out=gathered_ND[filled : filled + len(taken)])
+            filled, block = filled + len(taken), block[len(taken) :]
+            if filled == rows:
+                yield origin_D, gathered_ND
+                filled = 0
+    if filled and origin_D is not None:
+        yield origin_D, gathered_ND[:filled]
+
+
+def _mirror(matrix_DD: np.ndarray) -> None:
+    """Copies the lower triangle over the upper one, in tiles that stay in the cache."""
+    for at in range(0, len(matrix_DD), _TILE):
+        tile = matrix_DD[at : at + _TILE, at : at + _TILE]
+        tile[:] = np.tril(tile) + np.tril(tile, -1).T
+        matrix_DD[at : at + _TILE, at + _TILE :] = matrix_DD[at + _TILE :, at : at + _TILE].T
 
 
 def set_id(slice_ids: Iterable[str]) -> str:
@@ -68,9 +112,11 @@ def set_id(slice_ids: Iterable[str]) -> str:
 
 
 def to_bytes(moments: Moments, slice_ids: Sequence[str]) -> bytes:
-    """Safetensors with the ids of the slices whose rows these moments are of, sealed."""
-    arrays = {"count": np.array([moments.count]), "mean": moments.mean_D, "scatter": moments.scatter_DD}
-    return seal.sealed(save(arrays, metadata={"format": _FORMAT, "slices": json.dumps(sorted(slice_ids)), "seal": seal.BLANK}))
+    """Safetensors with the ids of the slices whose rows these moments are of, sealed. The ids are a tensor of bytes: a header holds at
+    most 100 MB, which is two million of them."""
+    ids = np.frombuffer("\n".join(sorted(slice_ids)).encode(), dtype=np.uint8)
+    arrays = {"count": np.array([moments.count]), "mean": moments.mean_D, "scatter": moments.scatter_DD, "slices": ids}
+    return seal.sealed(save(arrays, metadata={"format": _FORMAT, "seal": seal.BLANK}))
 
 
 def from_bytes(data: bytes) -> Moments:
@@ -85,7 +131,7 @@ def from_bytes(data: bytes) -> Moments:
 
 
 def stored_slices(read: Callable[[int, int], bytes]) -> list[str]:
-    """The slice ids of stored moments from the bytes at their front; `read(start, stop)` gives bytes.
+    """The slice ids of stored moments, without the matrix; `read(start, stop)` gives bytes.
 
     Raises ValueError when they are not ours. What they say is true only if `set_id` of them is the file's name.
     """
@@ -93,9 +139,12 @@ def stored_slices(read: Callable[[int, int], bytes]) -> list[str]:
         length = int.from_bytes(read(0, 8), "little")
         if length > _MAX_HEADER:
             raise ValueError(f"its header claims {length:,} bytes")
-        metadata = json.loads(read(8, 8 + length))["__metadata__"]
-        if metadata["format"] != _FORMAT:
-            raise ValueError(f"its format is {metadata['format']}, expected {_FORMAT}")
-        return list(map(str, json.loads(metadata["slices"])))
+        header = json.loads(read(8, 8 + length))
+        if (found := header["__metadata__"]["format"]) != _FORMAT:
+            raise ValueError(f"its format is {found}, expected {_FORMAT}")
+        start, stop = map(int, header["slices"]["data_offsets"])
+        if not 0 <= stop - start <= _MAX_IDS:
+            raise ValueError(f"its slice ids claim {stop - start:,} bytes")
+        return read(8 + length + start, 8 + length + stop).decode().split("\n")
     except (KeyError, TypeError) as error:
         raise ValueError(f"its header is none of ours ({error})") from error

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -85,6 +86,75 @@ def test_a_large_mean_does_not_drown_the_small_directions():
     assert abs(naive / exact - 1) > 0.1, "else this test shows nothing"
 
 
+def exact_scatter(x):
+    """Two passes in long double."""
+    x = x.astype(np.longdouble)
+    centred = x - x.mean(0)
+    return centred.T @ centred
+
+
+@pytest.mark.parametrize("mean", [0.0, 3.0, 1e4, 1e6])
+def test_a_stream_is_as_exact_as_two_passes_even_if_its_first_rows_are_unlike_the_rest(mean):
+    x = rows(4000, mean=0).astype(np.float64)
+    x[:250] += 50  # one source first, then another
+    x[:100, 3:] = x[0, 3:]
+    x += mean
+    exact = exact_scatter(x)
+    size = np.sqrt(np.outer(np.diag(exact), np.diag(exact)))
+    centred = x - x.mean(0)
+    two_passes = float((np.abs(centred.T @ centred - exact) / size).max())
+    streamed = accumulate(np.split(x, 40), 12, block_rows=250)
+    merged = merge(*(accumulate(np.split(part, 4), 12, block_rows=250) for part in np.split(x, 4)))
+    for found, bound in ((streamed, 2 * two_passes), (merged, max(2 * two_passes, 1e-17 * mean))):  # a mean is stored rounded
+        assert float((np.abs(found.scatter_DD - exact) / size).max()) < bound
+        np.testing.assert_allclose(found.mean_D, x.mean(0, dtype=np.longdouble).astype(float), rtol=1e-15, atol=1e-14)
+
+
+def test_where_a_stream_is_cut_changes_no_bit():
+    x = rows()
+    found = [accumulate(np.array_split(x, parts), 12, block_rows=64) for parts in (1, 3, 50, 300)]
+    assert len({(moment.count, moment.mean_D.tobytes(), moment.scatter_DD.tobytes()) for moment in found}) == 1
+
+
+def test_many_are_merged_as_two_and_two():
+    x = rows(mean=5)
+    parts = [of_rows(part) for part in (x[:3], x[:0], x[3:4], x[4:200], x[200:])]
+    pairwise = parts[0]
+    for part in parts[1:]:
+        pairwise = merge(pairwise, part)
+    at_once = merge(*parts)
+    assert at_once.count == pairwise.count == 300
+    np.testing.assert_allclose(at_once.scatter_DD, pairwise.scatter_DD, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(at_once.mean_D, pairwise.mean_D, rtol=1e-15)
+    assert merge(parts[1], parts[1]).count == 0
+
+
+def test_the_scatter_is_symmetric_to_the_bit():
+    x = rows(200, dim=150)
+    scatter = accumulate([x], 150, block_rows=60).scatter_DD
+    assert np.array_equal(scatter, scatter.T)
+    assert scatter.flags.c_contiguous
+
+
+def test_memory_is_that_of_one_matrix_beside_what_goes_in():
+    dim = 512
+    matrix = dim * dim * 8
+    x = rows(2048, dim=dim)
+    assert peak_bytes(lambda: accumulate(np.split(x, 16), dim, block_rows=256)) < 1.7 * matrix  # half of one is the rows
+    parts = [of_rows(part) for part in np.split(x, 8)]
+    assert peak_bytes(lambda: merge(*parts)) < 1.3 * matrix
+
+
+def peak_bytes(call):
+    """What `call()` holds at most, beside what was there before."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 def test_leverage_does_not_change_when_features_are_rotated():
     x = rows(mean=10).astype(np.float64)
     rotation, _ = np.linalg.qr(np.random.default_rng(5).normal(size=(12, 12)))
@@ -115,6 +185,20 @@ def test_constant_column_survives_standardising():
     x = rows()
     x[:, 3] = 7
     assert np.isfinite(leverage(x, solve(x, standardize=True, l2_normalize=True))).all()
+
+
+def test_a_column_that_is_constant_but_for_rounding_has_no_part_in_the_standardised_subspace():
+    x = rows()
+    constant = np.insert(x, 3, np.float32(0.1), axis=1)
+    np.testing.assert_allclose(leverage(constant, solve(constant, standardize=True)), leverage(x, solve(x, standardize=True)), rtol=1e-9)
+
+
+def test_the_slices_of_stored_moments_may_be_many():
+    names = [f"{'0' * 16}-{first:09d}-{first + 256:09d}-of-999999999" for first in range(0, 2_000_000 * 256, 256)]
+    stored = moments.to_bytes(of_rows(rows(3)), names)
+    assert len("".join(names)) > 90e6, "a safetensors header ends at 100 MB"
+    assert moments.stored_slices(lambda start, stop: stored[start:stop]) == sorted(names)
+    assert moments.from_bytes(stored).count == 3
 
 
 def test_stored_forms_come_back():
