@@ -20,6 +20,15 @@ def run(script: str, *options: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def test_extraction_benchmark_runs():
+    options = ("--shapes", "small", "--layers", "2", "--samples", "4", "--plain-samples", "2", "--ways", "ours", "plain-8")
+    record = run("extraction.py", *options)
+    assert record["ratios"]["plain-8"]["worst_cosine"] > 0.999, "the straightforward way gives the same features"
+    ours = record["results"]["ours"]
+    assert 0 < ours["gflop_done_in_linear_layers"] < ours["gflop_whole_model_per_sample"]
+    assert ours["tokens"]["attended"] < ours["tokens"]["vision"] == 576
+
+
 def test_scaling_benchmark_runs():
     record = run("scaling.py", "--dim", "16", "--rows", "2000", "4000", "--speedup-rows", "2000")
     assert [result["rows"] for result in record["results"]] == [2000, 4000]
