@@ -9,6 +9,7 @@ more than a count:
   bare        pyarrow, tarfile or json, and PIL, in two processes: the floor
   functions   `plan_file`, `read_slices`, `load_images` in one process, without Ray
   job         plan and read on Ray as a run does it, with nothing in the place of the model's processor
+  job-1024    the same with slices of 1,024 rows in the place of 256: a task costs what it costs, whatever is in it
   ray.data    `read_parquet`, `read_webdataset`, `read_images`
   webdataset  with two workers of a `DataLoader`
   datasets    streaming, the same
@@ -32,6 +33,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -136,12 +138,12 @@ def bare(corpus: Corpus) -> Iterator[int]:
         process.join()
 
 
-def listed(corpus: Corpus) -> Any:
+def listed(corpus: Corpus, slice_rows: int = 256) -> Any:
     from scalselect_ray.config import CorpusConfig, SourceConfig
     from scalselect_ray.corpus import list_files
 
     source = SourceConfig(name="bench", paths=corpus.paths, image_root=corpus.root)
-    return list_files([source], CorpusConfig.slice_rows, CorpusConfig.slice_bytes)
+    return list_files([source], slice_rows, CorpusConfig.slice_bytes)
 
 
 def functions(corpus: Corpus) -> Iterator[int]:
@@ -167,7 +169,7 @@ def read_unit(batch: Any, extractor: Any) -> Iterator[Any]:
     yield from extraction.prepare_unit(batch, extractor)
 
 
-def job(corpus: Corpus) -> Iterator[int]:
+def job(corpus: Corpus, slice_rows: int = 256) -> Iterator[int]:
     from scalselect_ray.cluster import extraction
     from scalselect_ray.cluster.session import session
     from scalselect_ray.config import ExtractorConfig, WorkersConfig
@@ -183,7 +185,7 @@ def job(corpus: Corpus) -> Iterator[int]:
                 yield part["stop_row"] - part["first_row"]
 
     with local_ray(), session():
-        files = listed(corpus)
+        files = listed(corpus, slice_rows)
         sum(read(files[: 2 * CORES]))  # workers are started, libraries are read
         yield 0
         yield from read(files)
@@ -286,15 +288,16 @@ def datasets(corpus: Corpus) -> Iterator[int]:
 
 
 READERS: dict[str, Callable[[Corpus], Iterator[int]]] = {
-    "bare": bare, "functions": functions, "job": job, "ray.data": ray_data, "webdataset": webdataset, "datasets": datasets,
+    "bare": bare, "functions": functions, "job": job, "job-1024": partial(job, slice_rows=1024), "ray.data": ray_data,
+    "webdataset": webdataset, "datasets": datasets,
 }  # fmt: skip
 
 
 def readers_of(corpus: Corpus) -> list[str]:
-    ours = ["bare", "functions", "job", "ray.data"]
+    everywhere = ["bare", "functions", "job", "job-1024", "ray.data"]
     if "://" in corpus.root:
-        return ours
-    return [*ours, *(["webdataset"] if corpus.format == "tar" else []), "datasets"]
+        return everywhere
+    return [*everywhere, *(["webdataset"] if corpus.format == "tar" else []), "datasets"]
 
 
 def measure(reader: str, corpus: Corpus) -> dict[str, Any]:
