@@ -1,6 +1,7 @@
-"""What the input costs: samples read and decoded a second by the job's own reading, beside a bare loop over the same files and others' loaders.
+"""What the input costs: samples a second that the job reads and decodes, beside a bare loop over the same files and others' loaders.
 
-python benchmarks/input.py [--nlvr ../shared/data/nlvr] [--pictures 512] [--copies 10] [--store-copies 2] [--only parquet ...]
+python benchmarks/input.py [--nlvr ../shared/data/nlvr] [--pictures 512] [--copies 5] [--store-copies 1] [--only FORMAT ...]
+    [--readers READER ...]
 
 Parquet, WebDataset tars and JSON beside image files; small PNG (NLVR) and JPEG of 640x480 made for it; from disk and from an S3 server.
 Every reader parses the same rows and decodes the same bytes to RGB with PIL, in a process of its own and on two cores, and hands on no
@@ -95,7 +96,7 @@ def bare_loop(format: str, path: str, root: str) -> Iterator[None]:
     elif format == "tar":
         with tarfile.open(path) if "://" not in path else tarfile.open(fileobj=io.BytesIO(content(path))) as tar:
             for member in tar:
-                data = tar.extractfile(member).read()  # type: ignore[union-attr]
+                data = tar.extractfile(member).read()
                 if member.name.endswith(".json"):
                     json.loads(data)
                     yield
@@ -165,7 +166,7 @@ def read_unit(batch: Any, extractor: Any) -> Iterator[Any]:
     from scalselect_ray.vlm import Prepared
 
     none = np.zeros(1, dtype=np.int64)
-    extraction._preparer = lambda extractor: lambda sample, images: Prepared(none, none, none, none, {})  # type: ignore[assignment]
+    extraction._preparer = lambda extractor: lambda sample, images: Prepared(none, none, none, none, {})
     yield from extraction.prepare_unit(batch, extractor)
 
 
@@ -196,9 +197,7 @@ def local_ray() -> Any:
 
     kept = {"idle_worker_killing_time_threshold_ms": 60_000}  # as `session` sets it
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    return ray.init(
-        "local", num_cpus=CORES, include_dashboard=False, logging_level="CRITICAL", log_to_driver=False, _system_config=kept
-    )  # fmt: skip
+    return ray.init("local", num_cpus=CORES, include_dashboard=False, logging_level="CRITICAL", log_to_driver=False, _system_config=kept)
 
 
 def ray_data(corpus: Corpus) -> Iterator[int]:
@@ -392,9 +391,9 @@ def uploaded(corpus: Corpus) -> Corpus:
     return Corpus(corpus.name, corpus.format, paths, root, corpus.samples)
 
 
-def measured(corpora: Iterable[tuple[str, Corpus]]) -> Iterator[dict[str, Any]]:
+def measured(corpora: Iterable[tuple[str, Corpus]], wanted: list[str]) -> Iterator[dict[str, Any]]:
     for place, corpus in corpora:
-        for reader in readers_of(corpus):
+        for reader in filter(wanted.__contains__, readers_of(corpus)):
             command = [sys.executable, "-W", "ignore", __file__, "--one", reader]
             done = subprocess.run(command, input=json.dumps(asdict(corpus)), stdout=subprocess.PIPE, text=True, check=True)
             result = {"pictures": corpus.name, "format": corpus.format, "from": place, "reader": reader}
@@ -407,9 +406,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nlvr", type=Path, help="folder with NLVR in three formats")
     parser.add_argument("--pictures", type=int, default=512)
-    parser.add_argument("--copies", type=int, default=10)
-    parser.add_argument("--store-copies", type=int, default=2)
+    parser.add_argument("--copies", type=int, default=5, help="how often each file stands there")
+    parser.add_argument("--store-copies", type=int, default=1, help="the same in the bucket")
     parser.add_argument("--only", nargs="*", default=FORMATS, choices=FORMATS)
+    parser.add_argument("--readers", nargs="*", default=list(READERS), choices=READERS)
     parser.add_argument("--one", choices=READERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -426,11 +426,10 @@ def main() -> None:
         corpora = []
         for place, copies in (("disk", options.copies), ("s3", options.store_copies)):
             made = Path(folder, place)
-            made.mkdir()
-            for corpus in make_corpora(made, options.nlvr, options.pictures, copies):
+            for corpus in make_corpora(made, options.nlvr, options.pictures, copies) if copies else ():
                 if corpus.format in options.only:
                     corpora.append((place, corpus if place == "disk" else uploaded(corpus)))
-        results = list(measured(corpora))
+        results = list(measured(corpora, options.readers))
     print_record("input", ("ray", "pyarrow", "pillow", "s3fs", "webdataset", "datasets"), results=results)
 
 

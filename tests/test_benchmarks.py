@@ -73,10 +73,12 @@ def test_soak_benchmark_runs():
 
 
 def test_input_benchmark_runs():
-    results = run("input.py", "--pictures", "256", "--copies", "4", "--store-copies", "1", "--only", "tar")["results"]
-    readers = [(result["from"], result["reader"]) for result in results]
-    disk = [("disk", reader) for reader in ("bare", "functions", "job", "job-1024", "ray.data", "webdataset", "datasets")]
-    assert readers == [*disk, *(("s3", reader) for reader in ("bare", "functions", "job", "job-1024", "ray.data"))]
+    small = ("--pictures", "64", "--copies", "8", "--store-copies", "1", "--only", "tar")
+    results = run("input.py", *small, "--readers", "bare", "functions", "job", "webdataset")["results"]
+    assert [(result["from"], result["reader"]) for result in results] == [
+        *(("disk", reader) for reader in ("bare", "functions", "job", "webdataset")),
+        *(("s3", reader) for reader in ("bare", "functions", "job")),
+    ]
     assert all(result["samples_per_core_second"] > 0 for result in results)
 
 
