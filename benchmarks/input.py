@@ -8,6 +8,7 @@ Every reader parses the same rows and decodes the same bytes to RGB with PIL, in
 more than a count:
 
   bare        pyarrow, tarfile or json, and PIL, in two processes: the floor
+  bare-1      the same in one process
   functions   `plan_file`, `read_slices`, `load_images` in one process, without Ray
   job         plan and read on Ray as a run does it, with nothing in the place of the model's processor
   job-1024    the same with slices of 1,024 rows in the place of 256: a task costs what it costs, whatever is in it
@@ -137,6 +138,12 @@ def bare(corpus: Corpus) -> Iterator[int]:
         yield count or 0
     for process in processes:
         process.join()
+
+
+def bare_1(corpus: Corpus) -> Iterator[int]:
+    yield 0
+    for path in corpus.paths:
+        yield sum(1 for _ in bare_loop(corpus.format, path, corpus.root))
 
 
 def listed(corpus: Corpus, slice_rows: int = 256) -> Any:
@@ -287,13 +294,13 @@ def datasets(corpus: Corpus) -> Iterator[int]:
 
 
 READERS: dict[str, Callable[[Corpus], Iterator[int]]] = {
-    "bare": bare, "functions": functions, "job": job, "job-1024": partial(job, slice_rows=1024), "ray.data": ray_data,
+    "bare": bare, "bare-1": bare_1, "functions": functions, "job": job, "job-1024": partial(job, slice_rows=1024), "ray.data": ray_data,
     "webdataset": webdataset, "datasets": datasets,
 }  # fmt: skip
 
 
 def readers_of(corpus: Corpus) -> list[str]:
-    everywhere = ["bare", "functions", "job", "job-1024", "ray.data"]
+    everywhere = ["bare", "bare-1", "functions", "job", "job-1024", "ray.data"]
     if "://" in corpus.root:
         return everywhere
     return [*everywhere, *(["webdataset"] if corpus.format == "tar" else []), "datasets"]
