@@ -137,6 +137,8 @@ def open_random(uri: str) -> BinaryIO:
 
 def read_bytes(uri: str, start: int | None = None, stop: int | None = None) -> bytes:
     """The bytes [start, stop) of `uri`, all by default. Raises FileNotFoundError, StorageError."""
+    if is_local(uri):
+        return _patiently(uri, lambda: _read_here(absolute(uri), start, stop))
     fs, path = filesystem(uri)
 
     def read() -> bytes:
@@ -314,6 +316,12 @@ def _entries(folder: str) -> list[tuple[str, str]]:
     here = path.rstrip("/")  # a listing can show the folder itself, as the marker object some tools leave
     named = ((posixpath.basename(name), kind) for name, kind in entries if name != here)
     return sorted((name, kind) for name, kind in named if not name.startswith("."))
+
+
+def _read_here(path: str, start: int | None, stop: int | None) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(start or 0)
+        return file.read(-1 if stop is None else stop - (start or 0))
 
 
 def _write_here(path: str, data: bytes) -> None:

@@ -31,7 +31,8 @@ def features_of_run(mixed: Selected, source: str) -> dict[int, list[float]]:
 
 
 def test_importing_the_package_imports_none_of_its_libraries():
-    code = "import sys, scalselect_ray; print([name for name in ('torch', 'ray', 'numpy', 'transformers') if name in sys.modules])"
+    libraries = ("torch", "ray", "numpy", "transformers", "pyarrow")
+    code = f"import sys, scalselect_ray; print([name for name in {libraries} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
     assert {"select", "represent", "Represent", "run"} <= set(dir(scalselect_ray))
     with pytest.raises(AttributeError, match="has no attribute 'selct'"):

@@ -81,6 +81,25 @@ def test_soak_benchmark_runs():
     assert any(sample["actors_mib"] and sample["actor_handles"] for sample in record["samples"])
 
 
+def test_input_benchmark_runs():
+    small = ("--pictures", "64", "--copies", "8", "--store-copies", "1", "--only", "tar")
+    results = run("input.py", *small, "--readers", "bare", "functions", "job", "webdataset")["results"]
+    assert [(result["from"], result["reader"]) for result in results] == [
+        *(("disk", reader) for reader in ("bare", "functions", "job", "webdataset")),
+        *(("s3", reader) for reader in ("bare", "functions", "job")),
+    ]
+    assert all(result["samples_per_core_second"] > 0 for result in results)
+
+
+def test_startup_benchmark_runs():
+    record = run("startup.py", "--layers", "2", "--width", "64", "--repeat", "1")
+    for model in record["runs"]:
+        steps = model["steps"]
+        assert steps["config checked"] <= steps["Ray up"] <= steps["planned"] <= steps["the actor has its model"]
+        assert steps["the actor has committed"] <= steps["first slice committed"]
+    assert record["runs"][1]["needed_mib"] < record["runs"][1]["checkpoint_mib"]
+
+
 def test_storage_benchmark_runs(tmp_path):
     rows = json.loads((GOLDEN / "llava" / "samples.json").read_text())
     for number in range(2):

@@ -42,6 +42,22 @@ def test_the_main_help_tells_of_all_verbs_and_of_completion(capsys: pytest.Captu
     assert 'eval "$(register-python-argcomplete scalselect)"' in text
 
 
+def test_help_and_a_refused_config_wait_for_no_library_of_a_run(tmp_path: Path):
+    config = write_config(tmp_path, [{"name": "a", "paths": ["a.json"]}], tmp_path, selection={"budget": -1})
+    code = f"""
+import sys
+from scalselect_ray.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    assert main(["run", {str(config)!r}]) == 2
+print([name for name in ("torch", "ray", "numpy", "transformers", "pyarrow", "PIL", "s3fs") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "selection.budget is -1" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("typed", "offered"), [("scalselect ex", {"explain", "export"}), ("scalselect export out --images ", {"reference", "copy"})]
 )

@@ -42,41 +42,42 @@ class Committed:
 
 def extract(slices: Sequence[Slice], store: FeatureStore, extractor: ExtractorConfig, workers: WorkersConfig) -> Iterator[Committed]:
     """Extracts and commits every slice; answers one by one as they are committed, in any order."""
-    units = [{"unit": json.dumps([part.to_dict() for part in unit])} for unit in reading_units(slices)]
     cpus, gpus = cluster_cpus(), cluster_gpus()
     gpus_each = workers.gpus_per_extractor if workers.gpus_per_extractor is not None else float(gpus > 0)
     room = int(gpus / gpus_each) if gpus_each else (cpus - 1) // workers.cpus_per_extractor
     most = workers.max_extractors or max(1, room, workers.min_extractors)
     crowded = cpus <= workers.cpus_per_extractor  # an actor that took the last CPU would wait for its input forever
     pool = ray.data.ActorPoolStrategy(min_size=min(workers.min_extractors, most), max_size=most, max_concurrent_calls_per_actor=2)
-    committed = (
-        ray.data.from_items(units, override_num_blocks=len(units))
-        .map_batches(
-            prepare_unit,
-            fn_kwargs={"extractor": extractor},
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=0.5 if crowded else 1,
-            max_retries=ATTEMPTS,
-            memory=_PREPARE_BYTES,  # a need unlike the extractors' also keeps Ray from fusing the two stages: they are to overlap
-            label_selector=workers.prepare_labels or None,
-        )
-        .map_batches(
-            ExtractSlices,
-            fn_constructor_args=(extractor, workers.cpus_per_extractor, store),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=pool,
-            num_cpus=0.25 if crowded else workers.cpus_per_extractor,
-            num_gpus=gpus_each,
-            memory=min(extractor_bytes(extractor), node_memory() // 2),  # on a small node rather tight than never
-            label_selector=workers.extractor_labels or None,
-            max_task_retries=ATTEMPTS,
-        )
+    committed = prepared_slices(slices, extractor, workers, crowded).map_batches(
+        ExtractSlices,
+        fn_constructor_args=(extractor, workers.cpus_per_extractor, store),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=pool,
+        num_cpus=0.25 if crowded else workers.cpus_per_extractor,
+        num_gpus=gpus_each,
+        memory=min(extractor_bytes(extractor), node_memory() // 2),  # on a small node rather tight than never
+        label_selector=workers.extractor_labels or None,
+        max_task_retries=ATTEMPTS,
     )
     for batch in committed.iter_batches(batch_size=None, batch_format="pyarrow"):
         for row in batch.to_pylist():
             yield Committed(**row)
+
+
+def prepared_slices(slices: Sequence[Slice], extractor: ExtractorConfig, workers: WorkersConfig, crowded: bool) -> ray.data.Dataset:
+    """Every slice read and prepared, a row each: (slice, payload). `crowded`: a task takes less than a CPU."""
+    units = [{"unit": json.dumps([part.to_dict() for part in unit])} for unit in reading_units(slices)]
+    return ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
+        prepare_unit,
+        fn_kwargs={"extractor": extractor},
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=0.5 if crowded else 1,
+        max_retries=ATTEMPTS,
+        memory=_PREPARE_BYTES,  # a need unlike the extractors' also keeps Ray from fusing the two stages: they are to overlap
+        label_selector=workers.prepare_labels or None,
+    )
 
 
 def extractor_bytes(extractor: ExtractorConfig) -> int:

@@ -2,12 +2,15 @@
 
 import base64
 import binascii
+import contextlib
+import functools
 import io
 import os
 import posixpath
 import re
+import stat
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from PIL import Image, UnidentifiedImageError
@@ -27,7 +30,8 @@ Image.init()  # Pillow knows formats by name only once their plugins are loaded
 
 def resolver(image_root: str | None) -> ImageResolver:
     """What turns an image field of a row to a reference. Paths are joined to `image_root`, and nothing outside it is ever read; without
-    one no path is read at all."""
+    one no path is read at all. One resolver follows the links of a folder once."""
+    real_folder = functools.lru_cache(maxsize=1024)(os.path.realpath)
 
     def resolve(field: object) -> ImageRef:
         name: object = "bytes"
@@ -53,7 +57,7 @@ def resolver(image_root: str | None) -> ImageResolver:
                 raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"the data URI is not base64: {error}") from error
         if image_root is None:
             raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{storage.redact(field[:200])}: a path, and no image root to find it below")
-        return ImageRef(field, uri=_inside(image_root, field))
+        return ImageRef(field, uri=_inside(image_root, field, real_folder))
 
     return resolve
 
@@ -109,7 +113,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _inside(root: str, path: str) -> str:
+def _inside(root: str, path: str, real_folder: Callable[[str], str]) -> str:
     if len(path) > _MAX_PATH:
         raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{path[:60]}...: a path of {len(path):,} characters")
     if "::" in path or (root.startswith("http") and "%2e" in path.lower()):
@@ -124,18 +128,23 @@ def _inside(root: str, path: str) -> str:
     if posixpath.normpath(uri) != uri.replace("://", ":/") or not uri.startswith(root.rstrip("/") + "/"):
         rule = "; a URL is never fetched, and no option allows it" if "://" in path else ""
         raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{path} is outside the image root {root}{rule}")
-    if storage.is_local(root) and not os.path.realpath(uri).startswith(os.path.realpath(root) + "/"):
-        raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{path} leads outside the image root {root} by a link")
+    if storage.is_local(root):
+        folder, name = os.path.split(uri)
+        real = os.path.realpath(uri) if os.path.islink(uri) else os.path.join(real_folder(folder), name)
+        if not real.startswith(real_folder(root) + "/"):
+            raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{path} leads outside the image root {root} by a link")
     return uri
 
 
 def _fetch(image: ImageRef) -> bytes:
     assert image.uri is not None
-    if storage.is_local(image.uri) and os.path.exists(image.uri):
-        if not os.path.isfile(image.uri):
-            raise SampleRejectedError(Reason.IMAGE_MISSING, f"{image.name}: no file")
-        if (size := os.path.getsize(image.uri)) > MAX_BYTES:
-            raise SampleRejectedError(Reason.IMAGE_TOO_LARGE, f"{image.name}: {size:,} bytes are above {MAX_BYTES:,}")
+    if storage.is_local(image.uri):
+        with contextlib.suppress(OSError):  # what is not there is told below
+            status = os.stat(image.uri)
+            if not stat.S_ISREG(status.st_mode):
+                raise SampleRejectedError(Reason.IMAGE_MISSING, f"{image.name}: no file")
+            if status.st_size > MAX_BYTES:
+                raise SampleRejectedError(Reason.IMAGE_TOO_LARGE, f"{image.name}: {status.st_size:,} bytes are above {MAX_BYTES:,}")
     try:
         return storage.read_bytes(image.uri)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:

@@ -61,11 +61,13 @@ def test_what_is_no_picture_is_unreadable(data):
         "file:///etc/passwd",
         "s3://other/x.png",
         "link.png",
+        "folder/secret.png",
         ".",
     ],
 )
 def test_nothing_outside_the_image_root_is_read(path, tmp_path):
     (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "folder").symlink_to(tmp_path)
     (tmp_path / "secret.png").write_bytes(encoded("RGB", "PNG"))
     (tmp_path / "root" / "link.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(SampleRejectedError) as caught:

@@ -160,6 +160,13 @@ def _groups(tar: tarfile.TarFile, limit: int | None = None) -> Iterator[list[_Me
 
 
 def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    stream = tar.fileobj
+    if isinstance(stream, io.BytesIO):  # the bytes of a run: no need for a file within the file
+        stream.seek(info.offset_data)
+        data = stream.read(info.size)
+        if len(data) < info.size:
+            raise UnreadableFileError(f"{info.name}: the tar is cut")
+        return data
     file = tar.extractfile(info)
     return file.read() if file else b""
 
