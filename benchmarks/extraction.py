@@ -247,7 +247,7 @@ def main() -> None:
         print(json.dumps(one_way(options.one_way, options.folder, options.samples)))
         return
     results = {}
-    with tempfile.TemporaryDirectory(dir=".") as name:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_checkpoint(folder, options.shapes, options.layers)
         for way in options.ways:
