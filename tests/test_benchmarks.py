@@ -119,3 +119,18 @@ def test_storage_benchmark_runs(tmp_path):
     for name in ("disk", "s3"):
         assert [results[name][step]["extracted_slices"] for step in ("full", "before", "growth")] == [2, 1, 1]
     assert results["disk"]["full"]["requests"] == 0 < results["s3"]["full"]["requests"]
+
+
+def test_quality_benchmark_runs_and_goes_on_from_what_is_done(shared, tmp_path):
+    options = ("quality", str(shared / "data" / "nlvr"), "--small", "--out", str(tmp_path), "--chart", str(tmp_path / "chart.png"))
+    record = run(*options)
+    assert {(one["method"], one["budget"]) for one in record["subsets"]} == {
+        (method, budget) for method in ("ScalSelect", "all tokens", "random", "longest", "k-means") for budget in (0.1, 0.3)
+    }
+    assert len(record["results"]) == 2 * (1 + len(record["subsets"]))
+    assert all(0 <= one["mean"] <= 1 for one in record["results"])
+    assert record["whole"]["energy"] >= max(one["energy"] for one in record["subsets"])
+    assert (tmp_path / "chart.png").stat().st_size
+    trainings = (tmp_path / "trainings.jsonl").read_text()
+    assert run(*options)["results"] == record["results"]
+    assert (tmp_path / "trainings.jsonl").read_text() == trainings
