@@ -1,6 +1,6 @@
 """From the start of the process to the first committed sample: where the time goes, what is read of the checkpoint, what memory it takes.
 
-python benchmarks/startup.py [--layers 8] [--width 1024] [--repeat 3]
+python benchmarks/startup.py [--layers 8] [--width 1024] [--repeat 3] [--models model large]
 
 First the command line alone (`--help`, a config that is checked), then a run over the demo's corpus up to its first committed slice, with
 the demo's model and with a larger one in several shards. The larger one is dropped from the page cache before it is fingerprinted and
@@ -217,6 +217,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--models", nargs="*", default=["model", "large"], choices=["model", "large"], help="the demo's, the larger one")
     parser.add_argument("--one", nargs=2, metavar=("CONFIG", "NOTES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -236,7 +237,7 @@ def main() -> None:
         for name, seconds in commands.items():
             print(f"{name:<24}{seconds}", flush=True)
         runs = []
-        for model in (demo, Path(folder, "large")):
+        for model in [path for path in (demo, Path(folder, "large")) if path.name in options.models]:
             text = config.read_text().replace(str(demo), str(model)).replace("float32", "bfloat16")
             other = Path(folder, f"{model.name}.yaml")
             other.write_text(text.replace("/output", f"/output-{model.name}"))

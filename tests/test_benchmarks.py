@@ -82,22 +82,21 @@ def test_soak_benchmark_runs():
 
 
 def test_input_benchmark_runs():
-    small = ("--pictures", "64", "--copies", "8", "--store-copies", "1", "--only", "tar")
-    results = run("input.py", *small, "--readers", "bare", "functions", "job", "webdataset")["results"]
-    assert [(result["from"], result["reader"]) for result in results] == [
-        *(("disk", reader) for reader in ("bare", "functions", "job", "webdataset")),
-        *(("s3", reader) for reader in ("bare", "functions", "job")),
-    ]
-    assert all(result["samples_per_core_second"] > 0 for result in results)
+    small = ("--pictures", "64", "--only", "tar")
+    results = run("input.py", *small, "--copies", "8", "--store-copies", "0", "--readers", "bare", "job")["results"]
+    results += run("input.py", *small, "--copies", "0", "--store-copies", "2", "--readers", "bare", "functions")["results"]
+    assert [(result["from"], result["reader"], result["samples"]) for result in results] == [
+        ("disk", "bare", 512), ("disk", "job", 512), ("s3", "bare", 128), ("s3", "functions", 128),
+    ]  # fmt: skip
 
 
 def test_startup_benchmark_runs():
-    record = run("startup.py", "--layers", "2", "--width", "64", "--repeat", "1")
-    for model in record["runs"]:
-        steps = model["steps"]
-        assert steps["config checked"] <= steps["Ray up"] <= steps["planned"] <= steps["the actor has its model"]
-        assert steps["the actor has committed"] <= steps["first slice committed"]
-    assert record["runs"][1]["needed_mib"] < record["runs"][1]["checkpoint_mib"]
+    record = run("startup.py", "--layers", "2", "--width", "64", "--repeat", "1", "--models", "large")
+    found = record["runs"][0]
+    steps = found["steps"]
+    assert steps["config checked"] <= steps["Ray up"] <= steps["planned"] <= steps["the actor has its model"]
+    assert steps["the actor has committed"] <= steps["first slice committed"]
+    assert found["needed_mib"] < found["checkpoint_mib"]
 
 
 def test_storage_benchmark_runs(tmp_path):
