@@ -9,6 +9,7 @@ import tarfile
 import tracemalloc
 from pathlib import Path
 
+import fuzz_readers
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +18,6 @@ from conftest import GOLDEN, write_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks import fuzz_readers
 from scalselect_ray.cli import main
 from scalselect_ray.corpus import ImageRef, Reason, Reject, Sample, list_files, plan_file, read_slices, reading_units
 from scalselect_ray.corpus.images import resolver
