@@ -23,7 +23,7 @@ check: install  ## lint, format and types
 	$(BIN)/mypy
 
 test: check  ## check, then every test
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-trainers: install  ## exports loaded by the trainers' own code, in .venv-trainers (7 GB)
 	test -d .venv-trainers || $(PYTHON) -m venv .venv-trainers
