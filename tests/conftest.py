@@ -25,7 +25,7 @@ def shared() -> Path:
     if not SHARED.is_dir():
         if os.environ.get("CI") == "true":
             pytest.fail(f"CI needs {SHARED}")
-        pytest.skip(f"no {SHARED}")
+        pytest.skip(f"no {SHARED}")  # a clone from elsewhere has no such folder; CI fails above
     return SHARED
 
 
@@ -67,7 +67,7 @@ def chromium() -> Iterator[browser.Browser]:
     if program is None:
         if os.environ.get("CI") == "true":
             pytest.fail("CI needs Chromium: apt-get install chromium")
-        pytest.skip("no Chromium here: apt-get install chromium")
+        pytest.skip("no Chromium here: apt-get install chromium")  # a laptop may have none; CI fails above
     with browser.start(program) as page:
         yield page
 

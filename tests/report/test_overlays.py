@@ -92,7 +92,7 @@ def test_llava_sees_the_middle_of_a_wide_picture_and_qwen_all_of_it(golden):
         pytest.param("llava_onevision", [(112, 50), (60, 110)], [(4, 4), (4, 4)], id="OneVision crops no picture of several"),
     ],
 )
-def test_a_picture_in_crops_has_one_map_of_its_finest_grid(family, sizes, shapes, tmp_path):
+def test_a_picture_in_crops_has_one_map_of_its_finest_grid(family, sizes, shapes, tmp_path, monkeypatch):
     MAKERS[family](tmp_path)
     checkpoint = open_checkpoint(str(tmp_path))
     extractor = Extractor(checkpoint, dtype=torch.float32, device=torch.device("cpu"), attention_threshold=0.9, batch_tokens=8192)
@@ -102,7 +102,15 @@ def test_a_picture_in_crops_has_one_map_of_its_finest_grid(family, sizes, shapes
     maps = extractor.attention_maps(prepared, sizes)
     assert [seen.received_RC.shape for seen in maps] == shapes
     assert all(seen.attended_RC.any() for seen in maps)
-    assert 0 < sum(seen.received_RC.sum() for seen in maps) < 1, "the newlines at the ends of rows have the rest"
+
+    def uniform(query, key, query_Q, vision_V, *more):
+        return torch.full((len(vision_V),), 1 / len(vision_V))
+
+    monkeypatch.setattr("scalselect_ray.vlm.extractor.attention_received", uniform)
+    maps = extractor.attention_maps(prepared, sizes)
+    on_pictures = sum(16 + (rows * columns if (rows, columns) != (4, 4) else 0) for rows, columns in shapes)  # 16: the whole picture
+    share = sum(seen.received_RC.sum() for seen in maps)
+    assert share == pytest.approx(on_pictures / prepared.vision.sum()), "the newlines at the ends of rows have the rest"
 
 
 def test_a_place_adds_up_what_it_has_in_the_whole_picture_and_in_its_crop():
