@@ -15,13 +15,11 @@ from typing import Any
 
 from record import print_record
 
-from scalselect_ray.cluster.selecting import _PART_ROWS
 from scalselect_ray.config import ReduceConfig
 from scalselect_ray.selection import ROUNDS
 
 HERE = Path(__file__).parent
 GPUS_A_NODE = 8
-CHOSEN = 0.16  # of the samples
 SLICE_ID_BYTES = len(f"{0:016x}-{0:09d}-{0:09d}-of-{0:09d}\n")
 KEY_BYTES = 64  # of a row of scores: source, shard, row, id, score, compressed
 
@@ -65,7 +63,7 @@ def at(samples: float, known: dict[str, float], gpus: int, rate: float, cores: i
         "reduce_and_score_h": samples * known["core_us_per_row"] / 1e6 / (nodes * cores) / 3600,
         "solve_s": known["solve_s"],
         "select_h_on_two_cores": samples * known["select_us_per_row"] / 1e6 / 3600,
-        "score_files_read_by_select": leaves * (ROUNDS + 2 + CHOSEN * samples / _PART_ROWS),
+        "score_files_read_by_select": leaves * (ROUNDS + 3),
         "list_and_plan_s": slices * known["list_and_plan_us_per_slice"] / 1e6,
         "feature_files": slices,
         "feature_tb": samples * (4 * known["dim"] + KEY_BYTES) / 1e12,

@@ -23,7 +23,8 @@ import ray
 from record import print_record
 
 from scalselect_ray.cluster import reduction, selecting
-from scalselect_ray.cluster.session import bounded_map, session
+from scalselect_ray.cluster.session import session
+from scalselect_ray.cluster.tasks import bounded_map
 from scalselect_ray.config import SubspaceConfig
 from scalselect_ray.features import FeatureStore
 from scalselect_ray.subspace import consecutive_groups

@@ -163,7 +163,7 @@ def open_store(config: JobConfig, output: str) -> FeatureStore:
 def _plan_on_cluster(files: Sequence[CorpusFile], advance: Callable[[int], None]) -> list[list[Slice]]:
     import ray
 
-    from scalselect_ray.cluster.session import bounded_map
+    from scalselect_ray.cluster.tasks import bounded_map
 
     planned: list[list[Slice]] = [[] for _ in files]
 

@@ -12,11 +12,11 @@ from ray.exceptions import RayTaskError
 from safetensors import SafetensorError
 
 from scalselect_ray import storage
-from scalselect_ray.cluster.session import bounded_map
+from scalselect_ray.cluster.tasks import dealt, in_order
 from scalselect_ray.errors import DamagedObjectError, StorageError
 from scalselect_ray.subspace import decomposition, principal_angles
 
-_TASK_ROWS = 1_000_000  # about so many chosen samples of each run in one task
+_TASK_ROWS, _MOST_TASKS = 1_000_000, 64  # chosen samples of each run that one task compares; more where there would be too many tasks
 
 
 def compare(run: str, previous: str, chosen: int) -> dict[str, Any] | None:
@@ -27,7 +27,7 @@ def compare(run: str, previous: str, chosen: int) -> dict[str, Any] | None:
     two subspaces; null where they are of other dimensions or empty.
     """
     try:
-        before, after, both = _counts(_manifest(previous), _manifest(run), max(1, -(-chosen // _TASK_ROWS)))
+        before, after, both = _counts(_manifest(previous), _manifest(run), min(-(-chosen // _TASK_ROWS) or 1, _MOST_TASKS))
         angles = ray.get(_angles.remote(run, previous))
     except RayTaskError as error:
         if isinstance(error.cause, DamagedObjectError):
@@ -36,15 +36,10 @@ def compare(run: str, previous: str, chosen: int) -> dict[str, Any] | None:
     return {"kept": both, "entered": after - both, "left": before - both, "principal_angles_degrees": angles}
 
 
-def _counts(before: Sequence[str], after: Sequence[str], parts: int) -> list[int]:
-    totals = np.zeros(3, dtype=np.int64)
-
-    def arrived(_: int, ref: Any) -> None:
-        nonlocal totals
-        totals = totals + ray.get(ref)
-
-    bounded_map(_overlap, [(before, after, part, parts) for part in range(parts)], arrived)
-    return [int(total) for total in totals]
+def _counts(before: Sequence[str], after: Sequence[str], parts: int) -> tuple[int, int, int]:
+    """How many samples are in one manifest, in the other, and in both."""
+    (old, old_hands), (new, new_hands) = (dealt(_deal_keys, [(uri, parts) for uri in uris], parts) for uris in (before, after))
+    return sum(old), sum(new), sum(in_order(_in_both, [*zip(old_hands, new_hands, strict=True)]))
 
 
 def _manifest(run: str) -> list[str]:
@@ -53,26 +48,24 @@ def _manifest(run: str) -> list[str]:
 
 
 @ray.remote
-def _overlap(before: Sequence[str], after: Sequence[str], part: int, parts: int) -> np.ndarray:
-    """(chosen before, chosen after, chosen both times) among the samples whose row number falls to this part."""
-    old, new = _keys(before, part, parts), _keys(after, part, parts)
-    return np.array([len(old), len(new), pc.sum(pc.is_in(new, value_set=old)).as_py() or 0])
+def _deal_keys(uri: str, parts: int) -> tuple[Any, ...]:
+    """How many samples a part of a manifest has, and their keys dealt by the row number."""
+    try:
+        data = pa.BufferReader(storage.read_bytes(uri))
+        table = pq.read_table(data, columns=["source", "shard", "row"], page_checksum_verification=True)
+    except StorageError:
+        raise  # the store's trouble is no damage
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedObjectError(uri, str(error)) from error
+    keys = pc.binary_join_element_wise(table["source"], table["shard"], table["row"].cast(pa.string()), "\0")
+    part = table["row"].to_numpy() % parts
+    return len(table), *(keys.take(pa.array(np.flatnonzero(part == place))) for place in range(parts))
 
 
-def _keys(uris: Sequence[str], part: int, parts: int) -> pa.Array:
-    keys = [pa.array([], pa.string())]
-    for uri in uris:
-        try:
-            data = pa.BufferReader(storage.read_bytes(uri))
-            table = pq.read_table(data, columns=["source", "shard", "row"], page_checksum_verification=True)
-        except StorageError:
-            raise  # the store's trouble is no damage
-        except (pa.ArrowException, OSError) as error:
-            raise DamagedObjectError(uri, str(error)) from error
-        table = table.filter(pa.array(table["row"].to_numpy() % parts == part))
-        joined = pc.binary_join_element_wise(table["source"], table["shard"], table["row"].cast(pa.string()), "\0")
-        keys += joined.chunks
-    return pa.concat_arrays(keys)
+@ray.remote
+def _in_both(before: list[Any], after: list[Any]) -> int:
+    old, new = (pa.chunked_array([chunk for keys in ray.get(refs) for chunk in keys.chunks], pa.string()) for refs in (before, after))
+    return pc.sum(pc.is_in(new, value_set=old)).as_py() or 0
 
 
 @ray.remote

@@ -9,7 +9,7 @@ import numpy as np
 import ray
 
 from scalselect_ray import storage
-from scalselect_ray.cluster.session import bounded_map
+from scalselect_ray.cluster.tasks import bounded_map
 from scalselect_ray.config import SubspaceConfig
 from scalselect_ray.errors import DamagedObjectError
 from scalselect_ray.features import FeatureStore, features_of

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import ray
 
 from scalselect_ray import storage
-from scalselect_ray.cluster.session import bounded_map
 from scalselect_ray.cluster.showing import show
+from scalselect_ray.cluster.tasks import bounded_map
 from scalselect_ray.config import parse_config
 from scalselect_ray.corpus import slice_range
 from scalselect_ray.errors import ScalSelectError

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,15 +14,17 @@ import pyarrow.parquet as pq
 import ray
 
 from scalselect_ray import storage
-from scalselect_ray.cluster.session import bounded_map
+from scalselect_ray.cluster.tasks import bounded_map, dealt, in_order, summed
 from scalselect_ray.errors import ConfigError
 from scalselect_ray.features import FeatureStore, features_of
 from scalselect_ray.selection import (
     ROUNDS,
     Cut,
     Line,
-    best_first,
+    Parts,
+    Scale,
     chosen,
+    cut_parts,
     histogram,
     leverage,
     lower,
@@ -31,11 +34,13 @@ from scalselect_ray.selection import (
     sortable,
     take_ties,
 )
-from scalselect_ray.subspace import Subspace
+from scalselect_ray.subspace import Subspace, consecutive_groups
 
 Quotas = Mapping[str, tuple[float | None, float | None]]  # (floor, cap) by source
 Cuts = Mapping[str | None, Cut]  # by group: sources, or None for everything
-_PART_ROWS = 1_000_000  # about so many rows in one part of a manifest
+Ties = Mapping[str | None, int]  # by group: how many samples right on its cut one score file sends
+_PART_ROWS, _MOST_PARTS = 1_000_000, 64  # in one part of a manifest; more where there would be too many parts
+_DEAL_ROWS = 4_000_000  # scores of which one task deals out the chosen
 _KEYS = [("source", pa.string()), ("shard", pa.string()), ("row", pa.int64()), ("id", pa.string())]
 SCORES = pa.schema([*_KEYS, ("score", pa.float64())], metadata={"format": "scalselect.scores/1"})
 MANIFEST = pa.schema([*_KEYS, ("score", pa.float64()), ("rank", pa.int64())], metadata={"format": "scalselect.manifest/1"})
@@ -47,9 +52,11 @@ class Scored:
     """What the driver keeps of the scoring pass: nothing that grows with the number of samples but a few bytes a part."""
 
     parts: list[str]  # URIs of the score files, in the order of (shard, row)
+    rows: list[int]  # scored samples in each
     counts: dict[str, int] = field(default_factory=dict)  # scored samples by source
     reasons: dict[str, int] = field(default_factory=dict)  # rejects by reason
     total: float = 0.0  # sum of all scores
+    best: float = 0.0
     rejects: list[Any] = field(default_factory=list)  # references to tables of rejects, in order
 
     @property
@@ -60,7 +67,7 @@ class Scored:
 def score(store: FeatureStore, groups: Sequence[Sequence[str]], subspace: Any, folder: str, done: Callable[[int], None]) -> Scored:
     """The second map pass: writes `folder`/NNNNN.parquet for each group of slices."""
     parts = [storage.join(folder, f"{place:05d}.parquet") for place in range(len(groups))]
-    scored = Scored(parts, rejects=[None] * len(groups))
+    scored = Scored(parts, [0] * len(groups), rejects=[None] * len(groups))
 
     def arrived(place: int, refs: Any) -> None:
         facts = ray.get(refs[0])
@@ -68,7 +75,9 @@ def score(store: FeatureStore, groups: Sequence[Sequence[str]], subspace: Any, f
             scored.counts[source] = scored.counts.get(source, 0) + count
         for reason, count in facts["reasons"].items():
             scored.reasons[reason] = scored.reasons.get(reason, 0) + count
+        scored.rows[place] = facts["rows"]
         scored.total += facts["total"]
+        scored.best = max(scored.best, facts["best"])
         scored.rejects[place] = refs[1]
         done(len(groups[place]))
 
@@ -81,23 +90,37 @@ def select(scored: Scored, budget: int, quotas: Quotas, folder: str) -> dict[str
     """Writes the best samples to `folder`/NNNNN.parquet in rank order, `budget` of them unless caps forbid it; answers the count chosen
     of each source. With quotas each source is a group with a cut of its own; without, everything is one group, named None.
     """
-    sizes: Mapping[Any, int] = _shares(scored, budget, quotas) if quotas else {None: budget}
+    cuts = _cuts(scored, _shares(scored, budget, quotas) if quotas else {None: budget})
+    scores = list(zip(scored.parts, _kept_ties(scored, cuts), strict=True))
+    parts = _manifest_parts(scored, cuts, scores)
+    runs = consecutive_groups(scored.rows, _DEAL_ROWS)
+    counts, hands = dealt(_deal_chosen, [(scores[run.start : run.stop], cuts, parts) for run in runs], len(parts))
+    uris = [storage.join(folder, f"{place:05d}.parquet") for place in range(len(parts))]
+    in_order(_write_manifest, [*zip(hands, parts.above_P.tolist(), uris, strict=True)])
+    return dict(sum(map(Counter, counts), Counter[str]()))
+
+
+def _cuts(scored: Scored, sizes: Mapping[Any, int]) -> Cuts:
+    """The cut of each group, of which `sizes` samples are to be chosen."""
     cuts: Cuts = {group: Cut(0, 0, size) for group, size in sizes.items()}
     for _ in range(ROUNDS):
-        found = _summed(_histograms, [(uri, cuts) for uri in scored.parts])
+        found = summed(_histograms, [(uri, cuts) for uri in scored.parts])
         cuts = {group: narrow(cut, found[group]) for group, cut in cuts.items()}
-    ties = _in_order(_ties, [(uri, cuts) for uri in scored.parts])
+    return cuts
+
+
+def _kept_ties(scored: Scored, cuts: Cuts) -> list[Ties]:
+    """How many of its samples right on the cut each score file sends."""
+    ties = in_order(_ties, [(uri, cuts) for uri in scored.parts])
     kept = {group: take_ties([part[group] for part in ties], cut.remaining) for group, cut in cuts.items()}
-    parts = [(uri, {group: kept[group][place] for group in cuts}) for place, uri in enumerate(scored.parts)]
-    digits = _summed(_chosen_digits, [(uri, cuts, quota) for uri, quota in parts])[None]
-    arguments = [
-        (parts, cuts, *run, storage.join(folder, f"{place:05d}.parquet")) for place, run in enumerate(best_first(digits, _PART_ROWS))
-    ]
-    by_source: dict[str, int] = {}
-    for counts in _in_order(_write_manifest, arguments):
-        for source, count in counts.items():
-            by_source[source] = by_source.get(source, 0) + count
-    return by_source
+    return [{group: kept[group][place] for group in cuts} for place in range(len(ties))]
+
+
+def _manifest_parts(scored: Scored, cuts: Cuts, scores: Sequence[tuple[str, Ties]]) -> Parts:
+    """Where one part of the manifest ends and the next begins."""
+    scale = Scale.between(min(cut.prefix for cut in cuts.values()), int(sortable(np.array([scored.best]))[0]))
+    counts = summed(_chosen_steps, [(uri, cuts, ties, scale) for uri, ties in scores])[None]
+    return cut_parts(scale, counts, max(_PART_ROWS, -(-int(counts.sum()) // _MOST_PARTS)))
 
 
 def _shares(scored: Scored, budget: int, quotas: Quotas) -> dict[str, int]:
@@ -109,8 +132,8 @@ def _shares(scored: Scored, budget: int, quotas: Quotas) -> dict[str, int]:
     line = Line(0, 0, dict.fromkeys(bounds, 0))
     for _ in range(ROUNDS):
         cuts = {source: Cut(line.prefix, line.rounds, 0) for source in bounds}
-        line = lower(line, _summed(_histograms, [(uri, cuts) for uri in scored.parts]), bounds, budget)
-    runs = _in_order(_tied_runs, [(uri, line.prefix) for uri in scored.parts])
+        line = lower(line, summed(_histograms, [(uri, cuts) for uri in scored.parts]), bounds, budget)
+    runs = in_order(_tied_runs, [(uri, line.prefix) for uri in scored.parts])
     return share_out(line, [run for part in runs for run in part], bounds, budget)
 
 
@@ -136,9 +159,11 @@ def _score_part(store: FeatureStore, slice_ids: list[str], subspace: Subspace, u
     values = scores["score"].to_numpy()
     rejects = pa.concat_tables(rejected).cast(REJECTS)
     facts = {
+        "rows": len(values),
         "counts": _value_counts(scores["source"]),
         "reasons": _value_counts(rejects["reason"]),
         "total": float(values.sum()),
+        "best": float(values.max(initial=0.0)),
     }
     return facts, rejects
 
@@ -150,7 +175,7 @@ def _histograms(uri: str, cuts: Cuts) -> dict[str | None, np.ndarray]:
 
 
 @ray.remote
-def _ties(uri: str, cuts: Cuts) -> dict[str | None, int]:
+def _ties(uri: str, cuts: Cuts) -> Ties:
     keys, groups = _keys(uri, cuts)
     return {group: int((keys[groups[group]] == np.uint64(cut.prefix)).sum()) for group, cut in cuts.items()}
 
@@ -166,27 +191,30 @@ def _tied_runs(uri: str, prefix: int) -> list[tuple[str, int]]:
 
 
 @ray.remote
-def _chosen_digits(uri: str, cuts: Cuts, ties: dict[str | None, int]) -> dict[None, np.ndarray]:
+def _chosen_steps(uri: str, cuts: Cuts, ties: Ties, scale: Scale) -> dict[None, np.ndarray]:
     keys, groups = _keys(uri, cuts)
-    return {None: histogram(keys[_chosen(keys, groups, cuts, ties)], Cut(0, 0, 0))}
+    return {None: scale.histogram(keys[_chosen(keys, groups, cuts, ties)])}
 
 
 @ray.remote
-def _write_manifest(
-    parts: list[tuple[str, dict[str | None, int]]], cuts: Cuts, low: int, high: int, above: int, uri: str
-) -> dict[str, int]:
-    """One part of the manifest: the chosen whose leading digit lies in [low, high]; `above` samples rank before it."""
+def _deal_chosen(scores: list[tuple[str, Ties]], cuts: Cuts, parts: Parts) -> tuple[Any, ...]:
+    """The chosen of some score files: their counts by source, and a table for each part of the manifest."""
     tables = []
-    for part, ties in parts:
-        table = _scores(part)
-        keys, groups = _grouped(table, cuts)
-        digits = keys >> np.uint64(48)
-        tables.append(table.filter(pa.array(_chosen(keys, groups, cuts, ties) & (digits >= low) & (digits <= high))))
+    for uri, ties in scores:
+        table = _scores(uri)
+        tables.append(table.filter(pa.array(_chosen(*_grouped(table, cuts), cuts, ties))))
     table = pa.concat_tables(tables)
+    part = parts.of(sortable(table["score"].to_numpy()))
+    return _value_counts(table["source"]), *(table.take(pa.array(np.flatnonzero(part == place))) for place in range(len(parts)))
+
+
+@ray.remote
+def _write_manifest(dealt: list[Any], above: int, uri: str) -> None:
+    """One part of the manifest; `above` samples rank before it."""
+    table = pa.concat_tables(ray.get(dealt))
     order = np.argsort(~sortable(table["score"].to_numpy()), kind="stable")  # best first; ties stay in the order of (shard, row)
     table = table.take(pa.array(order)).append_column("rank", pa.array(np.arange(above + 1, above + 1 + len(order))))
     _write(uri, table.cast(MANIFEST))
-    return _value_counts(table["source"])
 
 
 @ray.remote
@@ -230,7 +258,7 @@ def _grouped(table: pa.Table, cuts: Cuts) -> tuple[np.ndarray, dict[str | None, 
     return sortable(table["score"].to_numpy()), rows
 
 
-def _chosen(keys: np.ndarray, groups: dict[str | None, np.ndarray], cuts: Cuts, ties: dict[str | None, int]) -> np.ndarray:
+def _chosen(keys: np.ndarray, groups: dict[str | None, np.ndarray], cuts: Cuts, ties: Ties) -> np.ndarray:
     inside = np.zeros(len(keys), dtype=bool)
     for group, cut in cuts.items():
         inside[groups[group]] = chosen(keys[groups[group]], cut, ties[group])
@@ -245,25 +273,3 @@ def _write(uri: str, table: pa.Table) -> None:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", use_dictionary=["source", "shard"], write_page_checksum=True)
     storage.write(uri, sink.getvalue())
-
-
-def _in_order(function: Any, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-    results: list[Any] = [None] * len(arguments)
-
-    def arrived(place: int, ref: Any) -> None:
-        results[place] = ray.get(ref)
-
-    bounded_map(function, arguments, arrived)
-    return results
-
-
-def _summed(function: Any, arguments: Sequence[tuple[Any, ...]]) -> dict[Any, np.ndarray]:
-    """The counts of all tasks by group, added as they arrive: a histogram of each part would be half a megabyte of the driver's memory."""
-    total: dict[Any, np.ndarray] = {}
-
-    def arrived(place: int, ref: Any) -> None:
-        for group, counts in ray.get(ref).items():
-            total[group] = total.get(group, 0) + counts
-
-    bounded_map(function, arguments, arrived)
-    return total

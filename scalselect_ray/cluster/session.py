@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -78,22 +78,6 @@ def cluster_gpus() -> int:
 def node_memory() -> int:
     """Bytes that the largest node lends to tasks and actors."""
     return max(int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
-
-
-def bounded_map(function: Any, arguments: Sequence[tuple[Any, ...]], done: Callable[[int, Any], None]) -> None:
-    """Runs one task for each tuple of arguments, twice as many at a time as there are CPUs, and hands (place, ref or refs) to `done`
-    as each ends, in any order. What is in flight stays bounded however many there are."""
-    limit = 2 * cluster_cpus()
-    waiting = list(enumerate(arguments))[::-1]
-    running: dict[Any, tuple[int, Any]] = {}
-    while waiting or running:
-        while waiting and len(running) < limit:
-            place, items = waiting.pop()
-            refs = function.remote(*items)
-            running[refs[0] if isinstance(refs, list) else refs] = (place, refs)
-        ready, _ = ray.wait(list(running), num_returns=1)
-        for ref in ready:
-            done(*running.pop(ref))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import ray
 
 from scalselect_ray import storage
-from scalselect_ray.cluster.session import bounded_map
+from scalselect_ray.cluster.tasks import bounded_map
 from scalselect_ray.corpus import CorpusFile
 from scalselect_ray.errors import CorpusError
 from scalselect_ray.features import FeatureStore

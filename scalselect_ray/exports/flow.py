@@ -17,7 +17,8 @@ import ray
 
 from scalselect_ray import storage
 from scalselect_ray.cluster.preflight import missing_by_node
-from scalselect_ray.cluster.session import bounded_map, own_errors, session
+from scalselect_ray.cluster.session import own_errors, session
+from scalselect_ray.cluster.tasks import bounded_map
 from scalselect_ray.config import JobConfig, parse_config
 from scalselect_ray.console import Console
 from scalselect_ray.corpus import CorpusFile, Slice, list_files, plan_file, reading_units

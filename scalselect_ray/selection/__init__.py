@@ -1,7 +1,8 @@
 """Scores, budgets and quotas. Plain functions on arrays."""
 
-from scalselect_ray.selection.budget import ROUNDS, Cut, best_first, chosen, histogram, narrow, resolve_budget, sortable, take_ties
+from scalselect_ray.selection.budget import ROUNDS, Cut, chosen, histogram, narrow, resolve_budget, sortable, take_ties
 from scalselect_ray.selection.leverage import leverage
+from scalselect_ray.selection.parts import Parts, Scale, cut_parts
 from scalselect_ray.selection.quotas import Bounds, Line, lower, resolve_bounds, share_out
 
 __all__ = [
@@ -9,8 +10,10 @@ __all__ = [
     "Bounds",
     "Cut",
     "Line",
-    "best_first",
+    "Parts",
+    "Scale",
     "chosen",
+    "cut_parts",
     "histogram",
     "leverage",
     "lower",

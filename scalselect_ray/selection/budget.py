@@ -77,19 +77,3 @@ def chosen(keys_N: np.ndarray, cut: Cut, ties: int) -> np.ndarray:
     inside_N = keys_N > np.uint64(cut.prefix)
     inside_N[np.flatnonzero(keys_N == np.uint64(cut.prefix))[:ties]] = True
     return np.asarray(inside_N)
-
-
-def best_first(counts: np.ndarray, rows: int) -> list[tuple[int, int, int]]:
-    """Cuts the range of leading digits into runs of at most about `rows` chosen keys: (low, high, keys above), best first.
-
-    `counts` (BINS,) is how often each leading digit occurs among the chosen. Both ends of a run are inside it.
-    """
-    runs: list[tuple[int, int, int]] = []
-    high, inside, above = BINS - 1, 0, 0
-    for digit in np.flatnonzero(counts)[::-1].tolist():
-        if inside and inside + counts[digit] > rows:
-            runs.append((digit + 1, high, above))
-            high, above, inside = digit, above + inside, 0
-        inside += int(counts[digit])
-    runs.append((0, high, above))
-    return runs

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalselect_ray.selection import ROUNDS, Cut, best_first, chosen, histogram, narrow, resolve_budget, sortable, take_ties
+from scalselect_ray.selection import ROUNDS, Cut, chosen, histogram, narrow, resolve_budget, sortable, take_ties
 
 SCORES = st.lists(st.one_of(st.sampled_from([0.0, -0.0, 1.0, 5e-324, 1e308, -1.0]), st.floats(-2, 2)), min_size=1, max_size=60)
 
@@ -42,11 +42,3 @@ def test_sortable_keeps_the_order(scores):
 )
 def test_budget_is_a_fraction_or_a_count(budget, count, expected):
     assert resolve_budget(budget, count) == expected
-
-
-def test_runs_of_a_manifest_cover_the_chosen_best_first():
-    counts = np.zeros(1 << 16, dtype=np.int64)
-    counts[[5, 9, 700, 60_000]] = [4, 3, 2, 8]
-    runs = best_first(counts, 6)
-    assert [above for _, _, above in runs] == [0, 8, 13]
-    assert [int(counts[low : high + 1].sum()) for low, high, _ in runs] == [8, 5, 4]
