@@ -16,16 +16,15 @@ import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import floor
 import numpy as np
 import torch
+from memory import SELF, memory_of, peak_of
 from PIL import Image
 from prepare import model_at_336
 from record import print_record
@@ -137,29 +136,10 @@ def ours(folder: Path, threshold: float) -> tuple[Extractor, Callable[[list[Prep
     return extractor, extractor
 
 
-@contextmanager
-def allocated() -> Iterator[dict[str, int]]:
-    """Peak of the memory that this process allocates, sampled; `bytes` is there at the end."""
-    peak, stop = {"bytes": 0}, threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.02):
-            line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-            peak["bytes"] = max(peak["bytes"], int(line.split()[1]) * 1024)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        stop.set()
-        thread.join()
-
-
 def one_way(way: str, folder: Path, samples: int) -> dict[str, Any]:
     """In a process of its own."""
     prepared, threshold = make_samples(folder, samples), 0.9
-    with allocated() as peak:
+    with peak_of(lambda: memory_of(SELF, "RssAnon"), seconds=0.02) as peak:
         started = time.perf_counter()
         if way == "ours":
             extractor, represent = ours(folder, threshold)

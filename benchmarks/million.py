@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from record import print_record
-from scaling import SLICE_ROWS, make_slices, worker_peak
+from scaling import SLICE_ROWS, make_slices, worker_memory
 
 from scalselect_ray import storage
 from scalselect_ray.cluster import reduction, selecting
@@ -100,7 +100,7 @@ def main() -> None:
         print("ledger", found, ledger_seconds, flush=True)
         with session():
             seconds, selected = select(FeatureStore(folder, "made"), folder, options.rows, options.dim)
-            peak = worker_peak() >> 20
+            peak = worker_memory("VmHWM") >> 20
     print("selection", selected, seconds, flush=True)
     measured = {
         "total_s": round(sum(value for name, value in seconds.items() if name != "make"), 3),

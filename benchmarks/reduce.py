@@ -19,16 +19,15 @@ import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import scipy.linalg
+from memory import SELF, memory_of, peak_of
 from record import print_record
 from scaling import SLICE_ROWS, decaying, make_slices
 from scipy.linalg import blas
@@ -182,7 +181,7 @@ def peer(name: str, file: str, told_k: int, memory_gib: float) -> None:
     importlib.import_module(module)
     started, cpu = time.perf_counter(), time.process_time()
     try:
-        with watched() as peak:
+        with peak_of(lambda: memory_of(SELF, "RssAnon"), seconds=0.02) as peak:  # without the mapped rows
             k, scores_N = method(x_ND, told_k)
     except (MemoryError, RuntimeError) as error:
         if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
@@ -194,26 +193,7 @@ def peer(name: str, file: str, told_k: int, memory_gib: float) -> None:
         np.save(f"{file}.scores", scores_N)
     else:
         found["off_by"] = float(np.abs(scores_N - np.load(f"{file}.scores.npy")).max())
-    print(json.dumps(found | {"peak_mib": peak[0] >> 10}))
-
-
-@contextmanager
-def watched() -> Iterator[list[int]]:
-    """The most anonymous memory of this process while the block runs, in KiB: without the pages of the mapped file of rows."""
-    peak, over = [0], threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.02):
-            lines = Path("/proc/self/status").read_text().splitlines()
-            peak[0] = max([peak[0], *(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))])
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        over.set()
-        thread.join()
+    print(json.dumps(found | {"peak_mib": peak["bytes"] >> 20}))
 
 
 def peers(dim: int, rows: int, memory_gib: float, seconds: float, folder: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import ray
+from memory import memory_of, peak_of
 from record import print_record
 
 from scalselect_ray.cluster import reduction, selecting
@@ -69,16 +70,13 @@ def workers() -> Iterator[Path]:
             continue
 
 
-def worker_peak() -> int:
-    """Largest peak resident memory of a worker, in bytes."""
-    peaks = [0]
+def worker_memory(field: str) -> int:
+    """Largest of the workers' memory (see `memory_of`), in bytes."""
+    found = [0]
     for folder in workers():
-        try:
-            lines = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line)
-            peaks.append(int(lines["VmHWM"].split()[0]) * 1024)
-        except (OSError, KeyError):
-            continue
-    return max(peaks)
+        with suppress(OSError):
+            found.append(memory_of(folder, field))
+    return max(found)
 
 
 def worker_cpu() -> float:
@@ -115,24 +113,26 @@ def measure(store: FeatureStore, rows: int, dim: int, folder: str) -> dict[str, 
     """The job's own stages over `rows` rows of features that are there."""
     names = [f"{0:016x}-{first:09d}-{first + SLICE_ROWS:09d}-of-{10**8:09d}" for first in range(0, rows, SLICE_ROWS)]
     groups = [names[run.start : run.stop] for run in consecutive_groups([SLICE_ROWS] * len(names), LEAF_ROWS)]
-    cpu, started = [worker_cpu()], time.perf_counter()
-    merged = reduction.reduce_moments(store, groups, fan_in=8)
-    ray.wait([merged])
-    reduced = time.perf_counter()
-    cpu.append(worker_cpu())
-    subspace, facts = reduction.solve(SubspaceConfig(), merged, lambda transform: None, f"{folder}/subspace.safetensors")
-    solved = time.perf_counter()
-    cpu.append(worker_cpu())
-    scored = selecting.score(store, groups, subspace, f"{folder}/scores", lambda slices: None)
-    ended = time.perf_counter()
-    cpu.append(worker_cpu())
-    selecting.select(scored, scored.count // 6, {}, f"{folder}/manifest")
-    selected = time.perf_counter()
+    with peak_of(lambda: worker_memory("RssAnon"), seconds=0.2) as own:
+        cpu, started = [worker_cpu()], time.perf_counter()
+        merged = reduction.reduce_moments(store, groups, fan_in=8)
+        ray.wait([merged])
+        reduced = time.perf_counter()
+        cpu.append(worker_cpu())
+        subspace, facts = reduction.solve(SubspaceConfig(), merged, lambda transform: None, f"{folder}/subspace.safetensors")
+        solved = time.perf_counter()
+        cpu.append(worker_cpu())
+        scored = selecting.score(store, groups, subspace, f"{folder}/scores", lambda slices: None)
+        ended = time.perf_counter()
+        cpu.append(worker_cpu())
+        selecting.select(scored, scored.count // 6, {}, f"{folder}/manifest")
+        selected = time.perf_counter()
     return {
         "rows": scored.count, "reduce_s": reduced - started, "solve_s": solved - reduced, "score_s": ended - solved,
         "select_s": selected - ended, "us_per_row": 1e6 * (reduced - started + ended - solved) / scored.count,
         "cpu_us_per_row": 1e6 * (cpu[1] - cpu[0] + cpu[3] - cpu[2]) / scored.count, "k": facts["k"],
-        "worker_peak_mib": worker_peak() >> 20, "driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+        "worker_peak_mib": worker_memory("VmHWM") >> 20, "worker_own_peak_mib": own["bytes"] >> 20,
+        "driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     }  # fmt: skip
 
 

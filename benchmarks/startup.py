@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from memory import SELF, memory_of
 from record import print_record
 
 MIB = 1 << 20
@@ -89,10 +90,9 @@ def read_mib() -> int:
     return int(fields["read_bytes"]) // MIB
 
 
-def memory_mib(what: str) -> int:
-    """Of this process: VmRSS, RssAnon or VmHWM."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields[what].split()[0]) >> 10
+def memory_mib(field: str) -> int:
+    """Of this process."""
+    return memory_of(SELF, field) // MIB
 
 
 def born() -> float:
