@@ -184,7 +184,7 @@ def job(corpus: Corpus, slice_rows: int = 256) -> Iterator[int]:
     from scalselect_ray.job import _plan_on_cluster
 
     def read(files: Any) -> Iterator[int]:
-        slices = [part for planned in _plan_on_cluster(files, lambda count: None) for part in planned]
+        slices = [part for planned in _plan_on_cluster([(file, []) for file in files], lambda count: None) for part in planned]
         assert not any(part.problem for part in slices)
         with mock.patch.object(extraction, "prepare_unit", read_unit):
             prepared = extraction.prepared_slices(slices, ExtractorConfig(model="none"), WorkersConfig(), crowded=False)

@@ -12,7 +12,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from record import print_record
 from scaling import SLICE_ROWS, make_slices, worker_memory
 
 from scalselect_ray import storage
-from scalselect_ray.cluster import reduction, selecting
+from scalselect_ray.cluster import reduction, scoring, selecting
 from scalselect_ray.cluster.session import session
 from scalselect_ray.config import SubspaceConfig
 from scalselect_ray.corpus import CorpusFile, Slice
@@ -49,7 +49,7 @@ def select(store: FeatureStore, folder: str, rows: int, dim: int) -> tuple[dict[
     subspace, facts = timed(
         seconds, "solve", lambda: reduction.solve(SubspaceConfig(), merged, lambda transform: None, f"{folder}/subspace.safetensors")
     )
-    scored = timed(seconds, "score", lambda: selecting.score(store, groups, subspace, f"{folder}/scores", lambda slices: None))
+    scored = timed(seconds, "score", lambda: scoring.score(store, groups, subspace, f"{folder}/scores", lambda slices: None))
     chosen = timed(seconds, "select", lambda: selecting.select(scored, scored.count * 16 // 100, {}, f"{folder}/manifest"))
     return seconds, {"rows": scored.count, "k": facts["k"], "chosen": sum(chosen.values())}
 
@@ -61,19 +61,19 @@ def ledger(folder: str, slices: int) -> tuple[dict[str, float], dict[str, Any]]:
         for number in range(-(-slices // SLICES_A_FILE))
     ]
 
-    def plan_files(some: list[CorpusFile]) -> list[list[Slice]]:
+    def plan_files(some: Sequence[tuple[CorpusFile, list[str]]]) -> list[list[Slice]]:
         rows = SLICES_A_FILE * SLICE_ROWS
         return [
             [
                 Slice("made", file.file.uri, 1 << 20, "/made", file.key, first, first + SLICE_ROWS, rows, 0, 1 << 20)
                 for first in range(0, rows, SLICE_ROWS)
             ]
-            for file in some
+            for file, _ in some
         ]
 
     seconds: dict[str, float] = {}
     store = FeatureStore(folder, "ledger")
-    names = [part.id for planned in plan_files(files) for part in planned]
+    names = [part.id for planned in plan_files([(file, []) for file in files]) for part in planned]
     os.makedirs(store.folder)
     for name in names:
         open(f"{store.folder}/{name}.parquet", "xb").close()

@@ -33,7 +33,7 @@ from scaling import SLICE_ROWS, decaying, make_slices
 from scipy.linalg import blas
 from threadpoolctl import threadpool_limits
 
-from scalselect_ray.cluster import reduction, selecting
+from scalselect_ray.cluster import reduction, scoring
 from scalselect_ray.features import FeatureStore
 from scalselect_ray.selection import leverage
 from scalselect_ray.subspace import Subspace, accumulate, dominant_subspace, fit_transform, of_rows
@@ -79,7 +79,7 @@ def shares(dim: int, rows: int, repeats: int, folder: str) -> dict[str, Any]:
         "moments in memory": (square, lambda: accumulate(in_blocks(x_ND), dim)),
         "leaf task on files": (square, lambda: reduction._leaf._function(store, names, None)),
         "scores in memory": (projection, lambda: leverage(x_ND, subspace)),
-        "score task on files": (projection, lambda: selecting._score_part._function(store, names, subspace, f"{folder}/scores")),
+        "score task on files": (projection, lambda: scoring._score_group._function(store, names, subspace, f"{folder}/scores")),
     }
     speeds = {}
     for name, (flops, call) in timed.items():

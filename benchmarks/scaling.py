@@ -23,9 +23,9 @@ import ray
 from memory import memory_of, peak_of
 from record import print_record
 
-from scalselect_ray.cluster import reduction, selecting
+from scalselect_ray.cluster import reduction, scoring, selecting
 from scalselect_ray.cluster.session import session
-from scalselect_ray.cluster.tasks import bounded_map
+from scalselect_ray.cluster.tasks import in_order
 from scalselect_ray.config import SubspaceConfig
 from scalselect_ray.features import FeatureStore
 from scalselect_ray.subspace import consecutive_groups
@@ -106,7 +106,7 @@ def machine(cpus: int) -> Iterator[None]:
 def make(store: FeatureStore, first: int, stop: int, dim: int) -> None:
     """Slices [first, stop), made by tasks: the driver's memory is what a run's would be."""
     runs = range(first, stop, 20)
-    bounded_map(ray.remote(make_slices), [(store, run, min(run + 20, stop), dim) for run in runs], lambda place, ref: None)
+    in_order(ray.remote(make_slices), [(store, run, min(run + 20, stop), dim) for run in runs])
 
 
 def measure(store: FeatureStore, rows: int, dim: int, folder: str) -> dict[str, float]:
@@ -122,7 +122,7 @@ def measure(store: FeatureStore, rows: int, dim: int, folder: str) -> dict[str, 
         subspace, facts = reduction.solve(SubspaceConfig(), merged, lambda transform: None, f"{folder}/subspace.safetensors")
         solved = time.perf_counter()
         cpu.append(worker_cpu())
-        scored = selecting.score(store, groups, subspace, f"{folder}/scores", lambda slices: None)
+        scored = scoring.score(store, groups, subspace, f"{folder}/scores", lambda slices: None)
         ended = time.perf_counter()
         cpu.append(worker_cpu())
         selecting.select(scored, scored.count // 6, {}, f"{folder}/manifest")

@@ -115,7 +115,7 @@ def main() -> None:
         config = load_config(*_split(make_corpus(Path(folder), options.slices)))
         with session():
             started = time.perf_counter()
-            store = open_store(config, config.output)
+            store = open_store(config)
             files = list_files(config.corpus.sources, config.corpus.slice_rows, config.corpus.slice_bytes)
             plan = make_plan(files, store.committed(), plan_here)
             print("  ".join(f"{name:>14}" for name in COLUMNS), flush=True)

@@ -124,7 +124,7 @@ def first_commit(config_path: str, notes: Path) -> dict[str, Any]:
     step("torch and transformers imported")
     forget(config.extractor.model)
     before = read_mib()
-    store = job.open_store(config, config.output)
+    store = job.open_store(config)
     fingerprint_mib = read_mib() - before
     step("model checked and fingerprinted")
     forget(config.extractor.model)

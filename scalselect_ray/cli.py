@@ -151,9 +151,14 @@ For completion by the tab key put this line into ~/.bashrc or ~/.zshrc (for fish
     added.add_argument("--run", default="latest", help="id of a finished run (default: latest)")
     added.add_argument("--images", choices=("reference", "copy"), help="name images where they lie, or copy them (default: as FORMAT can)")
     added = verb(
-        "clean", _clean, "show what of an output folder is of no more use, and remove it when told to", "selection", "selection --delete"
-    )
+        "clean", _clean, "list what nothing needs any more below an output folder, and remove it when told to", "selection",
+        "selection --delete", "selection --rejected image_missing --delete",
+    )  # fmt: skip
     added.add_argument("output", help="the `output` of a config")
+    added.add_argument(
+        "--rejected", metavar="REASON",
+        help="instead: slices with rejects of this reason, which the next run then extracts again (a reason of rejects.parquet)",
+    )  # fmt: skip
     added.add_argument("--delete", action="store_true", help="remove it; without this nothing is touched")
     added = verb("demo", _demo, "do the whole job on a small corpus and model that it makes itself", "", "somewhere")
     added.add_argument("folder", nargs="?", default="demo", help="where to put it (default: ./demo)")
@@ -195,7 +200,7 @@ def _status(options: argparse.Namespace, console: Console) -> Any:
 def _clean(options: argparse.Namespace, console: Console) -> Any:
     from scalselect_ray.verbs.state import clean
 
-    return clean(options.output, options.delete, console)
+    return clean(options.output, options.rejected, options.delete, console)
 
 
 def _report(options: argparse.Namespace, console: Console) -> Any:

@@ -35,9 +35,9 @@ class CorpusConfig:
 
     sources: list[SourceConfig] = MISSING
     slice_rows: int = 256
-    """At most so many rows a slice."""
+    """Maximum rows of a slice."""
     slice_bytes: int = 64 << 20
-    """About so many bytes a slice, where the rows' sizes are known."""
+    """Maximum bytes of a slice, where the sizes of its rows are known; one row may be larger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +289,9 @@ def _check(config: JobConfig, where: str) -> None:
             checks.append((value is None or _is_amount(value), f"{key}.{bound}", value, "a fraction between 0 and 1, or a count above 1"))
         if quota.floor is not None and quota.cap is not None and (quota.floor > 1) == (quota.cap > 1):
             checks.append((quota.floor <= quota.cap, f"{key}.floor", quota.floor, f"no more than the cap of {quota.cap}"))
+    least = [quota.floor if quota.share is None else quota.share for quota in selection.per_source.values()]
+    fractions = sum(value for value in least if value is not None and 0 <= value <= 1)
+    checks.append((fractions <= 1 + 1e-9, "selection.per_source", fractions, "shares and floors that are together at most 1, the budget"))
     _insist(checks, where)
 
 

@@ -5,6 +5,9 @@ ScalSelectError            an error with a message for people: no traceback is s
 ├── CorpusError            the corpus cannot be found, listed or read             exit 2
 ├── ModelError             the model cannot be found, loaded or used              exit 2
 ├── OutputError            the output folder cannot be used                       exit 2
+│   └── DamagedObjectError     a committed object is not what was written         exit 2
+├── StorageError           a disk or an object store fails on and on              exit 1
+│   └── NoPermissionError      it refuses                                         exit 2
 ├── ClusterError           Ray cannot be started or joined, or fails on and on    exit 1
 └── TooManyRejectsError    more rejected samples than `rejects.max_fraction`      exit 3
 
@@ -41,11 +44,15 @@ class ClusterError(ScalSelectError):
 
 
 class StorageError(ScalSelectError, OSError):
-    """A disk or an object store does not answer, or cannot take what is written, after all patience."""
+    """A disk or an object store does not answer, or cannot take what is written, after all patience. What is committed stays."""
+
+    exit_code = 1
 
 
 class NoPermissionError(StorageError, PermissionError):
     """A disk or an object store refuses."""
+
+    exit_code = 2
 
 
 class DamagedObjectError(OutputError):
@@ -57,7 +64,7 @@ class DamagedObjectError(OutputError):
         self.problem = problem
 
     def __str__(self) -> str:
-        return f"{self.uri} is damaged ({self.problem})"
+        return f"{self.uri} is damaged ({self.problem}): run again, and it is made anew"
 
 
 class TooManyRejectsError(ScalSelectError):

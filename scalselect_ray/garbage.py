@@ -1,6 +1,9 @@
 """What lies in an output folder and is of no more use. Found here, shown by `status`, removed by `clean` alone."""
 
+import functools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -9,9 +12,12 @@ from scalselect_ray.config import parse_config
 from scalselect_ray.console import counted
 from scalselect_ray.corpus import list_files
 from scalselect_ray.errors import ScalSelectError
+from scalselect_ray.features import FeatureStore
 from scalselect_ray.runs import Runs
+from scalselect_ray.subspace.moments import stored_slices
 
 _LIVE = timedelta(days=1)  # a run that began less long ago may still be going on
+_THREADS = 16  # that look into feature files
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,31 @@ def find_garbage(output: str) -> list[Garbage]:
     return [item for item in found if item.uris]
 
 
+def find_rejected(output: str, reason: str) -> list[Garbage]:
+    """What is committed of slices that hold rejects of a reason, for every extractor, and the moments that cover these: a run without
+    them tries the samples again. Reads the reasons of every slice."""
+    features: list[storage.FileInfo] = []
+    moments: list[storage.FileInfo] = []
+    for extractor_id in storage.list_folders(storage.join(output, "features")):
+        store = FeatureStore(output, extractor_id)
+
+        def holds(file: storage.FileInfo, store: FeatureStore = store) -> bool:
+            table = store.peek(_slice_of(file), ["reason"])
+            return table is not None and reason in table["reason"].unique().to_pylist()
+
+        files = storage.expand(storage.join(store.folder, "*.parquet"))
+        with ThreadPoolExecutor(_THREADS) as threads:
+            held = [file for file, it_does in zip(files, threads.map(holds, files), strict=True) if it_does]
+        features += held
+        slice_ids = set(map(_slice_of, held))
+        for file in storage.expand(storage.join(output, "moments", extractor_id, "*.safetensors")) if held else ():
+            with suppress(ValueError, FileNotFoundError):  # damaged, or gone: nothing that a run would use
+                if slice_ids.intersection(stored_slices(functools.partial(storage.read_bytes, file.uri))):
+                    moments.append(file)
+    found = [_these(f"slices with rejects of the reason {reason}", features), _these("moments that cover them", moments)]
+    return [item for item in found if item.uris]
+
+
 def _corpus_keys(config_uri: str) -> set[str]:
     """Keys of the files that are in the corpus now: what cannot be seen is not called garbage."""
     try:
@@ -66,6 +97,10 @@ def _corpus_keys(config_uri: str) -> set[str]:
 
 def _these(what: str, files: Sequence[storage.FileInfo]) -> Garbage:
     return Garbage(what, [file.uri for file in files], sum(file.size for file in files))
+
+
+def _slice_of(file: storage.FileInfo) -> str:
+    return _name(file).removesuffix(".parquet")
 
 
 def _name(file: storage.FileInfo) -> str:

@@ -6,6 +6,7 @@ corpus -> plan -> slices without features -> read, prepare, extract, commit -> f
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,16 +14,19 @@ from importlib.metadata import version
 from typing import Any
 
 from scalselect_ray import __version__, storage
-from scalselect_ray.config import JobConfig, budgets_of, feature_settings, quotas_of, to_yaml
+from scalselect_ray.config import JobConfig, budgets_of, quotas_of, to_yaml
 from scalselect_ray.console import Console, counted
 from scalselect_ray.corpus import CorpusFile, Slice, list_files, plan_file
 from scalselect_ray.errors import CorpusError, DamagedObjectError, OutputError, TooManyRejectsError
 from scalselect_ray.features import FeatureStore
 from scalselect_ray.plan import Plan, make_plan, rows_of
 from scalselect_ray.report.writing import write_report
+from scalselect_ray.run_tables import rejects_uri, text_only_uri
 from scalselect_ray.runs import Runs
 from scalselect_ray.selection import resolve_budget
 from scalselect_ray.summary import summarise
+
+_SHOWN = 10  # unreadable files that are named
 
 
 def run(config: JobConfig, console: Console | None = None) -> dict[str, Any]:
@@ -32,7 +36,7 @@ def run(config: JobConfig, console: Console | None = None) -> dict[str, Any]:
 
     console = console or Console()
     files = list_files(config.corpus.sources, config.corpus.slice_rows, config.corpus.slice_bytes)
-    store = open_store(config, config.output)
+    store = open_store(config)
     mended: set[str] = set()
     with session():
         check_shared(config, files, store)
@@ -44,12 +48,12 @@ def run(config: JobConfig, console: Console | None = None) -> dict[str, Any]:
                 if error.uri in mended:
                     raise
                 mended.add(error.uri)
-                console.warn(f"{storage.redact(str(error))}; it is removed and made anew")
+                console.warn(f"{storage.redact(error.uri)} is damaged ({storage.redact(error.problem)}): it is removed and made anew")
                 storage.delete([error.uri])
 
 
 def _select(config: JobConfig, files: Sequence[CorpusFile], store: FeatureStore, console: Console) -> dict[str, Any]:
-    from scalselect_ray.cluster import reduction, selecting
+    from scalselect_ray.cluster import reduction, rejects, scoring, selecting
     from scalselect_ray.cluster.comparing import compare
     from scalselect_ray.cluster.extraction import extract
     from scalselect_ray.cluster.metrics import StageSeconds
@@ -62,7 +66,7 @@ def _select(config: JobConfig, files: Sequence[CorpusFile], store: FeatureStore,
         plan = make_plan(files, store.committed(), lambda some: _plan_on_cluster(some, stage.advance))
         stage.advance(len(files) - stage.done)  # the others are known from their committed slices
         seconds["plan"] = stage.seconds
-    _check_plan(plan)
+    _check_plan(plan, console)
     console.note(_what_is_to_do(plan, store))
 
     if plan.todo:
@@ -89,24 +93,24 @@ def _select(config: JobConfig, files: Sequence[CorpusFile], store: FeatureStore,
             storage.join(folder, "subspace.safetensors"),
         )
         seconds["reduce"] = stage.seconds
-    if not facts["count"]:
-        raise CorpusError(f"none of the {plan.rows:,} samples could be scored; see the reasons below {store.folder}")
 
     with console.stage("score", len(plan.slice_ids), "slices") as stage:
-        scored = selecting.score(store, groups, subspace, storage.join(folder, "scores"), stage.advance)
+        scored = scoring.score(store, groups, subspace, storage.join(folder, "scores"), stage.advance)
         seconds["score"] = stage.seconds
     _check_rejects(config, plan, sum(count for reason, count in scored.reasons.items() if reason != "text_only"), store)
+    if not scored.count:
+        raise CorpusError(f"none of the {plan.rows:,} samples could be scored; see the reasons below {store.folder}")
 
     with console.stage("select", 1, "manifest") as stage:
         budgets = {str(budget): resolve_budget(budget, scored.count) for budget in budgets_of(config.selection)}
         by_source = selecting.select(scored, max(budgets.values()), quotas_of(config.selection), storage.join(folder, "manifest"))
         chosen = sum(by_source.values())
-        kept = selecting.write_rejects(
-            scored, storage.join(folder, "rejects.parquet"), _text_only_share(config, chosen, scored.count),
-            storage.join(folder, "manifest", "text-only.parquet"), chosen + 1,
-        )  # fmt: skip
+        text_only_share = _text_only_share(config, chosen, scored.count)
+        kept = rejects.keep_text_only(scored.rejects, text_only_share, text_only_uri(folder), chosen + 1)
+        rejects.write_rejects(scored.rejects, text_only_share, rejects_uri(folder))
         previous = runs.latest_with(store.extractor_id)
-        found = compare(folder, runs.folder(previous), chosen) if previous else None
+        most = max(chosen, runs.record(previous).get("chosen", 0)) if previous else 0
+        found = compare(folder, runs.folder(previous), most) if previous else None
         if previous and not found:
             console.warn(f"the results of run {previous} are damaged: what has changed since then cannot be told")
         change = {"previous": previous, **found} if found else None
@@ -122,7 +126,7 @@ def _select(config: JobConfig, files: Sequence[CorpusFile], store: FeatureStore,
         "moments": moments_id,
         "samples": plan.rows,
         "scored": scored.count,
-        "rejected": dict(sorted(scored.reasons.items())),
+        "rejected": dict(sorted((scored.reasons - Counter(text_only=kept)).items())),
         "budgets": budgets,
         "chosen": chosen,
         "text_only_kept": kept,
@@ -143,42 +147,36 @@ def _select(config: JobConfig, files: Sequence[CorpusFile], store: FeatureStore,
     return record
 
 
-def open_store(config: JobConfig, output: str) -> FeatureStore:
-    """The feature store of the config's extractor. Reads the model's needed tensors once, to know them."""
-    from scalselect_ray.vlm import Preparer, fingerprint, open_checkpoint
+def open_store(config: JobConfig) -> FeatureStore:
+    """The feature store of the config's extractor, described there. Raises ModelError, OutputError."""
+    from scalselect_ray.representing import description_of, id_of, make_preparer
 
-    extractor = config.extractor
-    checkpoint = open_checkpoint(extractor.model, extractor.revision)
-    Preparer(checkpoint, min_pixels=extractor.min_pixels, max_pixels=extractor.max_pixels)  # fails now or in every worker
-    description = {"weights": fingerprint(checkpoint), "settings": feature_settings(extractor), "format": 2}
-    extractor_id = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
-    store = FeatureStore(output, extractor_id)
+    make_preparer(config.extractor)  # fails now or in every worker
+    description = description_of(config.extractor)
+    store = FeatureStore(config.output, id_of(description))
     try:
-        store.describe({"model": storage.redact(extractor.model), **description})
+        store.describe({"model": storage.redact(config.extractor.model), **description})
     except OSError as error:
-        raise OutputError(f"output {storage.redact(output)} cannot be written: {error}") from error
+        raise OutputError(f"output {storage.redact(config.output)} cannot be written: {error}") from error
     return store
 
 
-def _plan_on_cluster(files: Sequence[CorpusFile], advance: Callable[[int], None]) -> list[list[Slice]]:
+def _plan_on_cluster(files: Sequence[tuple[CorpusFile, list[str]]], advance: Callable[[int], None]) -> list[list[Slice]]:
     import ray
 
-    from scalselect_ray.cluster.tasks import bounded_map
+    from scalselect_ray.cluster.tasks import in_order
 
-    planned: list[list[Slice]] = [[] for _ in files]
-
-    def arrived(place: int, ref: Any) -> None:
-        planned[place] = ray.get(ref)
-        advance(1)
-
-    bounded_map(ray.remote(plan_file), [(file,) for file in files], arrived)
-    return planned
+    return in_order(ray.remote(plan_file), files, advance)
 
 
-def _check_plan(plan: Plan) -> None:
+def _check_plan(plan: Plan, console: Console) -> None:
     if not plan.slice_ids:
         raise CorpusError(f"the corpus is empty: its {len(plan.files)} files hold no rows")
     problems = [part for part in plan.todo if part.problem]
+    for part in problems[:_SHOWN]:
+        console.warn(f"{storage.redact(part.shard)} from row {part.first_row:,} on: {part.problem}")
+    if len(problems) > _SHOWN:
+        console.warn(f"and {len(problems) - _SHOWN:,} more files that cannot be read to their end")
     if problems and len(problems) == len(plan.slice_ids):
         raise CorpusError(f"no file of the corpus can be read; the first: {storage.redact(problems[0].shard)}: {problems[0].problem}")
 
@@ -188,7 +186,8 @@ def _check_rejects(config: JobConfig, plan: Plan, rejected: int, store: FeatureS
         raise TooManyRejectsError(
             f"{rejected:,} of {plan.rows:,} samples are rejected, above rejects.max_fraction={config.rejects.max_fraction:g}"
             f"{_examples(plan, store)}\n"
-            "Mend the corpus, or raise rejects.max_fraction; what is extracted stays and is not paid for again."
+            "Fix the corpus, or raise rejects.max_fraction; extracted features are kept. A rejected row is tried again once the file that\n"
+            "holds it has changed, or 'scalselect clean OUTPUT --rejected REASON' has removed what is committed with rejects of a reason."
         )
 
 
@@ -222,9 +221,10 @@ def _groups(slice_ids: Sequence[str], config: JobConfig) -> list[list[str]]:
     return [list(slice_ids[run.start : run.stop]) for run in runs]
 
 
-def _text_only_share(config: JobConfig, budget: int, scored: int) -> float | None:
+def _text_only_share(config: JobConfig, budget: int, scored: int) -> float:
+    """Of the text-only samples, how large a share is kept."""
     if config.selection.text_only == "drop":
-        return None
+        return 0.0
     return config.selection.text_only_share if config.selection.text_only_share is not None else budget / max(scored, 1)
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from scalselect_ray.corpus import CorpusFile, Slice, is_complete, plan_file, slice_range
+from scalselect_ray.corpus import CorpusFile, Slice, is_complete, plan_file, slice_range, without_overlaps
 
-PlanFiles = Callable[[Sequence[CorpusFile]], list[list[Slice]]]
+PlanFiles = Callable[[Sequence[tuple[CorpusFile, list[str]]]], list[list[Slice]]]  # of each file, the ids of slices that are there
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,14 @@ class Plan:
 
 
 def make_plan(files: Sequence[CorpusFile], committed: set[str], plan_files: PlanFiles) -> Plan:
-    """Slices of the corpus against what is committed. A file whose slices are all committed is not even opened."""
-    done: dict[str, list[str]] = {}
+    """Slices of the corpus against what is committed. A file whose slices are all committed is not even opened; of another, what is
+    committed stays as it was cut."""
+    found: dict[str, list[str]] = {}
     for slice_id in committed:
-        done.setdefault(slice_id.partition("-")[0], []).append(slice_id)
-    open_files = [file for file in files if file.key not in done or not is_complete(done[file.key])]
-    planned = dict(zip((file.key for file in open_files), plan_files(open_files), strict=True))
+        found.setdefault(slice_id.partition("-")[0], []).append(slice_id)
+    done = {file.key: without_overlaps(found.get(file.key, [])) for file in files}
+    open_files = [(file, done[file.key]) for file in files if not is_complete(done[file.key])]
+    planned = dict(zip((file.key for file, _ in open_files), plan_files(open_files), strict=True))
     slice_ids: list[str] = []
     todo: list[Slice] = []
     for file in files:
@@ -40,13 +42,13 @@ def make_plan(files: Sequence[CorpusFile], committed: set[str], plan_files: Plan
             slice_ids += [part.id for part in planned[file.key]]
             todo += [part for part in planned[file.key] if part.id not in committed]
         else:
-            slice_ids += sorted(done[file.key])
+            slice_ids += done[file.key]
     return Plan(list(files), slice_ids, todo)
 
 
-def plan_here(files: Sequence[CorpusFile]) -> list[list[Slice]]:
+def plan_here(files: Sequence[tuple[CorpusFile, list[str]]]) -> list[list[Slice]]:
     """Plans files one by one in this process."""
-    return [plan_file(file) for file in files]
+    return [plan_file(*file) for file in files]
 
 
 def rows_of(slice_id: str) -> int:

@@ -30,7 +30,7 @@ T = TypeVar("T")
 _ANSWERS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, MemoryError, ScalSelectError)  # not its trouble
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PATIENCE = tenacity.Retrying(
-    retry=tenacity.retry_if_not_exception_type(_ANSWERS),
+    retry=tenacity.retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, _ANSWERS)),
     wait=tenacity.wait_random_exponential(multiplier=1, max=16),
     stop=tenacity.stop_after_attempt(5),
     reraise=True,
@@ -81,7 +81,7 @@ def join(base: str, *parts: str) -> str:
     return posixpath.join(base, *parts)
 
 
-_USERINFO = re.compile(r"(?<=://)(?:[^/@\s:]+:(?!\d+/)[^\s\"']*|[^/@\s]+)@")
+_USERINFO = re.compile(r"(?<=://)(?<!abfs://)(?<!abfss://)(?<!wasb://)(?<!wasbs://)(?:[^/@\s:]+:(?!\d+/)[^\s\"']*|[^/@\s]+)@")
 _SIGNED = re.compile(r"(?i)(?<=[?&])([^=&\s]*(?:sig|token|credential|key|secret|passw|pwd)[^=&\s]*)=([^&\s\"']+)")
 
 
@@ -118,9 +118,14 @@ def expand(pattern: str) -> list[FileInfo]:
         return [info] if info["type"] != "directory" else list(fs.find(path, detail=True).values())
 
     try:
-        return sorted((_file_info(fs, info) for info in _patiently(pattern, found)), key=lambda file: file.uri)
+        listed = _patiently(pattern, found)
     except FileNotFoundError:
         return []
+    files = []
+    for info in listed:
+        with contextlib.suppress(FileNotFoundError):  # gone meanwhile, or a link to nothing
+            files.append(_file_info(fs, info))
+    return sorted(files, key=lambda file: file.uri)
 
 
 def open_read(uri: str) -> BinaryIO:
@@ -148,6 +153,16 @@ def read_bytes(uri: str, start: int | None = None, stop: int | None = None) -> b
         return data
 
     return _patiently(uri, read)
+
+
+def read_start(uri: str, size: int) -> bytes:
+    """The first `size` bytes of `uri`, or all where it has fewer. Raises FileNotFoundError, StorageError."""
+    try:
+        return read_bytes(uri, 0, size)
+    except StorageError as error:
+        if "not satisfiable" in str(error):  # what stores answer for a range of an empty object
+            return b""
+        raise
 
 
 def write(uri: str, data: bytes, content_type: str | None = None) -> None:

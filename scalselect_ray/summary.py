@@ -10,7 +10,7 @@ def summarise(console: Console, record: dict[str, Any], folder: str) -> None:
     """Says what `run.json` holds, where things were written, and what to do next."""
     change = record["change"]
     angles = change and change["principal_angles_degrees"]
-    rejected = sum(record["rejected"].values()) - record["text_only_kept"]
+    rejected = sum(record["rejected"].values())
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in record["rejected"].items())
     console.note("")
     console.facts(

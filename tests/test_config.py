@@ -51,6 +51,13 @@ def test_a_mistake_is_named(change, message):
         parse_config(GOOD, [change])
 
 
+def test_shares_that_no_budget_can_hold_are_said_before_any_work():
+    two = "corpus.sources=[{name: a, paths: [x]}, {name: b, paths: [x]}]"
+    parse_config(GOOD, [two, "selection.per_source={a: {share: 0.6}, b: {floor: 0.4}}"])
+    with pytest.raises(ConfigError, match="together at most 1"):
+        parse_config(GOOD, [two, "selection.per_source={a: {share: 0.7}, b: {floor: 0.4}}"])
+
+
 def test_missing_keys_are_named():
     for key in ("output", "model", "budget"):
         text = "\n".join(line for line in GOOD.splitlines() if key not in line)
@@ -65,6 +72,7 @@ TREES = st.recursive(
 )
 
 
+@pytest.mark.filterwarnings("ignore:extend=lambda inner")  # it does use its argument; Hypothesis now and then thinks it does not
 @settings(deadline=None)
 @given(st.text(max_size=80) | TREES.map(yaml.safe_dump))
 def test_any_text_is_a_clear_error(text):

@@ -48,6 +48,8 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 def test_secrets_are_redacted():
     text = storage.redact("https://user:pass@host/a?X-Amz-Signature=abc&part=2 s3://b/k?token=t")
     assert text == "https://***@host/a?X-Amz-Signature=***&part=2 s3://b/k?token=***"
+    azure = "abfs://container@account.dfs.core.windows.net/a"
+    assert storage.redact(azure) == azure, "what stands before the @ is a place"
 
 
 def test_unknown_scheme_names_the_cure():
@@ -85,3 +87,32 @@ def test_what_is_streamed_is_there_in_the_end(size, tmp_path, s3):
         assert storage.read_bytes(uri) == (block * 70)[:size]
     storage.delete_folder("s3://bucket/streamed")
     assert storage.expand("s3://bucket/streamed") == []
+
+
+def test_an_interruption_is_not_tried_again():
+    calls = []
+
+    def call():
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        storage._patiently("s3://bucket/x", call)
+    assert len(calls) == 1
+
+
+def test_the_first_bytes_of_an_object(tmp_path, s3):
+    for root in (str(tmp_path), "s3://bucket/start"):
+        storage.write(f"{root}/empty", b"")
+        storage.write(f"{root}/a", b"abc")
+        assert [storage.read_start(f"{root}/{name}", size) for name, size in (("empty", 5), ("a", 2), ("a", 3), ("a", 9))] == [
+            b"", b"ab", b"abc", b"abc",
+        ]  # fmt: skip
+        with pytest.raises(FileNotFoundError):
+            storage.read_start(f"{root}/none", 5)
+
+
+def test_a_link_to_nothing_hides_no_other_file(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"{}")
+    (tmp_path / ".#a.jsonl").symlink_to("somebody@somewhere.1234")
+    assert [file.uri for file in storage.expand(str(tmp_path))] == [str(tmp_path / "a.jsonl")]

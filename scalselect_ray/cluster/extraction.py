@@ -21,9 +21,11 @@ from scalselect_ray.cluster import metrics
 from scalselect_ray.cluster.session import ATTEMPTS, cluster_cpus, cluster_gpus, node_memory
 from scalselect_ray.config import ExtractorConfig, WorkersConfig
 from scalselect_ray.corpus import Reason, Reject, Sample, SampleRejectedError, Slice, fetched, load_images, read_slices, reading_units
-from scalselect_ray.errors import ClusterError
+from scalselect_ray.errors import ClusterError, ModelError
 from scalselect_ray.features import FeatureStore, feature_table
-from scalselect_ray.vlm import DeviceLostError, Extractor, Prepared, Preparer, Representation, front_bytes, open_checkpoint, share_images
+from scalselect_ray.representing import description_of, id_of, make_extractor, make_preparer
+from scalselect_ray.tensors import header_of
+from scalselect_ray.vlm import DeviceLostError, Prepared, Preparer, Representation, front_bytes, open_checkpoint, share_images
 
 _IMAGE_THREADS = 8  # of one task; the images of JSON corpora are fetched one by one
 _PREPARE_BYTES = 768 << 20  # of one prepare task: a slice of samples, its decoded images and what is made of them
@@ -37,7 +39,6 @@ class Committed:
 
     rows: int
     rejected: int  # without the text-only samples
-    bytes: int
 
 
 def extract(slices: Sequence[Slice], store: FeatureStore, extractor: ExtractorConfig, workers: WorkersConfig) -> Iterator[Committed]:
@@ -46,7 +47,7 @@ def extract(slices: Sequence[Slice], store: FeatureStore, extractor: ExtractorCo
     gpus_each = workers.gpus_per_extractor if workers.gpus_per_extractor is not None else float(gpus > 0)
     room = int(gpus / gpus_each) if gpus_each else (cpus - 1) // workers.cpus_per_extractor
     most = workers.max_extractors or max(1, room, workers.min_extractors)
-    crowded = cpus <= workers.cpus_per_extractor  # an actor that took the last CPU would wait for its input forever
+    crowded = cpus <= workers.cpus_per_extractor * workers.min_extractors  # actors that took every CPU would wait for their input forever
     pool = ray.data.ActorPoolStrategy(min_size=min(workers.min_extractors, most), max_size=most, max_concurrent_calls_per_actor=2)
     committed = prepared_slices(slices, extractor, workers, crowded).map_batches(
         ExtractSlices,
@@ -111,16 +112,15 @@ class ExtractSlices:
         self._store = store
         self._turn = threading.Lock()
         torch.set_num_threads(cpus)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._extractor = Extractor(
-            open_checkpoint(extractor.model, extractor.revision),
-            dtype=getattr(torch, extractor.dtype),
-            device=device,
-            attention_threshold=extractor.attention_threshold,
-            batch_tokens=extractor.batch_tokens,
-        )
+        self._extractor = make_extractor(extractor)
+        self._other_model = None if id_of(description_of(extractor)) == store.extractor_id else storage.redact(extractor.model)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        if self._other_model:  # not when it is made: Ray would make it again and again
+            raise ModelError(
+                f"extractor.model: {self._other_model} is not the same in every place, or has changed since the run began: "
+                "give a folder that nobody writes to, or a hub id with the commit as extractor.revision"
+            )
         part = Slice(**json.loads(batch["slice"][0].as_py()))
         rows = unpack(batch["payload"][0].as_buffer())
         with self._turn:
@@ -152,7 +152,7 @@ class ExtractSlices:
         metrics.step_done("commit", part.source, time.perf_counter() - started)
         reasons = table["reason"].to_pylist()
         rejected = sum(reason not in (None, "text_only") for reason in reasons)
-        return pa.Table.from_pylist([asdict(Committed(len(reasons), rejected, size))])
+        return pa.Table.from_pylist([asdict(Committed(len(reasons), rejected))])
 
 
 Row = tuple[dict[str, Any], Prepared | SampleRejectedError]
@@ -180,8 +180,7 @@ def pack(rows: Sequence[Row]) -> bytes:
 def unpack(payload: Any) -> list[Row]:
     """The inverse of `pack`. Rows with equal images hold the same object."""
     data = bytes(payload)
-    length = int.from_bytes(data[:8], "little")
-    keys = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["rows"])
+    keys = json.loads(header_of(data).metadata["rows"])
     arrays: dict[str, dict[str, np.ndarray]] = {}
     images: dict[str, dict[str, np.ndarray]] = {}
     for name, array in load(data).items():
@@ -227,13 +226,7 @@ def _outcome(answer: Representation | SampleRejectedError) -> dict[str, Any]:
 def _preparer(extractor: ExtractorConfig) -> Preparer:
     """One a worker process."""
     torch.set_num_threads(1)
-    return Preparer(
-        open_checkpoint(extractor.model, extractor.revision),
-        tokens=extractor.tokens,
-        max_length=extractor.max_length,
-        min_pixels=extractor.min_pixels,
-        max_pixels=extractor.max_pixels,
-    )
+    return make_preparer(extractor)
 
 
 def _one_row(slice: str, payload: Any) -> pa.Table:

@@ -19,10 +19,12 @@ def check_shared(config: JobConfig, files: Sequence[CorpusFile], store: FeatureS
     Raises OutputError, ModelError, CorpusError with the node's address.
     """
     first_files = {file.source: file.file.uri for file in reversed(files)}
+    roots = {source.name: source.image_root for source in config.corpus.sources}
     seen = [
         (OutputError, "output", storage.join(store.folder, "extractor.json")),
         (ModelError, "extractor.model", config.extractor.model),
         *((CorpusError, f"the corpus of source '{source}'", uri) for source, uri in first_files.items()),
+        *((CorpusError, f"image_root of source '{name}'", root) for name, root in roots.items() if root),
     ]
     local = [item for item in seen if storage.is_local(item[2]) and os.path.exists(item[2])]
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]

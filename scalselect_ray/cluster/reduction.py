@@ -9,7 +9,7 @@ import numpy as np
 import ray
 
 from scalselect_ray import storage
-from scalselect_ray.cluster.tasks import bounded_map
+from scalselect_ray.cluster.tasks import completed
 from scalselect_ray.config import SubspaceConfig
 from scalselect_ray.errors import DamagedObjectError
 from scalselect_ray.features import FeatureStore, features_of
@@ -42,21 +42,19 @@ def reduce_moments(
     tree = MergeTree(len(groups), fan_in)
     held: dict[tuple[int, int], Any] = {}
     merging: list[Any] = []
-
-    def arrived(place: int, ref: Any) -> None:
+    for place, ref in completed(_leaf, [(store, list(group), transform) for group in groups]):
         node = (0, place)
         held[node] = ref
         while (parent := tree.arrive(node)) is not None:
             node, children = parent
-            parts = [held.pop(child) for child in children]
-            if len(parts) > 1:
-                if merging:
-                    ray.wait([merging.pop()])  # one at a time: bounds the matrices alive, while leaves go on
-                merging.append(_merge.remote(*parts))
-            held[node] = merging[0] if len(parts) > 1 else parts[0]
+            if len(children) == 1:
+                held[node] = held.pop(children[0])
+                continue
+            if merging:
+                ray.wait([merging.pop()], fetch_local=False)  # one at a time: bounds the matrices alive, while leaves go on
+            held[node] = _merge.remote(*(held.pop(child) for child in children))
+            merging.append(held[node])
         done(len(groups[place]))
-
-    bounded_map(_leaf, [(store, list(group), transform) for group in groups], arrived)
     return held[tree.root]
 
 

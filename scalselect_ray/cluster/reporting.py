@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 
 from scalselect_ray import storage
 from scalselect_ray.cluster.showing import show
-from scalselect_ray.cluster.tasks import bounded_map
+from scalselect_ray.cluster.tasks import completed
 from scalselect_ray.config import parse_config
 from scalselect_ray.corpus import slice_range
 from scalselect_ray.errors import ScalSelectError
@@ -37,6 +36,7 @@ from scalselect_ray.report.data import (
     strata_of,
     token_statistics,
 )
+from scalselect_ray.run_tables import part_uris, read_batches, read_part, rejects_uri
 from scalselect_ray.subspace import decomposition
 
 _STAT_SLICES = 256  # whose token counts are read: their rows stand for the corpus
@@ -70,7 +70,7 @@ def gather(output: str, record: Mapping[str, Any], limits: Limits = Limits()) ->
         spectrum=spectrum_of(decomposition.read_spectrum(functools.partial(storage.read_bytes, subspace)), record["k"]),
         tokens=token_statistics(stats, np.array([Key(*key) in ranks for key in keys[len(keys) - len(stats) :]], dtype=bool)),
         tokens_of=len(stats),
-        rejects=ray.get(_reject_examples.remote(storage.join(folder, "rejects.parquet"))),
+        rejects=ray.get(_reject_examples.remote(rejects_uri(folder))),
         rows=rows,
     )
     return replace(report, galleries=show(config, rows, files.keys))
@@ -100,8 +100,7 @@ class _Chosen:
 
 def _chosen(folder: str, ranks: list[int], last: int) -> _Chosen:
     found = _Chosen(Counter(), {}, {}, pa.table({}))
-
-    def arrived(_: int, ref: Any) -> None:
+    for _, ref in completed(_manifest_part, [(uri, ranks, last) for uri in part_uris(folder, "manifest")]):
         part: _Chosen = ray.get(ref)
         found.counts += part.counts
         found.at_rank |= part.at_rank
@@ -109,14 +108,12 @@ def _chosen(folder: str, ranks: list[int], last: int) -> _Chosen:
             found.lowest[source] = min(score, found.lowest.get(source, score))
         tail = pa.concat_tables([found.last, part.last]) if found.last.num_columns else part.last
         found.last = tail.sort_by("rank").slice(max(0, len(tail) - last))
-
-    bounded_map(_manifest_part, [(uri, ranks, last) for uri in _parts(folder, "manifest")], arrived)
     return found
 
 
 @ray.remote
 def _manifest_part(uri: str, ranks: list[int], last: int) -> _Chosen:
-    table = _table(uri)
+    table = read_part(uri)
     table = table.filter(pc.is_valid(table["score"]))  # text-only samples have none
     lowest = table.group_by("source").aggregate([("score", "min")])
     at_rank = table.filter(pc.is_in(table["rank"], value_set=pa.array(ranks, pa.int64())))
@@ -158,21 +155,18 @@ class _Scored:
 
 def _scored(folder: str, lines: Mapping[str, float], limits: Limits) -> _Scored:
     found = _Scored(Counter(), Strata(limits), set())
-
-    def arrived(_: int, ref: Any) -> None:
+    parts = enumerate(part_uris(folder, "scores"))
+    for _, ref in completed(_score_part, [(uri, place, lines, limits) for place, uri in parts]):
         counts, strata, files = ray.get(ref)
         found.counts += counts
         found.strata.add(strata)
         found.files.update(files)
-
-    parts = list(enumerate(_parts(folder, "scores")))
-    bounded_map(_score_part, [(uri, place, lines, limits) for place, uri in parts], arrived)
     return found
 
 
 @ray.remote
 def _score_part(uri: str, place: int, lines: Mapping[str, float], limits: Limits) -> tuple[Counter[int], dict[str, pa.Table], list[Any]]:
-    table = _table(uri)
+    table = read_part(uri)
     files = table.group_by(["source", "shard"]).aggregate([])
     pairs = list(zip(files["source"].to_pylist(), files["shard"].to_pylist(), strict=True))
     return count_scores(table["score"].to_numpy()), strata_of(table, place, lines, limits), pairs
@@ -181,12 +175,9 @@ def _score_part(uri: str, place: int, lines: Mapping[str, float], limits: Limits
 def _ranks(folder: str, keys: Sequence[Any]) -> dict[Key, int]:
     """The rank of each of the keys that is in the manifest."""
     ranks: dict[Key, int] = {}
-
-    def arrived(_: int, ref: Any) -> None:
-        ranks.update((Key(*keys[place]), rank) for place, rank in ray.get(ref))
-
     wanted = ray.put(pa.table({name: [key[place] for key in keys] for place, name in enumerate(Key._fields)}, _KEYS))
-    bounded_map(_ranks_in, [(uri, wanted) for uri in _parts(folder, "manifest")], arrived)
+    for _, ref in completed(_ranks_in, [(uri, wanted) for uri in part_uris(folder, "manifest")]):
+        ranks.update((Key(*keys[place]), rank) for place, rank in ray.get(ref))
     return ranks
 
 
@@ -195,7 +186,7 @@ _KEYS = pa.schema([("source", pa.string()), ("shard", pa.string()), ("row", pa.i
 
 @ray.remote
 def _ranks_in(uri: str, wanted: pa.Table) -> list[tuple[int, int]]:
-    table = _table(uri, [*Key._fields, "rank"])
+    table = read_part(uri, [*Key._fields, "rank"])
     place = pc.index_in(keys_of(wanted), value_set=keys_of(table))
     return [(index, table["rank"][found].as_py()) for index, found in enumerate(place.to_pylist()) if found is not None]
 
@@ -215,14 +206,11 @@ class _Files:
             modified[key] = min(info.modified, modified.get(key, info.modified))
         chunks = [list(slices)[at : at + _SLICES_A_TASK] for at in range(0, len(slices), _SLICES_A_TASK)]
         self.keys: dict[tuple[str, str], str] = {}  # file key by (source, shard)
-
-        def arrived(place: int, ref: Any) -> None:
+        for place, ref in completed(_files_of, [(store, [slices[key][0] for key in chunk]) for chunk in chunks]):
             for key, file in zip(chunks[place], ray.get(ref), strict=True):
                 held = self.keys.get(file)
                 if file in files and (held is None or (modified[held] > until, -modified[held]) > (modified[key] > until, -modified[key])):
                     self.keys[file] = key
-
-        bounded_map(_files_of, [(store, [slices[key][0] for key in chunk]) for chunk in chunks], arrived)
         self._slices = {file: sorted(slices[key]) for file, key in sorted(self.keys.items())}
 
     def tokens(self, keys: Sequence[Key]) -> tuple[pa.Table, dict[Key, tuple[int, ...]]]:
@@ -240,13 +228,10 @@ class _Files:
         schema = pa.schema([*_KEYS, *((name, pa.int32()) for name in TOKEN_COLUMNS)])
         tables = [schema.empty_table()] * len(chunks)
         found: dict[Key, tuple[int, ...]] = {}
-
-        def arrived(place: int, ref: Any) -> None:
+        tasks = [(self._store, [(item, item in spread, wanted.get(item, [])) for item in chunk]) for chunk in chunks]
+        for place, ref in completed(_tokens_of, tasks):
             tables[place], rows = ray.get(ref)
             found.update((Key(*row[:3]), tuple(row[3:])) for row in rows)
-
-        tasks = [(self._store, [(item, item in spread, wanted.get(item, [])) for item in chunk]) for chunk in chunks]
-        bounded_map(_tokens_of, tasks, arrived)
         return pa.concat_tables([schema.empty_table(), *tables]), found
 
 
@@ -255,7 +240,7 @@ def _files_of(store: FeatureStore, slice_ids: list[str]) -> list[tuple[str, str]
     """(source, shard) of each slice."""
     found: list[tuple[str, str] | None] = []
     for slice_id in slice_ids:
-        table = _some_columns(store, slice_id, ["source", "shard"])
+        table = store.peek(slice_id, ["source", "shard"])
         found.append((table["source"][0].as_py(), table["shard"][0].as_py()) if table is not None and len(table) else None)
     return found
 
@@ -266,7 +251,7 @@ def _tokens_of(store: FeatureStore, slices: list[tuple[str, bool, list[int]]]) -
     schema = pa.schema([*_KEYS, *((name, pa.int32()) for name in TOKEN_COLUMNS)])
     tables, rows = [schema.empty_table()], []
     for slice_id, in_spread, wanted in slices:
-        table = _some_columns(store, slice_id, columns)
+        table = store.peek(slice_id, columns)
         if table is None:
             continue
         table = table.cast(schema).filter(pc.is_valid(table["num_tokens"]))
@@ -277,32 +262,13 @@ def _tokens_of(store: FeatureStore, slices: list[tuple[str, bool, list[int]]]) -
     return pa.concat_tables(tables), rows
 
 
-def _some_columns(store: FeatureStore, slice_id: str, columns: list[str]) -> pa.Table | None:
-    """A few small columns, without the features beside them; None when the file is gone or damaged: a report goes without it."""
-    try:
-        with storage.open_random(storage.join(store.folder, f"{slice_id}.parquet")) as stream:
-            return pq.read_table(stream, columns=columns)
-    except (OSError, pa.ArrowException):
-        return None
-
-
 @ray.remote
 def _reject_examples(uri: str) -> list[RejectExample]:
     """The first few of each reason."""
     found: dict[str, list[RejectExample]] = {}
-    with storage.open_random(uri) as stream:
-        for batch in pq.ParquetFile(stream).iter_batches(columns=["reason", "shard", "row", "id", "message"]):
-            for reason in batch["reason"].unique().to_pylist():
-                held = found.setdefault(reason, [])
-                some = batch.filter(pc.equal(batch["reason"], reason)).slice(0, _EXAMPLES - len(held)).to_pylist()
-                held += [RejectExample(**row) for row in some]
+    for table in read_batches(uri, ["reason", "shard", "row", "id", "message"]):
+        for reason in table["reason"].unique().to_pylist():
+            held = found.setdefault(reason, [])
+            some = table.filter(pc.equal(table["reason"], reason)).slice(0, _EXAMPLES - len(held)).to_pylist()
+            held += [RejectExample(**row) for row in some]
     return [example for reason in sorted(found) for example in found[reason]]
-
-
-def _parts(folder: str, name: str) -> list[str]:
-    below = storage.join(folder, name)
-    return [storage.join(below, item) for item in storage.list_names(below)]
-
-
-def _table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    return pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=columns)

@@ -119,27 +119,10 @@ def _thumbnails(samples: dict[int, Sample | str]) -> dict[int, dict[str, Any]]:
 @ray.remote
 def _overlays(config: JobConfig, *files: dict[int, Sample | str]) -> list[dict[int, list[dict[str, Any]] | str] | str]:
     """For each file, by row, what is drawn over the pictures of a sample, or why nothing is."""
-    import torch  # here: it takes seconds, in each worker that merely counts
+    from scalselect_ray.representing import make_extractor, make_preparer  # here: torch takes seconds, in each worker that merely counts
 
-    from scalselect_ray.vlm import Extractor, Preparer, open_checkpoint
-
-    settings = config.extractor
     try:
-        checkpoint = open_checkpoint(settings.model, settings.revision)
-        prepare = Preparer(
-            checkpoint,
-            tokens=settings.tokens,
-            max_length=settings.max_length,
-            min_pixels=settings.min_pixels,
-            max_pixels=settings.max_pixels,
-        )
-        extractor = Extractor(
-            checkpoint,
-            dtype=getattr(torch, settings.dtype),
-            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-            attention_threshold=settings.attention_threshold,
-            batch_tokens=settings.batch_tokens,
-        )
+        prepare, extractor = make_preparer(config.extractor), make_extractor(config.extractor)
     except (ScalSelectError, OSError, RuntimeError) as error:
         return [_short(f"the attention is not drawn: {error}")] * len(files)
     return [

@@ -3,7 +3,16 @@
 from scalselect_ray.corpus.conversation import PLACEHOLDER, normalise
 from scalselect_ray.corpus.formats import Broken
 from scalselect_ray.corpus.images import MAX_PIXELS, fetched, load_image, load_images, resolver
-from scalselect_ray.corpus.planning import CorpusFile, Slice, is_complete, list_files, plan_file, reading_units, slice_range
+from scalselect_ray.corpus.planning import (
+    CorpusFile,
+    Slice,
+    is_complete,
+    list_files,
+    plan_file,
+    reading_units,
+    slice_range,
+    without_overlaps,
+)
 from scalselect_ray.corpus.reading import read_records, read_rows, read_slices
 from scalselect_ray.corpus.sample import ImagePart, ImageRef, Reason, Reject, Sample, SampleRejectedError, Turn
 
@@ -33,4 +42,5 @@ __all__ = [
     "reading_units",
     "resolver",
     "slice_range",
+    "without_overlaps",
 ]

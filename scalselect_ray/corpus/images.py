@@ -3,6 +3,7 @@
 import base64
 import binascii
 import contextlib
+import errno
 import functools
 import io
 import os
@@ -23,6 +24,7 @@ from scalselect_ray.errors import CorpusError, NoPermissionError, StorageError
 MAX_PIXELS = 1 << 27  # 134 million in all the images of a sample: 400 MB once decoded
 MAX_BYTES = 1 << 28  # of an image file; larger ones are not read
 _MAX_PATH = 1024  # what object stores take
+_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)  # of what can never be a file
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _NO_PATH = re.compile("[\0\ud800-\udfff]")
 Image.init()  # Pillow knows formats by name only once their plugins are loaded
@@ -115,7 +117,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
 
 def _inside(root: str, path: str, real_folder: Callable[[str], str]) -> str:
     if len(path) > _MAX_PATH:
-        raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{path[:60]}...: a path of {len(path):,} characters")
+        raise SampleRejectedError(Reason.IMAGE_REFUSED, _too_long(path))
     if "::" in path or (root.startswith("http") and "%2e" in path.lower()):
         raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{path}: a path that a store could take for another")
     if "://" in path:
@@ -128,12 +130,18 @@ def _inside(root: str, path: str, real_folder: Callable[[str], str]) -> str:
     if posixpath.normpath(uri) != uri.replace("://", ":/") or not uri.startswith(root.rstrip("/") + "/"):
         rule = "; a URL is never fetched, and no option allows it" if "://" in path else ""
         raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{path} is outside the image root {root}{rule}")
+    if not storage.is_local(root) and len(uri.partition("://")[2].partition("/")[2].encode(errors="replace")) > _MAX_PATH:
+        raise SampleRejectedError(Reason.IMAGE_REFUSED, _too_long(path))  # no store has such a key
     if storage.is_local(root):
         folder, name = os.path.split(uri)
         real = os.path.realpath(uri) if os.path.islink(uri) else os.path.join(real_folder(folder), name)
-        if not real.startswith(real_folder(root) + "/"):
+        if not real.startswith(real_folder(root).rstrip("/") + "/"):
             raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{path} leads outside the image root {root} by a link")
     return uri
+
+
+def _too_long(path: str) -> str:
+    return f"{path[:60]}...: a path of {len(path):,} characters"
 
 
 def _fetch(image: ImageRef) -> bytes:
@@ -146,7 +154,10 @@ def _fetch(image: ImageRef) -> bytes:
             if status.st_size > MAX_BYTES:
                 raise SampleRejectedError(Reason.IMAGE_TOO_LARGE, f"{image.name}: {status.st_size:,} bytes are above {MAX_BYTES:,}")
     try:
-        return storage.read_bytes(image.uri)
+        data = storage.read_start(image.uri, MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise SampleRejectedError(Reason.IMAGE_TOO_LARGE, f"{image.name}: it has more than {MAX_BYTES:,} bytes")
+        return data
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise SampleRejectedError(Reason.IMAGE_MISSING, f"{image.name}: no such image below the image root") from error
     except NoPermissionError as error:
@@ -155,6 +166,6 @@ def _fetch(image: ImageRef) -> bytes:
             "listed answers like this for a missing image as well)"
         ) from error
     except StorageError as error:
-        if not storage.is_local(image.uri):
-            raise  # the store's trouble, not the sample's: a reject would stay when the trouble is over
-        raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"{image.name}: {error}") from error
+        if getattr(error.__cause__, "errno", None) in _NO_NAME:
+            raise SampleRejectedError(Reason.IMAGE_MISSING, f"{image.name}: {error}") from error
+        raise  # the store's trouble, not the sample's: a reject would stay when the trouble is over

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from scalselect_ray import storage
-from scalselect_ray.corpus.formats import Run, UnreadableFileError, format_of, is_corpus_file
+from scalselect_ray.corpus.formats import Cutting, Run, UnreadableFileError, format_of, is_corpus_file
 from scalselect_ray.errors import CorpusError, StorageError
 
-_PLAN_VERSION = 1  # raised when the same file would be cut into other slices or read as other rows
+_PLAN_VERSION = 2  # raised when the same file would be read as other rows
 
 
 class Source(Protocol):
@@ -31,14 +31,14 @@ class CorpusFile:
     source: str
     file: storage.FileInfo
     image_root: str
-    slice_rows: int  # at most so many rows a slice
-    slice_bytes: int  # about so many bytes a slice, where the rows' sizes are known
+    slice_rows: int  # maximum of a slice
+    slice_bytes: int  # maximum of a slice, where the rows' sizes are known
 
     @property
     def key(self) -> str:
-        """16 hexadecimal digits."""
+        """16 hexadecimal digits. How the file is cut is no part of it: each slice says which rows it has."""
         file = self.file
-        identity = repr((_PLAN_VERSION, self.source, file.uri, file.size, file.version, self.image_root, self.slice_rows, self.slice_bytes))
+        identity = repr((_PLAN_VERSION, self.source, file.uri, file.size, file.version, self.image_root))
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
@@ -80,15 +80,21 @@ def slice_range(slice_id: str) -> tuple[str, int, int, int]:
     return key, int(first), int(stop), int(rows)
 
 
-def is_complete(slice_ids: Iterable[str]) -> bool:
-    """Whether slices of one file cover all its rows."""
+def without_overlaps(slice_ids: Iterable[str]) -> list[str]:
+    """Slices of one file in the order of their rows, less those that begin inside the one before: two runs at once can have cut a file in
+    two ways."""
+    kept: list[str] = []
     at = 0
-    ranges = sorted(map(slice_range, slice_ids))
-    for _, first, stop, _ in ranges:
-        if first > at:
-            return False
-        at = max(at, stop)
-    return bool(ranges) and at == ranges[0][3]
+    for _, first, stop, slice_id in sorted((*slice_range(slice_id)[:3], slice_id) for slice_id in slice_ids):
+        if first >= at:
+            kept.append(slice_id)
+            at = stop
+    return kept
+
+
+def is_complete(slice_ids: Sequence[str]) -> bool:
+    """Whether slices of one file, in order and without overlaps, cover all its rows."""
+    return bool(slice_ids) and sum(stop - first for _, first, stop, _ in map(slice_range, slice_ids)) == slice_range(slice_ids[0])[3]
 
 
 def list_files(sources: Sequence[Source], slice_rows: int, slice_bytes: int) -> list[CorpusFile]:
@@ -114,24 +120,28 @@ def list_files(sources: Sequence[Source], slice_rows: int, slice_bytes: int) -> 
     return [files[key] for key in sorted(files)]
 
 
-def plan_file(file: CorpusFile) -> list[Slice]:
-    """The slices of one file, in order. Reads the whole file for JSON and tar, only the footer for Parquet.
+def plan_file(file: CorpusFile, kept: Sequence[str] = ()) -> list[Slice]:
+    """The slices of one file, in order; those of it that are there already (`kept`, ids) stay as they are. Reads the whole file for JSON
+    and tar, only the footer for Parquet.
 
     A file that cannot be read, or not to its end, has a last slice with a `problem`.
     """
     runs: list[Run] = []
     problem = None
+    cutting = Cutting(file.slice_rows, file.slice_bytes, {first: stop for _, first, stop, _ in map(slice_range, kept)})
     try:
-        for run in format_of(file.file).scan(file.file, file.slice_rows, file.slice_bytes):
+        for run in format_of(file.file).scan(file.file, cutting):
             runs.append(run)
     except UnreadableFileError as error:
         problem = str(error)
     except PermissionError as error:
         raise CorpusError(f"source '{file.source}': no permission to read {storage.redact(file.file.uri)}") from error
-    except OSError as error:
-        if isinstance(error, StorageError) and not storage.is_local(file.file.uri):
-            raise  # the store's trouble may pass; a file's own does not
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         problem = f"the file cannot be read: {error}"
+    except StorageError:
+        raise  # the store's trouble may pass; a file's own does not
+    except OSError as error:
+        raise StorageError(f"{storage.redact(file.file.uri)} cannot be read: {error}") from error
     rows = runs[-1].stop_row if runs else 0
     if problem is not None:
         runs.append(Run(rows, rows + 1, 0, 0))

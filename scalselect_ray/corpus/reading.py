@@ -4,15 +4,18 @@ from collections.abc import Iterator, Sequence
 
 from scalselect_ray import storage
 from scalselect_ray.corpus.conversation import ImageResolver, known_id, normalise
-from scalselect_ray.corpus.formats import Broken, Run, UnreadableFileError, format_of
+from scalselect_ray.corpus.formats import Broken, Cutting, Run, UnreadableFileError, format_of
 from scalselect_ray.corpus.images import resolver
 from scalselect_ray.corpus.planning import CorpusFile, Slice
 from scalselect_ray.corpus.sample import Reason, Reject, Sample, SampleRejectedError, plain
-from scalselect_ray.errors import CorpusError
+from scalselect_ray.errors import CorpusError, StorageError
 
 
 def read_records(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[object]]]:
-    """The rows of slices of one file as they stand there, in order; `Broken` in the place of a broken row. Raises CorpusError."""
+    """The rows of slices of one file as they stand there, in order; `Broken` in the place of a broken row.
+
+    Raises CorpusError, StorageError.
+    """
     if not slices:
         return
     file = storage.FileInfo(slices[0].shard, slices[0].size, "")
@@ -23,10 +26,14 @@ def read_records(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[object]]
         raise CorpusError(f"no permission to read {storage.redact(file.uri)}") from error
     except (UnreadableFileError, FileNotFoundError) as error:
         raise CorpusError(f"{storage.redact(file.uri)} changed or went away while it was read: {error}; run again") from error
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{storage.redact(file.uri)} cannot be read: {error}") from error
 
 
 def read_slices(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[Sample | Reject]]]:
-    """The rows of consecutive slices of one file, each row once, a slice at a time. Raises CorpusError without permission."""
+    """The rows of consecutive slices of one file, each row once, a slice at a time. Raises CorpusError, StorageError."""
     resolve = resolver(slices[0].image_root)
     for part, records in read_records([part for part in slices if part.problem is None]):
         yield part, _samples(part.first_row, records, resolve)
@@ -42,7 +49,7 @@ def read_rows(file: CorpusFile, rows: Sequence[int]) -> dict[int, Sample | Rejec
     """
     found: dict[int, Sample | Reject] = {}
     form, resolve, left = format_of(file.file), resolver(file.image_root), set(rows)
-    for run in form.scan(file.file, file.slice_rows, file.slice_bytes):
+    for run in form.scan(file.file, Cutting(file.slice_rows, file.slice_bytes)):
         wanted = left.intersection(range(run.first_row, run.stop_row))
         if wanted:
             for _, records in form.read(file.file, [run]):

@@ -4,15 +4,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 from scalselect_ray import storage
-from scalselect_ray.cluster.tasks import bounded_map
+from scalselect_ray.cluster.tasks import completed
 from scalselect_ray.corpus import CorpusFile
 from scalselect_ray.errors import CorpusError
 from scalselect_ray.features import FeatureStore
+from scalselect_ray.run_tables import part_uris, read_part
 from scalselect_ray.subspace import moments
 
 FILE_ROWS = 1 << 40  # more than any file has: (number of a file, row) as one number
@@ -24,20 +23,16 @@ class Chosen:
     def __init__(self, run_folder: str, files: Sequence[CorpusFile]) -> None:
         self.files = files
         numbers = {(file.source, storage.redact(file.file.uri)): number for number, file in enumerate(files)}
-        folder = storage.join(run_folder, "manifest")
-        self.uris = [storage.join(folder, name) for name in storage.list_names(folder)]
+        self.uris = part_uris(run_folder, "manifest")
         self.parts: list[Any] = [None] * len(self.uris)
         self.by_file = np.zeros(len(files), dtype=np.int64)
         shared = ray.put(numbers)
         missing: set[tuple[str, str]] = set()
-
-        def arrived(place: int, refs: Any) -> None:
+        for place, refs in completed(_index_part.options(num_returns=2), [(uri, shared) for uri in self.uris]):
             self.parts[place] = refs[0]
             counts, unknown = ray.get(refs[1])
             self.by_file += counts
             missing.update(unknown)
-
-        bounded_map(_index_part.options(num_returns=2), [(uri, shared) for uri in self.uris], arrived)
         if missing:
             source, shard = min(missing)
             raise CorpusError(
@@ -68,7 +63,7 @@ class Chosen:
 @ray.remote
 def _index_part(uri: str, numbers: dict[tuple[str, str], int]) -> tuple[Any, Any]:
     """(keys, ranks, scores) of one part of the manifest sorted by file and row, and (counts by file, places that are no file)."""
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=["source", "shard", "row", "rank", "score"])
+    table = read_part(uri, ["source", "shard", "row", "rank", "score"])
     places = list(zip(table["source"].to_pylist(), table["shard"].to_pylist(), strict=True))
     unknown = {place for place in set(places) if place not in numbers}
     if unknown:

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 from scalselect_ray import storage
 from scalselect_ray.cluster.preflight import missing_by_node
 from scalselect_ray.cluster.session import own_errors, session
-from scalselect_ray.cluster.tasks import bounded_map
+from scalselect_ray.cluster.tasks import completed, in_order
 from scalselect_ray.config import JobConfig, parse_config
 from scalselect_ray.console import Console
 from scalselect_ray.corpus import CorpusFile, Slice, list_files, plan_file, reading_units
@@ -43,6 +42,7 @@ from scalselect_ray.exports.chosen import FILE_ROWS, Chosen, count_wanted, wante
 from scalselect_ray.exports.rows import copy_images, fetch_images, read_rows
 from scalselect_ray.exports.spool import Run, RunWriter, merged
 from scalselect_ray.features import FeatureStore
+from scalselect_ray.run_tables import read_part
 from scalselect_ray.runs import Runs
 
 _RUN_BYTES = 64 << 20  # of a sorted run: what a reading task holds
@@ -170,14 +170,10 @@ def _write_rows(work: Export, chosen: Chosen, advance: Any) -> _Written:
     runs: list[list[Run]] = [[] for _ in tasks]
     roots: set[str] = set()
     copied = False
-
-    def arrived(place: int, ref: Any) -> None:
-        nonlocal copied
+    for place, ref in completed(_read, [(work, task, chosen.parts, f"{number:05d}", first_keys) for number, task in enumerate(tasks)]):
         runs[place], found, has_copies = ray.get(ref)
         roots.update(found)
         copied |= has_copies
-
-    bounded_map(_read, [(work, task, chosen.parts, f"{number:05d}", first_keys) for number, task in enumerate(tasks)], arrived)
     folders = sorted(roots) + ([work.target] if copied else [])
     places = Places(work.target, common_folder(folders) if folders else work.target, sole_root=len(folders) == 1 and not copied)
     shared = ray.put([run for some in runs for run in some])
@@ -188,18 +184,13 @@ def _write_rows(work: Export, chosen: Chosen, advance: Any) -> _Written:
 
 def _reading_tasks(chosen: Chosen) -> list[list[tuple[int, list[Slice]]]]:
     """(number of the file, slices) of each reading unit with chosen rows, grouped for tasks."""
-    planned: list[Any] = [None] * len(chosen.files)
-
-    def arrived(place: int, ref: Any) -> None:
-        planned[numbers[place]] = ray.get(ref)
-
     numbers = [number for number, count in enumerate(chosen.by_file) if count]
-    bounded_map(_plan_wanted, [(chosen.files[number], number, chosen.parts) for number in numbers], arrived)
+    planned = in_order(_plan_wanted, [(chosen.files[number], number, chosen.parts) for number in numbers])
     most = max(_TASK_ROWS, -(-chosen.count // _TASKS))
     tasks: list[list[tuple[int, list[Slice]]]] = []
     rows = size = 0
-    for number in numbers:
-        for unit, count in planned[number]:
+    for number, units in zip(numbers, planned, strict=True):
+        for unit, count in units:
             if not tasks or rows >= most or size >= _TASK_BYTES:
                 tasks.append([])
                 rows = size = 0
@@ -262,13 +253,7 @@ def _checked(row: Row, known: Format) -> Row:
 
 def _write_shards(work: Export, chosen: Chosen, console: Console, advance: Any) -> _Written:
     """One part for each tar with chosen samples."""
-    kinds: list[bool] = [False] * len(chosen.files)
-
-    def arrived(place: int, ref: Any) -> None:
-        kinds[place] = ray.get(ref)
-
-    bounded_map(_is_tar, [(file,) for file in chosen.files], arrived)
-    numbers = [number for number, is_tar in enumerate(kinds) if is_tar]
+    numbers = [number for number, is_tar in enumerate(in_order(_is_tar, [(file,) for file in chosen.files])) if is_tar]
     elsewhere = chosen.count - int(chosen.by_file[numbers].sum())
     if elsewhere:
         console.warn(f"{elsewhere:,} chosen samples lie in files that are no plain tar: they are no part of this export")
@@ -294,7 +279,7 @@ def _is_tar(file: CorpusFile) -> bool:
 
 
 def _from_manifest(uri: str, work: Export) -> Iterator[pa.Table]:
-    yield pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+    yield read_part(uri)
 
 
 def _from_runs(supplied: tuple[Any, int], work: Export) -> Iterator[Row]:
@@ -317,18 +302,13 @@ def _write_parts(
     left_out: list[str | None] = [None] * len(uris)
     written = _Written(Finish(places, uris, counts, work.run_id, shards), Counter(), Counter(), [])
 
-    def arrived(place: int, ref: Any) -> None:
+    tasks = [(work, places, *supplier, place, uri) for place, (supplier, uri) in enumerate(zip(suppliers, uris, strict=True))]
+    for place, ref in completed(_write_part, tasks):
         counts[place], reasons, notes = ray.get(ref)
         written.reasons.update(reasons)
         written.notes.update(notes)
         left_out[place] = _left_out_uri(work, place) if reasons else None
         advance(counts[place])
-
-    bounded_map(
-        _write_part,
-        [(work, places, *supplier, place, uri) for place, (supplier, uri) in enumerate(zip(suppliers, uris, strict=True))],
-        arrived,
-    )
     written.left_out += [uri for uri in left_out if uri]
     return written
 

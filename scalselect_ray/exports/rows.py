@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from scalselect_ray import storage
 from scalselect_ray.corpus import Broken, ImageRef, SampleRejectedError, Slice, fetched, normalise, read_records, resolver
+from scalselect_ray.corpus.conversation import ImageResolver
 from scalselect_ray.corpus.formats import Run, format_of
 from scalselect_ray.corpus.formats.webdataset import WebDataset
 from scalselect_ray.errors import CorpusError
@@ -28,10 +29,11 @@ Wanted = dict[int, tuple[int, float | None]]  # row to (rank, score)
 def read_rows(slices: Sequence[Slice], wanted: Wanted, with_members: bool) -> Iterator[Row]:
     """The wanted rows of slices of one file. Raises CorpusError."""
     contents = _members(slices) if with_members else itertools.repeat([])
+    resolve = resolver(slices[0].image_root)
     for (part, records), members in zip(read_records(slices), contents, strict=False):
         for row, record in enumerate(records, start=part.first_row):
             if row in wanted:
-                read = _row(part, row, record, *wanted[row])
+                read = _row(part, row, record, resolve, *wanted[row])
                 yield replace(read, members=tuple(members[row - part.first_row])) if members else read
 
 
@@ -45,14 +47,14 @@ def _members(slices: Sequence[Slice]) -> Iterator[list[list[tuple[str, bytes]]]]
     return (members for _, members in kind.members(file, runs))
 
 
-def _row(part: Slice, row: int, record: object, rank: int, score: float | None) -> Row:
+def _row(part: Slice, row: int, record: object, resolve: ImageResolver, rank: int, score: float | None) -> Row:
     made = Row(rank, part.source, part.shard, row, None, score)
     if isinstance(record, Broken):
         return replace(made, problem=record.message)
     fields: dict[str, Any] = record if isinstance(record, dict) else {}
     uid = fields.get("uid")
     try:
-        sample = normalise(row, record, resolver(part.image_root), verbatim=True)
+        sample = normalise(row, record, resolve, verbatim=True)
     except SampleRejectedError as error:
         return replace(made, problem=error.message)
     return replace(

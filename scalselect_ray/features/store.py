@@ -8,24 +8,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scalselect_ray import seal, storage
-from scalselect_ray.errors import DamagedObjectError
+from scalselect_ray.errors import DamagedObjectError, StorageError
 
 _FORMAT = "scalselect.features/2"
 _COUNTS = ("num_tokens", "num_vision_tokens", "num_query_tokens", "num_attended_tokens")
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What a feature file holds, without its features."""
-
-    rows: int
-    scored: int
-    rejected: int  # without the text-only samples
-    text_only: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +84,15 @@ class FeatureStore:
                 raise DamagedObjectError(uri, f"its {name} is {found.get(name)}, expected {expected}")
         return table
 
-    def summary(self, slice_id: str) -> Summary:
-        """Counts of one slice."""
-        reasons = self.read(slice_id, ["reason"])["reason"]
-        text_only = pc.sum(pc.equal(reasons, "text_only")).as_py() or 0
-        return Summary(len(reasons), reasons.null_count, len(reasons) - reasons.null_count - text_only, text_only)
+    def peek(self, slice_id: str, columns: Sequence[str]) -> pa.Table | None:
+        """Some small columns of a slice, without the features beside them and without its checksum; None when it is gone or damaged."""
+        try:
+            with storage.open_random(self._uri(slice_id)) as stream:
+                return pq.read_table(stream, columns=list(columns))
+        except StorageError:
+            raise
+        except (pa.ArrowException, OSError):
+            return None
 
     def _metadata(self, slice_id: str) -> dict[str, str]:
         return {"format": _FORMAT, "slice": slice_id, "extractor": self.extractor_id}

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from scalselect_ray.console import counted
 from scalselect_ray.report.data import Line, Scores, Spectrum, Tokens
-from scalselect_ray.report.words import amount, budget, number, percent, score, tick
+from scalselect_ray.report.words import budget, number, percent, score, tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def score_chart(scores: Scores, lines: Sequence[Line], source_lines: Mapping[str
     bins, most = len(scores.scored), max(scores.scored)
     bars = []
     for place, (count, inside) in enumerate(zip(scores.scored, scores.chosen, strict=True)):
-        where = f"{score(scores.edges[place])} to {score(scores.edges[place + 1])}: {amount(count, 'sample')}, {inside:,} chosen"
+        where = f"{score(scores.edges[place])} to {score(scores.edges[place + 1])}: {counted(count, 'sample')}, {inside:,} chosen"
         for kind, height in (("rest", count), ("chosen", inside)):
             if height:
                 bars.append(Bar(100 * place / bins, 100 / bins, 100 * height / most, kind, where))
@@ -81,7 +82,7 @@ def score_chart(scores: Scores, lines: Sequence[Line], source_lines: Mapping[str
         Mark(at(value), name, level if labelled else 0, at(value) > (62 if len(shown) == 1 else 30))
         for level, (name, value) in enumerate(shown)
     ]
-    describe = f"Histogram of {amount(sum(scores.scored), 'score')} from {score(scores.edges[0])} to {score(scores.edges[-1])}"
+    describe = f"Histogram of {counted(sum(scores.scored), 'score')} from {score(scores.edges[0])} to {score(scores.edges[-1])}"
     describe += "".join(f"; the line of {name}" for name, _ in named[:6])
     return Chart(
         "Leverage scores", describe, "score, logarithmic", bars, [], marks,

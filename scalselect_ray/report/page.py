@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from scalselect_ray.console import duration
+from scalselect_ray.console import counted, duration
 from scalselect_ray.report import charts, words
 from scalselect_ray.report.data import Card, Report
 
@@ -109,7 +109,7 @@ _environment = jinja2.Environment(
     finalize=words.visible,
 )  # fmt: skip
 _environment.filters |= {
-    "amount": words.amount,
+    "counted": counted,
     "budget": words.budget,
     "cut": words.cut,
     "duration": duration,

@@ -25,11 +25,6 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) else f"{value:,.4g}"
 
 
-def amount(count: int, noun: str) -> str:
-    """1 sample, 2 samples."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def percent(share: float) -> str:
     """A share of 1 in percent."""
     return f"{100 * share:.1f}%" if 0 < share < 0.9995 else f"{100 * share:.0f}%"

@@ -1,14 +1,15 @@
 """Moments to the dominant subspace (paper section 3.3)."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from scalselect_ray.subspace.moments import Moments
+from scalselect_ray.tensors import header_of, read_header
 
 _FORMAT = "scalselect.subspace/1"
 
@@ -106,18 +107,22 @@ def to_bytes(subspace: Subspace) -> bytes:
     return bytes(save(arrays, metadata={"format": _FORMAT, "l2_normalize": str(subspace.transform.l2_normalize)}))
 
 
-def from_bytes(data: bytes, *, l2_normalize: bool) -> Subspace:
-    """The inverse of `to_bytes`."""
-    arrays = load(data)
-    transform = Transform(arrays["mean"], arrays.get("scale"), l2_normalize)
-    return Subspace(transform, arrays["basis"], arrays["singular_values"], arrays["spectrum"], int(arrays["count"][0]))
+def from_bytes(data: bytes) -> Subspace:
+    """The inverse of `to_bytes`. Raises ValueError when the data is not what was written."""
+    metadata = header_of(data).metadata
+    if (found := metadata.get("format")) != _FORMAT:
+        raise ValueError(f"its format is {found}, expected {_FORMAT}")
+    try:
+        arrays = load(data)
+        transform = Transform(arrays["mean"], arrays.get("scale"), metadata["l2_normalize"] == "True")
+        return Subspace(transform, arrays["basis"], arrays["singular_values"], arrays["spectrum"], int(arrays["count"][0]))
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(str(error)) from error
 
 
 def read_spectrum(read: Callable[[int, int], bytes]) -> np.ndarray:
-    """All singular values from the bytes of `to_bytes`, without the basis; `read(start, stop)` gives bytes. (D,)"""
-    length = int.from_bytes(read(0, 8), "little")
-    start, stop = json.loads(read(8, 8 + length))["spectrum"]["data_offsets"]
-    return np.frombuffer(read(8 + length + start, 8 + length + stop), dtype="<f8")
+    """All singular values from the bytes of `to_bytes`, without the basis; `read(start, stop)` gives bytes. (D,). Raises ValueError."""
+    return np.frombuffer(read(*read_header(read).place("spectrum")), dtype="<f8")
 
 
 def principal_angles(a_DK: np.ndarray, b_DK: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Moments of a set of features: what a subspace is made of, mergeable and exact."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,9 +10,9 @@ from safetensors.numpy import load, save
 from scipy.linalg import blas
 
 from scalselect_ray import seal
+from scalselect_ray.tensors import read_header
 
 _FORMAT = "scalselect.moments/3"
-_MAX_HEADER = 1 << 20
 _MAX_IDS = 1 << 32
 _TILE = 64
 
@@ -135,16 +134,10 @@ def stored_slices(read: Callable[[int, int], bytes]) -> list[str]:
 
     Raises ValueError when they are not ours. What they say is true only if `set_id` of them is the file's name.
     """
-    try:
-        length = int.from_bytes(read(0, 8), "little")
-        if length > _MAX_HEADER:
-            raise ValueError(f"its header claims {length:,} bytes")
-        header = json.loads(read(8, 8 + length))
-        if (found := header["__metadata__"]["format"]) != _FORMAT:
-            raise ValueError(f"its format is {found}, expected {_FORMAT}")
-        start, stop = map(int, header["slices"]["data_offsets"])
-        if not 0 <= stop - start <= _MAX_IDS:
-            raise ValueError(f"its slice ids claim {stop - start:,} bytes")
-        return read(8 + length + start, 8 + length + stop).decode().split("\n")
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"its header is none of ours ({error})") from error
+    header = read_header(read)
+    if (found := header.metadata.get("format")) != _FORMAT:
+        raise ValueError(f"its format is {found}, expected {_FORMAT}")
+    start, stop = header.place("slices")
+    if stop - start > _MAX_IDS:
+        raise ValueError(f"its slice ids claim {stop - start:,} bytes")
+    return read(start, stop).decode().split("\n")

@@ -8,19 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import yaml
 
 from scalselect_ray import storage
 from scalselect_ray.console import Console
 from scalselect_ray.corpus import slice_range
-from scalselect_ray.errors import CorpusError, OutputError
+from scalselect_ray.errors import CorpusError
 from scalselect_ray.features import FeatureStore, features_of
 from scalselect_ray.report.writing import find_run
+from scalselect_ray.run_tables import part_uris, read_batches, rejects_uri, text_only_uri
 from scalselect_ray.runs import Runs
 from scalselect_ray.subspace import Subspace, decomposition
 
-_BATCH_ROWS = 65_536  # of a stored table, in memory at once
 _THREADS = 16  # that look for the sample's feature file
 _MOST_MATCHES = 50  # that are listed
 _MOST_DIRECTIONS = 10  # that are shown
@@ -120,7 +119,7 @@ def _explain(output: str, record: Mapping[str, Any], folder: str, match: Match) 
         lowest = pc.min(table["score"]).as_py()
         line = lowest if line is None else line if lowest is None else min(line, lowest)
     data = storage.read_bytes(storage.join(folder, "subspace.safetensors"))
-    subspace = decomposition.from_bytes(data, l2_normalize=bool(config["subspace"]["l2_normalize"]))
+    subspace = decomposition.from_bytes(data)
     row, contribution_K = _features_row(FeatureStore(output, record["extractor"]), match, subspace)
     energy_D = np.square(subspace.spectrum_D)
     order = np.argsort(-contribution_K, kind="stable").tolist()
@@ -170,12 +169,12 @@ def _matches(folder: str, wanted: str) -> list[Match]:
     columns = [*Key._fields, "id"]
     for table in _tables(folder, "scores", [*columns, "score"]):
         found += [Match(Key(row["source"], row["shard"], row["row"]), row["id"], row["score"]) for row in meant(table)]
-    for table in _batches(storage.join(folder, "rejects.parquet"), [*columns, "reason", "message"]):
+    for table in read_batches(rejects_uri(folder), [*columns, "reason", "message"]):
         found += [
             Match(Key(row["source"], row["shard"], row["row"]), row["id"], None, row["reason"], row["message"]) for row in meant(table)
         ]
-    kept = storage.join(folder, "manifest", "text-only.parquet")
-    for table in _batches(kept, columns) if storage.exists(kept) else ():
+    kept = text_only_uri(folder)
+    for table in read_batches(kept, columns) if storage.exists(kept) else ():
         found += [Match(Key(row["source"], row["shard"], row["row"]), row["id"], None, "text_only", "kept") for row in meant(table)]
     return found
 
@@ -202,12 +201,8 @@ def _holding(store: FeatureStore, key: Key) -> Iterator[str]:
     """Ids of the slices that hold a row of a file, by a look at each that has rows of this number."""
 
     def holds(slice_id: str) -> bool:
-        try:
-            with storage.open_random(storage.join(store.folder, f"{slice_id}.parquet")) as stream:
-                group = pq.ParquetFile(stream).read_row_group(0, columns=["source", "shard"])
-        except (pa.ArrowException, FileNotFoundError):  # gone or damaged: a run mends it
-            return False
-        return bool(len(group)) and (group["source"][0].as_py(), group["shard"][0].as_py()) == (key.source, key.shard)
+        table = store.peek(slice_id, ["source", "shard"])  # None: gone or damaged, and a run mends it
+        return table is not None and len(table) > 0 and (table["source"][0].as_py(), table["shard"][0].as_py()) == (key.source, key.shard)
 
     def may_hold(slice_id: str) -> bool:
         _, first, stop, _ = slice_range(slice_id)
@@ -222,18 +217,8 @@ def _holding(store: FeatureStore, key: Key) -> Iterator[str]:
 
 def _tables(folder: str, name: str, columns: list[str]) -> Iterator[pa.Table]:
     """The parts of a stored table, a bounded number of rows at a time."""
-    below = storage.join(folder, name)
-    for part in storage.list_names(below):
-        yield from _batches(storage.join(below, part), columns)
-
-
-def _batches(uri: str, columns: list[str]) -> Iterator[pa.Table]:
-    try:
-        with storage.open_random(uri) as stream:
-            for batch in pq.ParquetFile(stream).iter_batches(_BATCH_ROWS, columns=columns):
-                yield pa.Table.from_batches([batch])
-    except pa.ArrowException as error:
-        raise OutputError(f"{storage.redact(uri)} cannot be read: {error}; another run with this config writes a new one") from error
+    for uri in part_uris(folder, name):
+        yield from read_batches(uri, columns)
 
 
 def _match(match: Match) -> dict[str, Any]:

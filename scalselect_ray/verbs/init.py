@@ -13,7 +13,7 @@ from scalselect_ray import storage
 from scalselect_ray.config import SourceConfig, parse_config
 from scalselect_ray.console import Console, counted
 from scalselect_ray.corpus import Broken, CorpusFile, ImageRef, Reason, SampleRejectedError, list_files, normalise, resolver
-from scalselect_ray.corpus.formats import Format, UnreadableFileError, format_of
+from scalselect_ray.corpus.formats import Cutting, Format, UnreadableFileError, format_of
 from scalselect_ray.errors import ConfigError, CorpusError, ModelError
 
 _ROWS, _BYTES = 64, 1 << 24  # of one file that are looked at
@@ -131,7 +131,7 @@ def _look(path: str, name: str) -> Seen:
 
 def _first_rows(form: Format, file: CorpusFile) -> tuple[list[object], tuple[int, int]]:
     """The first rows of a file, and (rows, the bytes of the file that they take): (0, 0) in a stream, where nobody knows."""
-    runs = form.scan(file.file, _ROWS, _BYTES)
+    runs = form.scan(file.file, Cutting(_ROWS, _BYTES))
     first = next(runs, None)
     if first is None:
         return [], (0, file.file.size)

@@ -22,7 +22,7 @@ def plan(config: JobConfig, console: Console) -> dict[str, Any]:
     from scalselect_ray.cluster.extraction import extractor_bytes
     from scalselect_ray.job import open_store
 
-    store = open_store(config, config.output)
+    store = open_store(config)
     files = list_files(config.corpus.sources, config.corpus.slice_rows, config.corpus.slice_bytes)
     plan = make_plan(files, store.committed(), plan_here)
     sources = _by_source(plan)

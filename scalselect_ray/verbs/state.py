@@ -4,8 +4,9 @@ from typing import Any
 
 from scalselect_ray import storage
 from scalselect_ray.console import Console, counted
-from scalselect_ray.errors import ScalSelectError
-from scalselect_ray.garbage import find_garbage
+from scalselect_ray.corpus import Reason
+from scalselect_ray.errors import ConfigError, ScalSelectError
+from scalselect_ray.garbage import find_garbage, find_rejected
 from scalselect_ray.runs import Runs, read_object
 
 
@@ -43,9 +44,12 @@ def status(given: str, console: Console) -> dict[str, Any]:
     return {"latest": latest, "extractors": extractors, "runs": runs, "garbage": [_heap(heap) for heap in garbage]}
 
 
-def clean(given: str, delete: bool, console: Console) -> dict[str, Any]:
-    """Prints and answers what is of no more use, and removes it when `delete` says so."""
-    garbage = find_garbage(storage.absolute(given))
+def clean(given: str, rejected: str | None, delete: bool, console: Console) -> dict[str, Any]:
+    """Prints and returns what is of no more use, or what holds rejects of the reason `rejected`; removes it when `delete` says so."""
+    output = storage.absolute(given)
+    if rejected is not None and rejected not in set(Reason):
+        raise ConfigError(f"--rejected {rejected} is no reason; there are {', '.join(Reason)}")
+    garbage = find_garbage(output) if rejected is None else find_rejected(output, rejected)
     for heap in garbage:
         console.note(f"{'removing' if delete else 'would remove'} {heap}")
         for uri in heap.uris[:20]:
@@ -57,7 +61,7 @@ def clean(given: str, delete: bool, console: Console) -> dict[str, Any]:
     if not garbage:
         console.note("nothing to remove")
     elif not delete:
-        console.note("nothing was removed; with --delete it is")
+        console.note("nothing was removed; add --delete to remove it")
     return {"deleted": delete, "garbage": [_heap(heap) for heap in garbage]}
 
 

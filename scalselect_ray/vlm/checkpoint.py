@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from scalselect_ray import storage
 from scalselect_ray.errors import ModelError
+from scalselect_ray.tensors import read_header
 from scalselect_ray.vlm.families import Family, family_of
 
 # Loading a front leaves most of a checkpoint unread: transformers' report of that is long, and what matters is checked below.
@@ -244,14 +245,12 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 def _hash_needed_tensors(path: Path, digest: Any) -> None:
     with safe_open(path, framework="np"):  # checks the header and the file's length
         pass
+    header = read_header(lambda start, stop: storage.read_bytes(str(path), start, stop))
     with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
-        header: dict[str, Any] = json.loads(file.read(header_bytes))
-        header.pop("__metadata__", None)
-        for name in sorted(filter(is_needed, header)):
-            start, stop = header[name]["data_offsets"]
-            digest.update(f"{name}\0{header[name]['dtype']}\0{header[name]['shape']}\0".encode())
-            file.seek(8 + header_bytes + start)
+        for name in sorted(filter(is_needed, header.tensors)):
+            start, stop = header.place(name)
+            digest.update(f"{name}\0{header.tensors[name]['dtype']}\0{header.tensors[name]['shape']}\0".encode())
+            file.seek(start)
             while start < stop:
                 block = file.read(min(stop - start, 1 << 24))
                 digest.update(block)

@@ -71,7 +71,7 @@ class Extractor:
         self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, attention_threshold: float, batch_tokens: int
     ) -> None:
         self._family = checkpoint.family
-        self._device = device
+        self.device = device
         self._threshold = attention_threshold
         self._batch_tokens = batch_tokens
         self._image_processor: Any = AutoImageProcessor.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
@@ -117,11 +117,11 @@ class Extractor:
         """Gives memory back. Raises DeviceLostError where it is not the batch that fails but the device, which then fails on everything:
         an assert or an illegal access in a kernel leaves a process nothing to compute with, and good samples would be rejected."""
         try:
-            if self._device.type == "cuda":
+            if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            torch.ones(1, device=self._device).item()
+            torch.ones(1, device=self.device).item()
         except RuntimeError as error:
-            raise DeviceLostError(f"{self._device} can compute nothing more in this process ({error}); before that, {message}") from error
+            raise DeviceLostError(f"{self.device} can compute nothing more in this process ({error}); before that, {message}") from error
 
     @torch.inference_mode()
     def _represent(self, samples: Sequence[Prepared]) -> Iterator[Representation | SampleRejectedError]:
@@ -212,9 +212,9 @@ class Extractor:
 
     def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor on the device; the copy to a GPU goes on beside the work there."""
-        if self._device.type != "cuda":
-            return tensor.to(self._device)
-        return tensor.pin_memory().to(self._device, non_blocking=True)
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _normalise(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Bytes to floats, as the model's own image processor does it."""

@@ -41,7 +41,8 @@ def attention_received(
     received_V = torch.zeros(len(vision_V), dtype=torch.float32, device=device)
     for rows_R in torch.split(query_Q, max(1, _MAX_LOGITS // (heads * length))):
         grouped_KGD = query_HSD[:, rows_R].reshape(key_heads, -1, head_size)  # a key-value head serves H/K consecutive heads
-        logits_HRS = (grouped_KGD @ key_KSD.transpose(1, 2)).float().view(heads, len(rows_R), length) * scaling
+        logits_KGS = (key_KSD @ grouped_KGD.transpose(1, 2)).transpose(1, 2)  # many times faster on a CPU than the other way round
+        logits_HRS = logits_KGS.float().contiguous().view(heads, len(rows_R), length) * scaling
         logits_HRS.masked_fill_(~causal(rows_R, length, sliding_window), float("-inf"))
         received_V += logits_HRS.softmax(dim=-1)[:, :, vision_V].sum(dim=(0, 1))
     total = received_V.sum()

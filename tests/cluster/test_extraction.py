@@ -12,6 +12,7 @@ from scalselect_ray.cluster.extraction import ExtractSlices, pack, prepare_unit,
 from scalselect_ray.config import ExtractorConfig
 from scalselect_ray.corpus import CorpusFile, Reason, SampleRejectedError, plan_file
 from scalselect_ray.features import FeatureStore, features_of
+from scalselect_ray.representing import description_of, id_of
 from scalselect_ray.storage import stat
 from scalselect_ray.vlm import Prepared
 
@@ -21,7 +22,7 @@ def test_two_slices_at_once_take_turns_on_the_device_and_give_the_same_features(
     slices = plan_file(CorpusFile("golden", stat(str(GOLDEN / "llava" / "samples.json")), str(GOLDEN / "llava"), 6, 1 << 30))
     units = [pa.table({"unit": [json.dumps([part.to_dict()])]}) for part in slices]
     prepared = [row for unit in units for row in prepare_unit(unit, extractor)]
-    stores = [FeatureStore(str(tmp_path / name), "id") for name in ("one", "two")]
+    stores = [FeatureStore(str(tmp_path / name), id_of(description_of(extractor))) for name in ("one", "two")]
     actor = ExtractSlices(extractor, 1, stores[0])
     for row in prepared:
         actor(row)

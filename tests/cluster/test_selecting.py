@@ -9,7 +9,8 @@ import pytest
 
 from scalselect_ray import storage
 from scalselect_ray.cluster import comparing, selecting
-from scalselect_ray.cluster.selecting import SCORES, Scored
+from scalselect_ray.cluster.scoring import Scored
+from scalselect_ray.run_tables import SCORES
 from scalselect_ray.subspace import decomposition, dominant_subspace, fit_transform, of_rows
 
 
@@ -42,7 +43,7 @@ def test_each_score_file_is_read_once_for_all_parts_of_the_manifest(quotas, s3, 
         s3.clear()
         by_source = selecting.select(scored, 500, quotas, f"{folder}/{rows}")
         gets = [path for method, path in s3.paths if method == "GET" and "/scores/" in path]
-        reads.append({uri: sum(uri.endswith(path.partition("?")[0]) for path in gets) for uri in scored.parts})
+        reads.append({uri: sum(uri.endswith(path.partition("?")[0]) for path in gets) for uri in scored.uris})
     assert reads[0] == reads[1]
 
     names = storage.list_names(f"{folder}/40")

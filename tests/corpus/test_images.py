@@ -1,5 +1,6 @@
 """Where images may lie, and how they become pixels."""
 
+import errno
 import io
 import struct
 import zlib
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scalselect_ray.corpus import ImageRef, Reason, SampleRejectedError, load_image
+from scalselect_ray import storage
+from scalselect_ray.corpus import ImageRef, Reason, SampleRejectedError, images, load_image
 from scalselect_ray.corpus.images import resolver
+from scalselect_ray.errors import StorageError
 
 
 def encoded(mode: str, form: str, **options) -> bytes:
@@ -91,3 +94,45 @@ def test_what_is_inside_is_found(tmp_path):
     with pytest.raises(SampleRejectedError) as caught:
         load_image(resolve("b.png"))
     assert caught.value.reason == Reason.IMAGE_MISSING
+
+
+def test_the_whole_disk_can_be_the_image_root(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded("RGB", "PNG"))
+    assert load_image(resolver("/")(str(tmp_path / "a.png"))).size == (8, 6)
+
+
+def test_a_key_that_no_store_has_is_refused():
+    resolve = resolver("s3://bucket/images")
+    assert resolve("é" * 500).uri is not None
+    with pytest.raises(SampleRejectedError) as raised:
+        resolve("é" * 510)
+    assert raised.value.reason == Reason.IMAGE_REFUSED
+
+
+@pytest.mark.parametrize("root", ["memory://bucket", "disk"])
+def test_of_a_large_object_no_more_is_read_than_it_takes_to_know(root, tmp_path, monkeypatch):
+    root = str(tmp_path) if root == "disk" else root
+    monkeypatch.setattr(images, "MAX_BYTES", 1000)
+    storage.write(f"{root}/large.png", bytes(5_000))
+    read = []
+    monkeypatch.setattr(storage, "read_bytes", lambda *a, original=storage.read_bytes: read.append(original(*a)) or read[-1])
+    with pytest.raises(SampleRejectedError) as raised:
+        load_image(resolver(root)("large.png"))
+    assert raised.value.reason == Reason.IMAGE_TOO_LARGE
+    assert sum(map(len, read)) <= 1001
+
+
+def test_trouble_of_a_disk_is_no_reject(tmp_path, monkeypatch):
+    """A reject would stay when the trouble is over; a name that can never be a file is one."""
+    (tmp_path / "a.png").write_bytes(encoded("RGB", "PNG"))
+
+    def trouble(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_read_here", trouble)
+        with pytest.raises(StorageError, match="Input/output error"):
+            load_image(resolver(str(tmp_path))("a.png"))
+    with pytest.raises(SampleRejectedError) as raised:
+        load_image(resolver(str(tmp_path))("a" * 300))
+    assert raised.value.reason == Reason.IMAGE_MISSING

@@ -1,11 +1,13 @@
 """Files to slices to rows: each row once, however the file is cut, whatever is wrong with it."""
 
+import errno
 import gzip
 import io
+import itertools
 import json
 import tarfile
 import tracemalloc
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scalselect_ray.corpus import Reason, Reject, Slice, is_complete, list_files, plan_file, read_slices, reading_units
-from scalselect_ray.errors import CorpusError
+from scalselect_ray import storage
+from scalselect_ray.corpus import Reason, Reject, Slice, is_complete, list_files, plan_file, read_slices, reading_units, without_overlaps
+from scalselect_ray.errors import CorpusError, StorageError
 
 ROWS = [
     {"id": f"é{n}", "image": "a.png", "conversations": [{"from": "human", "value": f'[{{"<image>{n}'}, {"from": "gpt", "value": "\\]"}]}
@@ -77,8 +80,8 @@ def test_each_row_once_however_the_file_is_cut(name, rows, size, tmp_path):
     found = read(planned)
     assert [(row.row, row.id) for row in found] == [(number, row["id"]) for number, row in enumerate(ROWS)]
     assert all(part.rows <= rows for part in planned)
-    assert is_complete(part.id for part in planned)
-    assert not is_complete(part.id for part in planned[1:])
+    assert is_complete([part.id for part in planned])
+    assert not is_complete([part.id for part in planned[1:]])
     assert len(planned) > 1 or rows == 1000
 
 
@@ -150,3 +153,54 @@ def test_the_order_of_paths_does_not_matter(tmp_path):
         (tmp_path / name).write_bytes(FILES[name])
     paths = [str(tmp_path / name) for name in FILES]
     assert list_files([Source(paths)], 10, 10) == list_files([Source([*paths[::-1], str(tmp_path)])], 10, 10)
+
+
+@pytest.mark.parametrize("name", FILES)
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_slices_that_are_there_stay_and_the_rest_is_cut_around_them(name, data, tmp_path):
+    (tmp_path / name).write_bytes(FILES[name])
+    edges = sorted(data.draw(st.sets(st.integers(0, len(ROWS)), max_size=6)))
+    ranges = [pair for pair in itertools.pairwise(edges) if data.draw(st.booleans())]
+    file = list_files([Source([str(tmp_path / name)])], data.draw(st.integers(1, 30)), data.draw(st.sampled_from([300, 1 << 20])))[0]
+    kept = [f"{file.key}-{first:09d}-{stop:09d}-of-{len(ROWS):09d}" for first, stop in ranges]
+    planned = plan_file(file, kept)
+    assert [part.first_row for part in planned] == [0, *(part.stop_row for part in planned[:-1])]
+    assert set(kept) <= {part.id for part in planned}
+    assert is_complete([part.id for part in planned])
+    assert all(part.rows <= file.slice_rows for part in planned if part.id not in kept)
+    todo = [part for part in planned if part.id not in kept]
+    rows = [row.row for row in read(todo)]
+    assert rows == [row for row in range(len(ROWS)) if not any(first <= row < stop for first, stop in ranges)]
+    ids = [part.id for part in planned]
+    assert [part.id for part in plan_file(replace(file, slice_rows=7), ids)] == ids
+
+
+def test_of_slices_that_overlap_the_first_ones_count():
+    def named(*ranges):
+        return [f"k-{first:09d}-{stop:09d}-of-{20:09d}" for first, stop in ranges]
+
+    assert without_overlaps(named((5, 12), (10, 20), (0, 5), (12, 20), (0, 10))) == named((0, 5), (5, 12), (12, 20))
+    assert is_complete(named((0, 5), (5, 12), (12, 20)))
+    assert without_overlaps(named((0, 10), (5, 20))) == named((0, 10))
+    assert not is_complete(named((0, 10)))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_trouble_of_a_disk_while_a_file_is_planned_is_not_the_files_own(name, tmp_path, monkeypatch):
+    """As a reject of the whole file it would stay when the trouble is over."""
+    (tmp_path / name).write_bytes(FILES[name])
+    file = list_files([Source([str(tmp_path / name)])], 5, 1 << 20)[0]
+
+    class Disk(io.BytesIO):
+        def read(self, *_):
+            raise OSError(errno.EIO, "Input/output error")
+
+        readline = readinto = read
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "open_read", lambda uri: Disk(FILES[name]))
+        patch.setattr(storage, "open_random", lambda uri: Disk(FILES[name]))
+        with pytest.raises(StorageError, match="Input/output error"):
+            plan_file(file)
+    assert plan_file(file)[-1].stop_row == len(ROWS)

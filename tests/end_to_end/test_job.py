@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import GOLDEN, write_config
 
-from scalselect_ray import storage
+from scalselect_ray import representing, storage
 from scalselect_ray.cli import main
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -227,6 +227,39 @@ def test_a_corpus_without_rows_is_unusable(name, text, tmp_path, capsys):
     (tmp_path / name).write_text(text)
     assert main(["run", str(write_config(tmp_path, [{"name": "s", "paths": [str(tmp_path / name)]}], MODEL))]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_model_that_an_extractor_finds_changed_is_said(tmp_path, monkeypatch, capsys):
+    """Another revision on one node, or a folder that a training job goes on writing to: its features would be stored as the first one's."""
+    original = representing.description_of
+    monkeypatch.setattr(representing, "description_of", lambda extractor: original(extractor) | {"weights": "of another time"})
+    assert main(["run", str(golden_config(tmp_path))]) == 2
+    assert "is not the same in every place" in capsys.readouterr().err
+    assert not list((tmp_path / "output" / "features").rglob("*.parquet"))
+
+
+def test_a_run_of_rejects_alone_says_so_each_time(tmp_path, capsys):
+    rows = [{"messages": ROWS[0]["messages"], "images": ["images/nowhere.png"]}] * 3
+    config = corpus_of(tmp_path / "made", rows)
+    for _ in range(2):
+        assert main(["run", str(config)]) == 3
+        assert "3 of 3 samples are rejected" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, capsys):
+    config = corpus_of(tmp_path / "made", ROWS)
+    (tmp_path / "made" / "torn.jsonl").write_bytes(b"[" * 10)
+    (tmp_path / "made" / "torn.parquet").write_bytes(b"PAR1 and no more")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rejects": {"max_fraction": 0.5}}).replace("rows.json", "*"))
+    _, _, _, rejects = run(config)
+    said = capsys.readouterr().err.replace("\n", "")
+    assert "torn.parquet from row 0 on: broken Parquet" in said
+    assert "unreadable_file" in rejects["reason"].to_pylist()
+
+
+def test_more_extractors_than_leave_room_for_their_input_still_get_it(tmp_path):
+    record, *_ = run(golden_config(tmp_path), "workers.min_extractors=3")
+    assert record["scored"] == len(ROWS)
 
 
 def test_output_in_a_store_that_is_no_disk(tmp_path):

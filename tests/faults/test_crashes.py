@@ -23,7 +23,7 @@ from conftest import GOLDEN, write_config
 
 from scalselect_ray import garbage
 from scalselect_ray.cli import main
-from scalselect_ray.cluster import extraction, selecting
+from scalselect_ray.cluster import extraction, scoring
 from scalselect_ray.vlm import DeviceLostError
 
 CORPUS, MODEL = GOLDEN / "llava", GOLDEN / "llava" / "model"
@@ -262,9 +262,9 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(where, job,
 
     with monkeypatch.context() as patch:
         patch.setattr(extraction, "ExtractSlices", ExtractSlices)
-        patch.setattr(selecting, "_score_part", ray.remote(filled(selecting._score_part._function)))
+        patch.setattr(scoring, "_score_group", ray.remote(filled(scoring._score_group._function)))
         patch.setattr(os, "fsync", no_room)  # the driver's own writes
-        assert main(["run", str(job.config)]) == 2
+        assert main(["run", str(job.config)]) == 1
     said = capsys.readouterr().err
     assert f"{job.output}/" in said
     assert "No space left on device; make room there" in said.replace("\n", " ")

@@ -209,9 +209,13 @@ def test_stored_forms_come_back():
     for byte in (b"\xff", b"\0", b""):
         with pytest.raises(ValueError):  # noqa: PT011
             moments.stored_slices(lambda start, stop, byte=byte: byte * (stop - start))
-    subspace = solve(x, standardize=True)
-    again = decomposition.from_bytes(decomposition.to_bytes(subspace), l2_normalize=False)
-    assert np.array_equal(leverage(x, again), leverage(x, subspace))
+    for options in ({"standardize": True}, {"l2_normalize": True}):
+        subspace = solve(x, **options)
+        again = decomposition.from_bytes(decomposition.to_bytes(subspace))
+        assert np.array_equal(leverage(x, again), leverage(x, subspace))
+    for damaged in (b"", b"\0" * 9, stored, decomposition.to_bytes(subspace)[:-1]):
+        with pytest.raises(ValueError):  # noqa: PT011
+            decomposition.from_bytes(damaged)
 
 
 @pytest.mark.parametrize(("leaves", "fan_in"), [(1, 2), (2, 2), (7, 2), (8, 8), (9, 8), (65, 8)])

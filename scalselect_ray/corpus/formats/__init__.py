@@ -4,13 +4,13 @@ import gzip
 import zlib
 
 from scalselect_ray import storage
-from scalselect_ray.corpus.formats.base import Broken, Format, Run, UnreadableFileError
+from scalselect_ray.corpus.formats.base import Broken, Cutting, Format, Run, UnreadableFileError
 from scalselect_ray.corpus.formats.json_list import JsonList
 from scalselect_ray.corpus.formats.jsonl import JsonLines
 from scalselect_ray.corpus.formats.parquet import Parquet
 from scalselect_ray.corpus.formats.webdataset import WebDataset
 
-__all__ = ["FORMATS", "Broken", "Format", "Run", "UnreadableFileError", "format_of", "is_corpus_file"]
+__all__ = ["FORMATS", "Broken", "Cutting", "Format", "Run", "UnreadableFileError", "format_of", "is_corpus_file"]
 
 FORMATS: dict[str, Format] = {
     ".parquet": Parquet(),

@@ -1,8 +1,8 @@
 """What a format is: a way to cut a file into runs of rows, and a way to read runs."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from scalselect_ray.corpus.sample import Reason
@@ -21,6 +21,22 @@ class Run(NamedTuple):
     stop_row: int
     start_byte: int
     stop_byte: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cutting:
+    """How a file is cut into runs: at most `max_rows` rows and `max_bytes` bytes each, around the runs in `kept` (first row to stop row),
+    which are as they are."""
+
+    max_rows: int
+    max_bytes: int
+    kept: Mapping[int, int] = field(default_factory=dict)
+
+    def ends(self, first: int, row: int, size: int) -> bool:
+        """Whether a run that began at row `first` ends before `row`, with which it would have `size` bytes."""
+        if first in self.kept:
+            return row >= self.kept[first]
+        return row - first >= self.max_rows or size > self.max_bytes or row in self.kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +62,7 @@ class UnreadableFileError(Exception):
 class Format(Protocol):
     """One container format. Rows are counted alike whatever the size of the runs."""
 
-    def scan(self, file: FileInfo, max_rows: int, max_bytes: int) -> Iterator[Run]:
+    def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[Run]:
         """The runs of a file in order. Raises UnreadableFileError where reading must stop, OSError."""
         ...
 
@@ -55,8 +71,8 @@ class Format(Protocol):
         ...
 
 
-def cut(sizes: Iterator[tuple[int, int]], max_rows: int, max_bytes: int) -> Iterator[Run]:
-    """Runs from the (start, stop) bytes of each row: at most `max_rows` rows, and `max_bytes` bytes unless one row is larger.
+def cut(sizes: Iterator[tuple[int, int]], cutting: Cutting) -> Iterator[Run]:
+    """Runs from the (start, stop) bytes of each row; one row may be larger than a run should be.
 
     An error of `sizes` passes through after the rows before it have been given.
     """
@@ -72,7 +88,7 @@ def cut(sizes: Iterator[tuple[int, int]], max_rows: int, max_bytes: int) -> Iter
         except UnreadableFileError as error:
             problem = error
             break
-        if row > first and (row - first >= max_rows or stop - begin > max_bytes):
+        if row > first and cutting.ends(first, row, stop - begin):
             yield Run(first, row, begin, end)
             first, begin = row, start
         elif row == first:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from scalselect_ray import storage
-from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Run, UnreadableFileError, cut, parse_row
+from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Cutting, Run, UnreadableFileError, cut, parse_row
 from scalselect_ray.storage import FileInfo
 
 _WINDOW = 1 << 22  # bytes read at once
@@ -15,8 +15,8 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 class JsonList:
     """Slices are byte ranges of the file between the array's commas."""
 
-    def scan(self, file: FileInfo, max_rows: int, max_bytes: int) -> Iterator[Run]:
-        return cut(_elements(file), max_rows, max_bytes)
+    def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[Run]:
+        return cut(_elements(file), cutting)
 
     def read(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[object]]]:
         for run in runs:

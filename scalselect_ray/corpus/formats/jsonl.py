@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from scalselect_ray import storage
-from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Run, UnreadableFileError, cut, parse_row
+from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Cutting, Run, UnreadableFileError, cut, parse_row
 from scalselect_ray.corpus.formats.gzipped import inflated
 from scalselect_ray.storage import FileInfo
 
@@ -16,8 +16,8 @@ class JsonLines:
     def __init__(self, compressed: bool = False) -> None:
         self.sequential = compressed
 
-    def scan(self, file: FileInfo, max_rows: int, max_bytes: int) -> Iterator[Run]:
-        for run in cut(((start, stop) for start, stop, _ in self._lines(file)), max_rows, max_bytes):
+    def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[Run]:
+        for run in cut(((start, stop) for start, stop, _ in self._lines(file)), cutting):
             yield run._replace(start_byte=0, stop_byte=0) if self.sequential else run
 
     def read(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[object]]]:

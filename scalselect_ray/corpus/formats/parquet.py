@@ -1,8 +1,9 @@
 """Parquet: slices are rows, whole row groups where these are near the wanted size; only the columns of a sample are read."""
 
+import bisect
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 
 from scalselect_ray import storage
 from scalselect_ray.corpus.conversation import COLUMNS
-from scalselect_ray.corpus.formats.base import Broken, Run, UnreadableFileError
+from scalselect_ray.corpus.formats.base import Broken, Cutting, Run, UnreadableFileError
 from scalselect_ray.corpus.sample import Reason
 from scalselect_ray.errors import StorageError
 from scalselect_ray.storage import FileInfo
@@ -22,30 +23,12 @@ class Parquet:
     A run has the bytes from its first row group to its last, so that the parts of one large group are seen to share them.
     """
 
-    def scan(self, file: FileInfo, max_rows: int, max_bytes: int) -> Iterator[Run]:
+    def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[Run]:
         with storage.open_random(file.uri) as stream:
             metadata = _open(stream).metadata
         if not 0 <= metadata.num_rows <= file.size or any(metadata.row_group(n).num_rows < 0 for n in range(metadata.num_row_groups)):
             raise UnreadableFileError(f"broken Parquet: its footer claims {metadata.num_rows:,} rows in {file.size:,} bytes")
-        first = begin = end = 0
-        pending = pending_bytes = 0
-        for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
-            parts = max(math.ceil(group.num_rows / max_rows), math.ceil(group.total_byte_size / max_bytes), 1)
-            parts = min(parts, max(group.num_rows, 1))
-            if pending and (pending + group.num_rows > max_rows or pending_bytes + group.total_byte_size > max_bytes):
-                yield Run(first, first + pending, begin, end)
-                first, begin, pending, pending_bytes = first + pending, end, 0, 0
-            end = begin + pending_bytes + group.total_byte_size
-            if parts == 1:
-                pending, pending_bytes = pending + group.num_rows, pending_bytes + group.total_byte_size
-                continue
-            for part in range(parts):  # a large group, in equal parts
-                start, stop = (first + group.num_rows * edge // parts for edge in (part, part + 1))
-                if stop > start:
-                    yield Run(start, stop, begin, end)
-            first, begin = first + group.num_rows, end
-        if pending:
-            yield Run(first, first + pending, begin, end)
+        return _around(_runs(metadata, cutting.max_rows, cutting.max_bytes), cutting.kept)
 
     def read(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[object]]]:
         with storage.open_random(file.uri) as stream:
@@ -60,15 +43,54 @@ class Parquet:
                 yield run, records
 
 
+def _runs(metadata: pq.FileMetaData, max_rows: int, max_bytes: int) -> Iterator[Run]:
+    first = begin = end = 0
+    pending = pending_bytes = 0
+    for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
+        parts = max(math.ceil(group.num_rows / max_rows), math.ceil(group.total_byte_size / max_bytes), 1)
+        parts = min(parts, max(group.num_rows, 1))
+        if pending and (pending + group.num_rows > max_rows or pending_bytes + group.total_byte_size > max_bytes):
+            yield Run(first, first + pending, begin, end)
+            first, begin, pending, pending_bytes = first + pending, end, 0, 0
+        end = begin + pending_bytes + group.total_byte_size
+        if parts == 1:
+            pending, pending_bytes = pending + group.num_rows, pending_bytes + group.total_byte_size
+            continue
+        for part in range(parts):  # a large group, in equal parts
+            start, stop = (first + group.num_rows * edge // parts for edge in (part, part + 1))
+            if stop > start:
+                yield Run(start, stop, begin, end)
+        first, begin = first + group.num_rows, end
+    if pending:
+        yield Run(first, first + pending, begin, end)
+
+
+def _around(runs: Iterator[Run], kept: Mapping[int, int]) -> Iterator[Run]:
+    """The same rows with the runs of `kept` (first row to stop row) as they are: what lies in one of them goes, the rest ends at it."""
+    at, firsts = 0, sorted(kept)
+    for run in runs:
+        at = max(at, run.first_row)
+        while at < run.stop_row:
+            following = firsts[bisect.bisect_right(firsts, at) :][:1]
+            stop = kept.get(at) or min([run.stop_row, *following])
+            yield Run(at, stop, run.start_byte, run.stop_byte)
+            at = stop
+
+
 def _open(stream: BinaryIO) -> pq.ParquetFile:
     try:
         parquet = pq.ParquetFile(stream, pre_buffer=True)
         _ = parquet.schema_arrow  # made when it is asked for
-    except StorageError:
-        raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        if _is_trouble(error):
+            raise
         raise UnreadableFileError(f"broken Parquet: {error}") from error
     return parquet
+
+
+def _is_trouble(error: Exception) -> bool:
+    """Whether it is the disk or the store that fails, and not what the file holds: Arrow raises an OSError for both."""
+    return isinstance(error, StorageError) or (isinstance(error, OSError) and bool(error.errno))
 
 
 def _without_columns(names: list[str]) -> Iterator[object]:
@@ -88,7 +110,7 @@ def _rows(parquet: pq.ParquetFile, columns: list[str], first: int, stop: int) ->
                 yield record
                 at += 1
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            if isinstance(error, StorageError):
+            if _is_trouble(error):
                 raise
             problem = str(error)
         for _ in range(at, end):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple, Self, TypeVar, cast
 
 from scalselect_ray import storage
-from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Broken, Run, UnreadableFileError, cut
+from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Broken, Cutting, Run, UnreadableFileError, cut
 from scalselect_ray.corpus.formats.gzipped import inflated, max_inflated
 from scalselect_ray.corpus.sample import Reason
 from scalselect_ray.errors import StorageError
@@ -34,9 +34,9 @@ class WebDataset:
     def __init__(self, compressed: bool = False) -> None:
         self.sequential = compressed
 
-    def scan(self, file: FileInfo, max_rows: int, max_bytes: int) -> Iterator[Run]:
+    def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[Run]:
         with storage.open_read(file.uri) as raw, self._open(self._stream(raw, file)) as tar:
-            for run in cut(self._sizes(tar, self._limit(file)), max_rows, max_bytes):
+            for run in cut(self._sizes(tar, self._limit(file)), cutting):
                 yield run._replace(start_byte=0, stop_byte=0) if self.sequential else run
 
     def _sizes(self, tar: tarfile.TarFile, limit: int | None) -> Iterator[tuple[int, int]]:
