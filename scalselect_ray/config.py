@@ -35,7 +35,7 @@ class CorpusConfig:
 
     sources: list[SourceConfig] = MISSING
     slice_rows: int = 256
-    """Maximum rows of a slice."""
+    """Maximum rows of a slice. Another value cuts what is not committed yet."""
     slice_bytes: int = 64 << 20
     """Maximum bytes of a slice, where the sizes of its rows are known; one row may be larger."""
 

@@ -94,8 +94,10 @@ def prepare_unit(batch: pa.Table, extractor: ExtractorConfig) -> Iterator[pa.Tab
         started = time.perf_counter()
         for part, samples in read_slices(slices):
             prepared = list(threads.map(functools.partial(_prepare_row, preparer), samples))
-            answer = _one_row(slice=json.dumps(part.to_dict()), payload=pack([row for row, _ in prepared]))
             metrics.images_read(part.source, sum(size for _, size in prepared))
+            payload = pack([row for row, _ in prepared])
+            del prepared  # its pixels are large
+            answer = _one_row(json.dumps(part.to_dict()), payload)
             metrics.step_done("prepare", part.source, time.perf_counter() - started)
             yield answer
             started = time.perf_counter()
@@ -174,7 +176,8 @@ def pack(rows: Sequence[Row]) -> bytes:
         arrays |= {f"{place}.{name}": np.ascontiguousarray(getattr(sample, name)) for name in _ARRAYS}
         if holder == place:
             arrays |= {f"{place}.images.{name}": np.ascontiguousarray(array) for name, array in sample.images.items()}
-    return bytes(save(arrays, metadata={"rows": json.dumps(keys)}))
+    payload: bytes = save(arrays, metadata={"rows": json.dumps(keys)})
+    return payload
 
 
 def unpack(payload: Any) -> list[Row]:
@@ -229,6 +232,7 @@ def _preparer(extractor: ExtractorConfig) -> Preparer:
     return make_preparer(extractor)
 
 
-def _one_row(slice: str, payload: Any) -> pa.Table:
-    schema = pa.schema([("slice", pa.string()), ("payload", pa.large_binary())])
-    return pa.table([pa.array([slice]), pa.array([payload], pa.large_binary())], schema=schema)
+def _one_row(slice: str, payload: bytes) -> pa.Table:
+    ends = pa.py_buffer(np.array([0, len(payload)], dtype=np.int64))
+    column = pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(payload)])  # not a copy of it
+    return pa.table({"slice": [slice], "payload": column})

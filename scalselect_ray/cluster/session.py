@@ -114,7 +114,7 @@ def _of_the_cluster(error: BaseException | None) -> ClusterError | None:
         if isinstance(error, RayError) and not isinstance(error, RayTaskError):
             if isinstance(error, OutOfMemoryError):
                 said = str(error).partition("\n")[0]
-                cure = "give its machine more memory, or cut smaller slices (corpus.slice_rows, corpus.slice_bytes)"
+                cure = "give its machine more memory, or cut what is left into smaller slices (corpus.slice_rows, corpus.slice_bytes)"
             else:
                 said = " ".join(str(error).split("\n\n")[0].split())[:600]
                 cure = "see Ray's logs for why"

@@ -135,6 +135,8 @@ class Usage:
 
     lines: Sequence[str]
     warnings: Sequence[str] = ()
+    smaller: str | None = None
+    """How the trainer takes only the first ranks; not said of a run with quotas, where these are no smaller selection."""
 
 
 SPOOL = ".spool"  # below the export's folder while it is made

@@ -77,7 +77,7 @@ def export(output: str, run_id: str | None, name: str, target: str, images: str 
         raise ConfigError(f"'{name}' is no export format; there are{listed}")
     if images is not None and images not in known.modes:
         can = f"only {' or '.join(known.modes)}" if known.modes else "it names no images"
-        raise ConfigError(f"--images {images} is nothing that an export to {name} can do: {can}")
+        raise ConfigError(f"export to {name} does not support --images {images}: {can}")
     mode = Images(images) if images is not None else next(iter(known.modes), None)
     runs = Runs(output)
     run_id, record = _finished_run(runs, run_id)
@@ -102,6 +102,8 @@ def export(output: str, run_id: str | None, name: str, target: str, images: str 
                 reasons = "; ".join(sorted(written.reasons)) or "no chosen sample is in a file that it can use"
                 raise OutputError(f"nothing can be exported to {name}: {reasons}")
             usage = ray.get(_finish.remote(work, written.finish, written.left_out))
+            if usage.smaller and not config.selection.per_source:
+                usage = replace(usage, lines=[*usage.lines, f"a smaller budget: {usage.smaller}"])
     return _commit(work, chosen.count, written, usage, console)
 
 
@@ -360,7 +362,7 @@ def _commit(work: Export, chosen: int, written: _Written, usage: Usage, console:
         console.note("  images that are bytes in the corpus, or were to be copied, lie below images/")
     for line in usage.lines:
         console.note(f"  {storage.redact(line)}")
-    if not storage.is_local(work.target) and written.finish.places is not None and work.format.modes and not work.format.embeds:
+    if not storage.is_local(work.target) and work.format.modes and not work.format.embeds:
         console.note("  the trainer reads local files: copy or mount them first")
     for warning in usage.warnings:
         console.warn(warning)

@@ -53,7 +53,7 @@ def init(paths: Sequence[str], model: str | None, out: str, console: Console) ->
     """Writes a config for the corpus at `paths`, with what was seen of it in comments; answers what was seen."""
     uri = storage.absolute(out)
     if storage.exists(uri):
-        raise ConfigError(f"{storage.redact(out)} is there already and is not touched; give another name by --out")
+        raise ConfigError(f"{storage.redact(out)} already exists and was left as it is; choose another name with --out")
     model = _known_model(model)
     seen: list[Seen] = []
     for path in paths:
@@ -243,7 +243,7 @@ def _warnings(item: Seen) -> list[str]:
         found.append(f"of the first {item.looked_at} rows {sum(item.rejects.values())} cannot be scored: {reasons} ({item.example[:200]})")
     there, some = item.found
     if there < some:
-        found.append(f"{some - there} of {some} images are in none of the places that were tried; put the right folder to image_root")
+        found.append(f"{some - there} of {some} images are in none of the places that were tried; set image_root to the right folder")
     if item.images["URLs"]:
         found.append("images are given as URLs, which are never fetched: download them and name them by path")
     return found

@@ -18,7 +18,7 @@ _COLUMNS = ("files", "bytes", "slices", "rows", "rows to do")
 
 
 def plan(config: JobConfig, console: Console) -> dict[str, Any]:
-    """Prints and answers it. Nothing is written but the extractor's description."""
+    """Prints and returns what a run would do. Nothing is written but the extractor's description."""
     from scalselect_ray.cluster.extraction import extractor_bytes
     from scalselect_ray.job import open_store
 

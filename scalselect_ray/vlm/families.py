@@ -64,6 +64,14 @@ class Family:
         """A view of `pixel_values` as (..., channels, height, width), to normalise it."""
         return pixel_values
 
+    def one_frame(self, pixel_values: torch.Tensor, image_processor: Any) -> torch.Tensor:
+        """What must travel of `pixel_values`: all of it is made of this by `all_frames`."""
+        return pixel_values
+
+    def all_frames(self, pixel_values: torch.Tensor, image_processor: Any) -> torch.Tensor:
+        """The inverse of `one_frame`."""
+        return pixel_values
+
     def grids(
         self, tokens: int, size: tuple[int, int], place: int, inputs: Mapping[str, Any], image_processor: Any, config: Any
     ) -> list[Grid]:
@@ -115,7 +123,8 @@ class OneVisionFamily(AnyResolutionFamily):
 
 @dataclass(frozen=True, slots=True)
 class QwenFamily(Family):
-    """Qwen-VL: native resolution, patches in one flat list (patches, C * T * P * P), multimodal rotary positions."""
+    """Qwen-VL: native resolution, patches in one flat list (patches, C * T * P * P), multimodal rotary positions. A picture is a film of
+    T equal frames; one of them travels."""
 
     image_inputs: tuple[str, ...] = ("pixel_values", "image_grid_thw")
     vision_marks: tuple[str, ...] = ("<|vision_start|>", "<|vision_end|>")
@@ -129,6 +138,14 @@ class QwenFamily(Family):
 
     def pixels_as_channels(self, pixel_values: torch.Tensor, channels: int) -> torch.Tensor:
         return pixel_values.view(len(pixel_values), channels, -1, 1)
+
+    def one_frame(self, pixel_values: torch.Tensor, image_processor: Any) -> torch.Tensor:
+        channels, frames = len(image_processor.image_mean), image_processor.temporal_patch_size
+        return pixel_values.view(len(pixel_values), channels, frames, -1)[:, :, 0].flatten(1)
+
+    def all_frames(self, pixel_values: torch.Tensor, image_processor: Any) -> torch.Tensor:
+        channels, frames = len(image_processor.image_mean), image_processor.temporal_patch_size
+        return pixel_values.view(len(pixel_values), channels, 1, -1).expand(-1, -1, frames, -1).flatten(1)
 
     def grids(
         self, tokens: int, size: tuple[int, int], place: int, inputs: Mapping[str, Any], image_processor: Any, config: Any

@@ -31,7 +31,7 @@ class Prepared:
     position_ids: np.ndarray  # (1 or 3, S) int64
     query: np.ndarray  # (S,) bool: the tokens whose attention counts
     vision: np.ndarray  # (S,) bool: the tokens that attention is paid to
-    images: dict[str, np.ndarray] = field(repr=False)  # the family's image inputs; pixel_values uint8
+    images: dict[str, np.ndarray] = field(repr=False)  # the family's image inputs; pixel_values uint8, one frame
 
 
 class Preparer:
@@ -102,12 +102,13 @@ class Preparer:
             query = ~np.isin(input_ids, [self._image_token]) & _overlaps(offsets, _expanded(user, expansions))
         if not query.any():
             raise SampleRejectedError(Reason.NO_QUERY_TOKENS, "no token of this sample asks about the image")
+        pixels = self._family.one_frame(inputs["pixel_values"], self._processor.image_processor)
         return Prepared(
             input_ids=input_ids,
             position_ids=self._family.position_ids(self._skeleton, inputs).numpy(),
             query=query,
             vision=vision,
-            images={name: inputs[name].numpy() for name in self._family.image_inputs},
+            images={name: inputs[name].numpy() for name in self._family.image_inputs} | {"pixel_values": pixels.numpy()},
         )
 
     def _check_size(self, sample: Sample, images: Sequence[Image.Image]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import object_store
@@ -35,6 +36,17 @@ def test_how_the_work_is_cut_changes_no_byte(name, mixed, tmp_path, monkeypatch)
     first.pop("export.json"), second.pop("export.json")
     assert first == second
     assert len(first) >= 1
+
+
+def test_a_prefix_is_called_a_smaller_budget_only_where_it_is_one(mixed, tmp_path, capsys):
+    assert export(mixed, "csv", tmp_path / "x") == 0
+    assert "a smaller budget: the first lines" in capsys.readouterr().err
+    quotas = tmp_path / "output"
+    shutil.copytree(mixed.output, quotas)
+    for path in quotas.glob("runs/*/config.yaml"):
+        path.write_text(path.read_text().replace("per_source: {}", "per_source: {list: {floor: 1}}"))
+    assert main(["export", str(quotas), "--to", "csv", "--out", str(tmp_path / "y")]) == 0
+    assert "a smaller budget" not in capsys.readouterr().err
 
 
 def test_a_changed_corpus_file_stops_the_export(mixed, tmp_path, capsys):

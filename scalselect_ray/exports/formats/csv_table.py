@@ -28,4 +28,4 @@ class CsvTable(Format):
         with storage.open_write(uri) as stream:
             stream.write(",".join(f'"{name}"' for name in _COLUMNS).encode() + b"\n")
             join_parts(stream, finish.parts)
-        return Usage([f'pandas.read_csv("{uri}", dtype={{"id": str}})', "a smaller budget: the first lines"])
+        return Usage([f'pandas.read_csv("{uri}", dtype={{"id": str}})'], smaller="the first lines")

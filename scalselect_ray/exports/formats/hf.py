@@ -65,10 +65,8 @@ class HuggingFace(Format):
 
     def finish(self, finish: Finish) -> Usage:
         return Usage(
-            [
-                f'datasets.load_dataset("parquet", data_files="{finish.target}/data/*.parquet", split="train")',
-                'a smaller budget: split="train[:N]"',
-            ]
+            [f'datasets.load_dataset("parquet", data_files="{finish.target}/data/*.parquet", split="train")'],
+            smaller='split="train[:N]"',
         )
 
 

@@ -27,4 +27,4 @@ class InternVL(JsonFile):
         entry = {"root": finish.places.folder, "annotation": file, "data_augment": False, "repeat_time": 1, "length": finish.count}
         meta = storage.join(finish.target, "meta.json")
         storage.write(meta, json.dumps({"scalselect": entry}, indent=2).encode())
-        return Usage([f"--meta_path {meta}", "a smaller budget: a repeat_time below 1 in meta.json keeps the first part"])
+        return Usage([f"--meta_path {meta}"], smaller="a repeat_time below 1 in meta.json keeps the first part")

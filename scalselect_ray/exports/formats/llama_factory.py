@@ -28,9 +28,7 @@ class LlamaFactory(JsonFile):
         entry = {"scalselect": {"file_name": self.file, **_ENTRY}}
         storage.write(storage.join(finish.target, "dataset_info.json"), json.dumps(entry, indent=2).encode())
         return Usage(
-            [
-                f"--dataset_dir {finish.target} --dataset scalselect --media_dir {finish.places.folder}",
-                "a smaller budget: --max_samples N (the first N)",
-            ],
+            [f"--dataset_dir {finish.target} --dataset scalselect --media_dir {finish.places.folder}"],
             ["num_samples in dataset_info.json draws at random: use max_samples"],
+            smaller="--max_samples N (the first N)",
         )

@@ -24,6 +24,7 @@ class LlavaNext(JsonFile):
         entry = f"  - json_path: {json.dumps(file)}\n    sampling_strategy: all\n"  # a JSON string is one of YAML
         storage.write(listed, f"datasets:\n{entry}".encode())
         return Usage(
-            [f"--data_path {listed} --image_folder {finish.places.folder}", "a smaller budget: sampling_strategy: first:N"],
+            [f"--data_path {listed} --image_folder {finish.places.folder}"],
             ["sampling_strategy 'random' does not take the best: use 'first'"],
+            smaller="sampling_strategy: first:N",
         )

@@ -17,6 +17,7 @@ class MsSwift(JsonFile):
 
     def usage(self, finish: Finish, file: str) -> Usage:
         return Usage(
-            [f"ROOT_IMAGE_DIR={finish.places.folder} swift sft --dataset {file}", f"a smaller budget: head -n N {file}"],
+            [f"ROOT_IMAGE_DIR={finish.places.folder} swift sft --dataset {file}"],
             ["a dataset given as FILE#N is a random sample of N: cut the file instead"],
+            smaller=f"head -n N {file}",
         )

@@ -26,6 +26,7 @@ class QwenVL(JsonFile):
         line = f'data_dict["scalselect"] = {json.dumps(entry)}'
         storage.write(storage.join(finish.target, "data_dict.txt"), f"{line}\n".encode())
         return Usage(
-            [f"in qwenvl/data/__init__.py: {line}", "then: --dataset_use scalselect", f"a smaller budget: head -n N {file}"],
+            [f"in qwenvl/data/__init__.py: {line}", "then: --dataset_use scalselect"],
             ["--dataset_use scalselect%50 draws half of the rows at random: cut the file instead"],
+            smaller=f"head -n N {file}",
         )

@@ -39,10 +39,8 @@ class WebDatasetShards(Format):
         last = len(finish.parts) - 1
         shards = f"{{{0:05d}..{last:05d}}}.tar" if last else "00000.tar"
         return Usage(
-            [
-                f'webdataset.WebDataset("{storage.join(finish.target, shards)}", shardshuffle=False)',
-                f"a smaller budget: the first shards; each holds {self.part_rows:,} samples",
-            ]
+            [f'webdataset.WebDataset("{storage.join(finish.target, shards)}", shardshuffle=False)'],
+            smaller=f"the first shards; each holds {self.part_rows:,} samples",
         )
 
 
