@@ -2,17 +2,17 @@
 
 python benchmarks/extraction.py [--layers 24] [--samples 24] [--plain-samples 8] [--threads 1]
 
-The straightforward way is the whole model with eager attention that returns the attention of all its layers, one sample at a time and
-eight in a padded batch. Each way runs in a process of its own, on the same checkpoint (random weights, bfloat16) and the same prepared
-samples; what is timed is the model's work, not reading or preparing, in CPU seconds: other work on the machine hardly shows in them.
-Memory is the peak of what the process allocates; files that it maps do not count. The floor (see floor.py) are the FLOPs that the method
-cannot do without, at the speed that linear layers of the same shapes reach alone in the same process. The last line of stdout is one JSON
-record.
+The straightforward way is the whole model with eager attention that returns the attention of all its layers: one sample at a time, which
+is held against this project a sample at a time, and eight in a padded batch, against batches of a few thousand tokens. Each way runs in
+a process of its own, on the same checkpoint (random weights, bfloat16) and the same prepared samples; what is timed is the model's work,
+not reading or preparing, in CPU seconds: other work on the machine hardly shows in them. Memory is the peak of what is resident, weights
+among it, less what was when the libraries were imported and the samples made; beside it the peak of what the process allocates, in which
+files that it maps (weights, on both sides) do not count. The floor (see floor.py) are the FLOPs that the method cannot do without, at the
+speed that linear layers of the same shapes reach alone in the same process. The last line of stdout is one JSON record.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -45,7 +45,8 @@ SHAPES = {
         "vision": dict(hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, projection_dim=64),
     },
 }
-BATCH_TOKENS = 4096
+BATCH_TOKENS = {"ours": 4096, "ours-1": 1}
+BESIDE = {"plain-1": "ours-1", "plain-8": "ours"}
 
 
 def make_checkpoint(folder: Path, shapes: str, layers: int) -> None:
@@ -128,38 +129,40 @@ def straightforward(folder: Path, threshold: float, batch: int) -> Callable[[lis
     return represent
 
 
-def ours(folder: Path, threshold: float) -> tuple[Extractor, Callable[[list[Prepared]], list[Any]]]:
-    extractor = Extractor(
+def ours(folder: Path, threshold: float, batch_tokens: int) -> Extractor:
+    return Extractor(
         open_checkpoint(str(folder)), dtype=torch.bfloat16, device=torch.device("cpu"), attention_threshold=threshold,
-        batch_tokens=BATCH_TOKENS,
+        batch_tokens=batch_tokens,
     )  # fmt: skip
-    return extractor, extractor
 
 
 def one_way(way: str, folder: Path, samples: int) -> dict[str, Any]:
     """In a process of its own."""
     prepared, threshold = make_samples(folder, samples), 0.9
+    before = memory_of(SELF, "VmRSS")
     with peak_of(lambda: memory_of(SELF, "RssAnon"), seconds=0.02) as peak:
         started = time.perf_counter()
-        if way == "ours":
-            extractor, represent = ours(folder, threshold)
+        represent: Callable[[list[Prepared]], list[Any]]
+        if way in BATCH_TOKENS:
+            represent = ours(folder, threshold, BATCH_TOKENS[way])
         else:
             represent = straightforward(folder, threshold, int(way.removeprefix("plain-")))
         loaded = time.perf_counter()
         represent(prepared[: max(1, samples // 4)])
         times = []
-        for _ in range(3 if way == "ours" else 1):
+        for _ in range(3 if way in BATCH_TOKENS else 1):
             begun = time.process_time()
             answers = represent(prepared)
             times.append(time.process_time() - begun)
     result = {
         "way": way, "samples": samples, "load_s": loaded - started, "cpu_seconds_per_sample": min(times) / samples,
-        "peak_allocated_mib": peak["bytes"] >> 20, "peak_resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+        "peak_mib": (memory_of(SELF, "VmHWM") - before) >> 20, "peak_allocated_mib": peak["bytes"] >> 20,
+        "peak_resident_mib": memory_of(SELF, "VmHWM") >> 20,
     }  # fmt: skip
     features = answers
-    if way == "ours":
+    if isinstance(represent, Extractor):
         features = [answer.feature for answer in answers]
-        result |= against_the_floor(folder, prepared, answers, min(times), extractor)
+        result |= against_the_floor(folder, prepared, answers, min(times), represent)
     np.save(folder / f"{way}.npy", np.stack(features))
     return result
 
@@ -181,11 +184,11 @@ def against_the_floor(folder: Path, prepared: list[Prepared], answers: list[Any]
     with FlopCounterMode(display=False) as counter:
         extractor(prepared)
     vision, text = config.vision_config, config.text_config
-    images = max(1, BATCH_TOKENS // len(prepared[0].input_ids))
+    images = max(1, BATCH_TOKENS["ours"] // len(prepared[0].input_ids))
     rows, attended = images * 577, images * int(np.mean([answer.num_attended_tokens for answer in answers]))
     shapes = [(rows, vision.hidden_size, vision.hidden_size)] * 4 * layers  # in the order that the tower has them: weights out of cache
     shapes += [(rows, vision.hidden_size, vision.intermediate_size), (rows, vision.intermediate_size, vision.hidden_size)] * layers
-    shapes += [(BATCH_TOKENS, text.hidden_size, text.hidden_size)] * 3
+    shapes += [(BATCH_TOKENS["ours"], text.hidden_size, text.hidden_size)] * 3
     shapes += [(attended, text.hidden_size, text.intermediate_size)] * 2 + [(attended, text.intermediate_size, text.hidden_size)]
     ceiling = floor.matmul_ceiling(shapes, torch.bfloat16)
     weights = sum(parameter.numel() for parameter in AutoModel.from_config(open_checkpoint(str(folder)).config).to("meta").parameters())
@@ -218,7 +221,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=24)
     parser.add_argument("--plain-samples", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--ways", nargs="*", default=["ours", "plain-1", "plain-8"])
+    parser.add_argument("--ways", nargs="*", default=["ours", "ours-1", "plain-1", "plain-8"])
     parser.add_argument("--one-way", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -231,19 +234,9 @@ def main() -> None:
         folder = Path(name)
         make_checkpoint(folder, options.shapes, options.layers)
         for way in options.ways:
-            samples = options.samples if way == "ours" else options.plain_samples
-            command = [
-                sys.executable,
-                __file__,
-                "--one-way",
-                way,
-                "--folder",
-                name,
-                "--samples",
-                str(samples),
-                "--threads",
-                str(options.threads),
-            ]
+            samples = options.samples if way in BATCH_TOKENS else options.plain_samples
+            options_of_it = ["--folder", name, "--samples", str(samples), "--threads", str(options.threads)]
+            command = [sys.executable, __file__, "--one-way", way, *options_of_it]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
             if done.returncode:
                 print(f"{way}: ended with code {done.returncode}, killed for memory if it is -9", flush=True)
@@ -252,12 +245,13 @@ def main() -> None:
             print({key: round(value, 3) if isinstance(value, float) else value for key, value in results[way].items()}, flush=True)
         features = {way: np.load(folder / f"{way}.npy") for way in results}
     ratios = {}
-    for way in results.keys() - {"ours"}:
-        same = features["ours"][: options.plain_samples]
+    for way in BESIDE.keys() & results.keys():
+        ours_way = BESIDE[way]
+        same = features[ours_way][: options.plain_samples]
         ratios[way] = {
-            "times_faster": results[way]["cpu_seconds_per_sample"] / results["ours"]["cpu_seconds_per_sample"],
-            "times_less_memory": results[way]["peak_allocated_mib"] / results["ours"]["peak_allocated_mib"],
-"worst_cosine": worst_cosine(same, features[way]),
+            "times_faster": results[way]["cpu_seconds_per_sample"] / results[ours_way]["cpu_seconds_per_sample"],
+            "times_less_memory": results[way]["peak_mib"] / results[ours_way]["peak_mib"],
+            "worst_cosine": worst_cosine(same, features[way]),
         }  # fmt: skip
         print(way, {key: round(value, 5) for key, value in ratios[way].items()}, flush=True)
     print_record(

@@ -167,7 +167,7 @@ class Represent:
 
 
 def run(config: str | os.PathLike[str] | Mapping[str, Any] | JobConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The whole job, as `scalselect run`; answers what `run.json` holds. Progress goes to stderr.
+    """The whole job, as `scalselect run`; returns what `run.json` holds. Progress goes to stderr.
 
     `config` is a YAML file (a path, or any fsspec URI), its content as a dict, or a `JobConfig`; `overrides` are written
     `dotted.key=value`. A Ray that is up is used (a cluster by RAY_ADDRESS, too); else one is started here and ended again.

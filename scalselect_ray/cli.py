@@ -25,7 +25,7 @@ _END_S = 8  # an interrupted process is gone by then
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb and answers its exit code."""
+    """Runs one verb and returns its exit code."""
     parser = command_line()
     argcomplete.autocomplete(parser)  # ends the process here when a shell asks what could be typed
     options = parser.parse_args(arguments)
@@ -204,11 +204,12 @@ def _clean(options: argparse.Namespace, console: Console) -> Any:
 
 
 def _report(options: argparse.Namespace, console: Console) -> Any:
+    from scalselect_ray.cluster.pages import make_comparison, make_report
     from scalselect_ray.cluster.session import own_errors, session
-    from scalselect_ray.report.writing import find_run, make_comparison, make_report
+    from scalselect_ray.runs import Runs
 
     output = storage.absolute(options.output)
-    records = [find_run(output, name) for name in options.compare or [options.run]]
+    records = [Runs(output).find(name) for name in options.compare or [options.run]]
     out = storage.absolute(options.out) if options.out else None
     with session(), own_errors():
         uri = make_comparison(output, records[0], records[1], out) if options.compare else make_report(output, records[0], out)
@@ -219,9 +220,9 @@ def _report(options: argparse.Namespace, console: Console) -> Any:
 def _export(options: argparse.Namespace, console: Console) -> Any:
     is_config = options.output.endswith((".yaml", ".yml"))
     output = load_config(options.output).output if is_config else storage.absolute(options.output)
-    from scalselect_ray.exports import export
+    from scalselect_ray.cluster.exporting import export
 
-    return export(output, None if options.run == "latest" else options.run, options.to, options.out, options.images, console)
+    return export(output, options.run, options.to, options.out, options.images, console)
 
 
 def _demo(options: argparse.Namespace, console: Console) -> Any:

@@ -31,7 +31,7 @@ _TEMPLATE = (
 
 
 def make_demo(folder: str) -> str:
-    """Writes corpus, images, model and config below `folder`; answers the config's path. The same bytes each time."""
+    """Writes corpus, images, model and config below `folder`; returns the config's path. The same bytes each time."""
     root = Path(folder)
     make_corpus(root / "corpus", _SAMPLES)
     if not (root / "model" / "model.safetensors").exists():

@@ -14,13 +14,13 @@ from importlib.metadata import version
 from typing import Any
 
 from scalselect_ray import __version__, storage
+from scalselect_ray.cluster.pages import write_report
 from scalselect_ray.config import JobConfig, budgets_of, quotas_of, to_yaml
 from scalselect_ray.console import Console, counted
 from scalselect_ray.corpus import CorpusFile, Slice, list_files, plan_file
 from scalselect_ray.errors import CorpusError, DamagedObjectError, OutputError, TooManyRejectsError
 from scalselect_ray.features import FeatureStore
 from scalselect_ray.plan import Plan, make_plan, rows_of
-from scalselect_ray.report.writing import write_report
 from scalselect_ray.run_tables import rejects_uri, text_only_uri
 from scalselect_ray.runs import Runs
 from scalselect_ray.selection import resolve_budget
@@ -30,7 +30,7 @@ _SHOWN = 10  # unreadable files that are named
 
 
 def run(config: JobConfig, console: Console | None = None) -> dict[str, Any]:
-    """One selection; answers what `run.json` holds. Raises ScalSelectError with the exit code of its kind."""
+    """One selection; returns what `run.json` holds. Raises ScalSelectError with the exit code of its kind."""
     from scalselect_ray.cluster.preflight import check_shared
     from scalselect_ray.cluster.session import own_errors, session
 
@@ -54,28 +54,25 @@ def run(config: JobConfig, console: Console | None = None) -> dict[str, Any]:
 
 def _select(config: JobConfig, files: Sequence[CorpusFile], store: FeatureStore, console: Console) -> dict[str, Any]:
     from scalselect_ray.cluster import reduction, rejects, scoring, selecting
-    from scalselect_ray.cluster.comparing import compare
     from scalselect_ray.cluster.extraction import extract
-    from scalselect_ray.cluster.metrics import StageSeconds
+    from scalselect_ray.cluster.metrics import Stages
 
     started = time.time()
     runs = Runs(store.output)
-    seconds = StageSeconds()
+    stages = Stages(console)
 
-    with console.stage("plan", len(files), "files") as stage:
+    with stages("plan", len(files), "files") as stage:
         plan = make_plan(files, store.committed(), lambda some: _plan_on_cluster(some, stage.advance))
         stage.advance(len(files) - stage.done)  # the others are known from their committed slices
-        seconds["plan"] = stage.seconds
     _check_plan(plan, console)
     console.note(_what_is_to_do(plan, store))
 
     if plan.todo:
-        with console.stage("extract", plan.todo_rows, "samples") as stage:
+        with stages("extract", plan.todo_rows, "samples") as stage:
             for committed in extract(plan.todo, store, config.extractor, config.workers):
                 stage.advance(committed.rows, committed.rejected)
                 if stage.rejects > config.rejects.max_fraction * plan.rows:
                     break  # it cannot come back below the line: no more is paid for
-            seconds["extract"] = stage.seconds
             _check_rejects(config, plan, stage.rejects, store)
 
     run_id = _run_id(config, store, plan)
@@ -84,7 +81,7 @@ def _select(config: JobConfig, files: Sequence[CorpusFile], store: FeatureStore,
     stored = reduction.find_stored(store, plan.slice_ids)
     reused = set(stored.slice_ids) if stored else set()
     new = [slice_id for slice_id in plan.slice_ids if slice_id not in reused]
-    with console.stage("reduce", len(new), "slices") as stage:
+    with stages("reduce", len(new), "slices") as stage:
         moments, moments_id = reduction.moments_of(store, _groups(new, config), config.reduce.fan_in, stored, stage.advance)
         subspace, facts = reduction.solve(
             config.subspace,
@@ -92,30 +89,22 @@ def _select(config: JobConfig, files: Sequence[CorpusFile], store: FeatureStore,
             lambda transform: reduction.reduce_moments(store, groups, config.reduce.fan_in, transform),
             storage.join(folder, "subspace.safetensors"),
         )
-        seconds["reduce"] = stage.seconds
 
-    with console.stage("score", len(plan.slice_ids), "slices") as stage:
+    with stages("score", len(plan.slice_ids), "slices") as stage:
         scored = scoring.score(store, groups, subspace, storage.join(folder, "scores"), stage.advance)
-        seconds["score"] = stage.seconds
     _check_rejects(config, plan, sum(count for reason, count in scored.reasons.items() if reason != "text_only"), store)
     if not scored.count:
         raise CorpusError(f"none of the {plan.rows:,} samples could be scored; see the reasons below {store.folder}")
 
-    with console.stage("select", 1, "manifest") as stage:
+    with stages("select", 1, "manifest") as stage:
         budgets = {str(budget): resolve_budget(budget, scored.count) for budget in budgets_of(config.selection)}
         by_source = selecting.select(scored, max(budgets.values()), quotas_of(config.selection), storage.join(folder, "manifest"))
         chosen = sum(by_source.values())
         text_only_share = _text_only_share(config, chosen, scored.count)
         kept = rejects.keep_text_only(scored.rejects, text_only_share, text_only_uri(folder), chosen + 1)
         rejects.write_rejects(scored.rejects, text_only_share, rejects_uri(folder))
-        previous = runs.latest_with(store.extractor_id)
-        most = max(chosen, runs.record(previous).get("chosen", 0)) if previous else 0
-        found = compare(folder, runs.folder(previous), most) if previous else None
-        if previous and not found:
-            console.warn(f"the results of run {previous} are damaged: what has changed since then cannot be told")
-        change = {"previous": previous, **found} if found else None
+        change = _change(runs, store, folder, chosen, console)
         stage.advance(1)
-        seconds["select"] = stage.seconds
 
     storage.write(storage.join(folder, "config.yaml"), to_yaml(config).encode())
     record = {
@@ -137,8 +126,8 @@ def _select(config: JobConfig, files: Sequence[CorpusFile], store: FeatureStore,
         "energy_captured": facts["captured"],
         "score_sum": scored.total,
         "slices": {"total": len(plan.slice_ids), "extracted": len(plan.todo), "moments_reused": len(reused)},
-        "samples_per_second": round(plan.todo_rows / seconds["extract"], 3) if plan.todo else None,
-        "seconds": {name: round(value, 3) for name, value in seconds.items()} | {"total": round(time.time() - started, 3)},
+        "samples_per_second": round(plan.todo_rows / stages.seconds["extract"], 3) if plan.todo else None,
+        "seconds": {name: round(value, 3) for name, value in stages.seconds.items()} | {"total": round(time.time() - started, 3)},
         "versions": {name: version(name) for name in ("ray", "torch", "transformers", "numpy", "pyarrow")} | {"scalselect": __version__},
     }
     write_report(store.output, record, console)
@@ -219,6 +208,20 @@ def _groups(slice_ids: Sequence[str], config: JobConfig) -> list[list[str]]:
 
     runs = consecutive_groups([rows_of(slice_id) for slice_id in slice_ids], config.reduce.leaf_rows)
     return [list(slice_ids[run.start : run.stop]) for run in runs]
+
+
+def _change(runs: Runs, store: FeatureStore, folder: str, chosen: int, console: Console) -> dict[str, Any] | None:
+    """What is other than in the newest run with this extractor; None where there is none, or its results are damaged."""
+    from scalselect_ray.cluster.comparing import compare
+
+    previous = runs.latest_with(store.extractor_id)
+    if previous is None:
+        return None
+    found = compare(folder, runs.folder(previous), max(chosen, runs.record(previous).get("chosen", 0)))
+    if found is None:
+        console.warn(f"the results of run {previous} are damaged: what has changed since then cannot be told")
+        return None
+    return {"previous": previous, **found}
 
 
 def _text_only_share(config: JobConfig, budget: int, scored: int) -> float:

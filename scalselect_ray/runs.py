@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from scalselect_ray import storage
+from scalselect_ray.errors import OutputError
 
 _RUN_ID = re.compile(r"^\d{8}T\d{9}Z-[0-9a-f]{8}$")
 
@@ -42,6 +43,17 @@ class Runs:
     def latest(self) -> str | None:
         """Id of the newest finished run."""
         return read_object(storage.join(self.output, "latest.json")).get("run_id")
+
+    def find(self, name: str) -> dict[str, Any]:
+        """What `run.json` of a finished run says; `name` is its id, or latest. Raises OutputError."""
+        run_id, known = self.latest() if name == "latest" else name, self.names()
+        record = self.record(run_id) if run_id in known else {}
+        if not record:
+            finished = [other for other in known[::-1][:20] if self.record(other)]
+            has = f"finished runs, newest first: {', '.join(finished)}" if finished else "it has no finished run"
+            state = "is not finished" if run_id in known else "is not there"
+            raise OutputError(f"{storage.redact(self.output)}: run {name} {state}; {has}; give the `output` of a config")
+        return record
 
     def latest_with(self, extractor_id: str) -> str | None:
         """Id of the newest finished run, where it is one of this extractor: what a new run is compared with."""

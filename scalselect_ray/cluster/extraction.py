@@ -42,7 +42,7 @@ class Committed:
 
 
 def extract(slices: Sequence[Slice], store: FeatureStore, extractor: ExtractorConfig, workers: WorkersConfig) -> Iterator[Committed]:
-    """Extracts and commits every slice; answers one by one as they are committed, in any order."""
+    """Extracts and commits every slice; yields one by one as they are committed, in any order."""
     cpus, gpus = cluster_cpus(), cluster_gpus()
     gpus_each = workers.gpus_per_extractor if workers.gpus_per_extractor is not None else float(gpus > 0)
     room = int(gpus / gpus_each) if gpus_each else (cpus - 1) // workers.cpus_per_extractor

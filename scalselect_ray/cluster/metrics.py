@@ -6,9 +6,13 @@ Metrics are made in each process when they are first written, and sent by Ray no
 
 import functools
 from collections import Counter as Tally
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pyarrow as pa
 from ray.util.metrics import Counter, Histogram
+
+from scalselect_ray.console import Console, Stage
 
 _SECONDS = [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000]
 _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -53,13 +57,22 @@ def committed(table: pa.Table, size: int) -> None:
             _counter("rejects").inc(count, {"source": source, "reason": reason})
 
 
-class StageSeconds(dict[str, float]):
-    """Seconds by stage of a run, each shown as it is set."""
+class Stages:
+    """The stages of a run: on a console while they last, their seconds here and in the metrics once they end."""
 
-    def __setitem__(self, stage: str, seconds: float) -> None:
-        super().__setitem__(stage, seconds)
-        if seconds > 0:
-            _counter("stage_seconds").inc(seconds, {"stage": stage})
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str, total: int, unit: str) -> Iterator[Stage]:
+        with self._console.stage(name, total, unit) as stage:
+            try:
+                yield stage
+            finally:
+                self.seconds[name] = stage.seconds
+                if stage.seconds > 0:
+                    _counter("stage_seconds").inc(stage.seconds, {"stage": name})
 
 
 @functools.cache

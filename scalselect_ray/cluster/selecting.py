@@ -41,7 +41,7 @@ _DEAL_ROWS = 4_000_000  # scores of which one task deals out the chosen
 
 
 def select(scored: Scored, budget: int, quotas: Quotas, folder: str) -> dict[str, int]:
-    """Writes the best samples to `folder`/NNNNN.parquet in rank order, `budget` of them unless caps forbid it; answers the count chosen
+    """Writes the best samples to `folder`/NNNNN.parquet in rank order, `budget` of them unless caps forbid it; returns the count chosen
     of each source. With quotas each source is a group with a cut of its own; without, everything is one group, named None.
     """
     cuts = _cuts(scored, _shares(scored, budget, quotas) if quotas else {None: budget})

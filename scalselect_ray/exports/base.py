@@ -169,7 +169,7 @@ class Format(ABC):
 
     @abstractmethod
     def write(self, items: Iterator[Any], part: Part, stream: BinaryIO) -> int:
-        """Writes one part and answers the number of its items."""
+        """Writes one part and returns the number of its items."""
 
     @abstractmethod
     def finish(self, finish: Finish) -> Usage:

@@ -15,7 +15,6 @@ from scalselect_ray.console import Console
 from scalselect_ray.corpus import slice_range
 from scalselect_ray.errors import CorpusError
 from scalselect_ray.features import FeatureStore, features_of
-from scalselect_ray.report.writing import find_run
 from scalselect_ray.run_tables import part_uris, read_batches, rejects_uri, text_only_uri
 from scalselect_ray.runs import Runs
 from scalselect_ray.subspace import Subspace, decomposition
@@ -75,8 +74,8 @@ class Explanation:
 
 
 def explain(output: str, wanted: str, run: str, console: Console) -> dict[str, Any]:
-    """Prints and answers why the sample that `wanted` names has its score; when several have that id, answers which."""
-    record = find_run(output, run)
+    """Prints and returns why the sample that `wanted` names has its score; when several have that id, which these are."""
+    record = Runs(output).find(run)
     folder = Runs(output).folder(record["run_id"])
     matches = _matches(folder, wanted)
     if not matches:

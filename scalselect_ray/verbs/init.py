@@ -50,7 +50,7 @@ class Seen:
 
 
 def init(paths: Sequence[str], model: str | None, out: str, console: Console) -> dict[str, Any]:
-    """Writes a config for the corpus at `paths`, with what was seen of it in comments; answers what was seen."""
+    """Writes a config for the corpus at `paths`, with what was seen of it in comments; returns what was seen."""
     uri = storage.absolute(out)
     if storage.exists(uri):
         raise ConfigError(f"{storage.redact(out)} already exists and was left as it is; choose another name with --out")
@@ -142,7 +142,7 @@ def _first_rows(form: Format, file: CorpusFile) -> tuple[list[object], tuple[int
 
 
 def _look_at(record: object, seen: Seen) -> Iterator[str]:
-    """Counts what one row is; answers the paths of its images."""
+    """Counts what one row is; returns the paths of its images."""
     if isinstance(record, Broken):
         _reject(seen, record.reason, record.message)
         return

@@ -11,7 +11,7 @@ from scalselect_ray.runs import Runs, read_object
 
 
 def status(given: str, console: Console) -> dict[str, Any]:
-    """Prints and answers what lies below an output folder."""
+    """Prints and returns what lies below an output folder."""
     output = storage.absolute(given)
     known = Runs(output)
     latest = known.latest()

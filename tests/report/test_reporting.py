@@ -13,8 +13,8 @@ from conftest import GOLDEN, write_config
 
 from scalselect_ray import storage
 from scalselect_ray.cli import main
+from scalselect_ray.cluster import pages
 from scalselect_ray.cluster.reporting import gather
-from scalselect_ray.report import writing
 from scalselect_ray.report.data import TOKEN_COLUMNS, Limits, Report
 from scalselect_ray.runs import Runs
 
@@ -37,7 +37,7 @@ def corpus(tmp_path_factory) -> Path:
     (folder / "second.json").write_text(json.dumps(ROWS[::-1] * 2))
     sources = [{"name": name, "paths": [str(folder / f"{name}.json")], "image_root": str(folder)} for name in ("first", "second")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scalselect_ray.job.write_report", writing.write_report)
+        patch.setattr("scalselect_ray.job.write_report", pages.write_report)
         config = write_config(folder, sources, folder / "model", reduce={"leaf_rows": 20})
         assert main(["run", str(config)]) == 0
         more = ["selection.per_source.first.share=0.7", "selection.text_only=keep", "selection.text_only_share=1.0"]
@@ -180,7 +180,7 @@ def test_what_is_gone_is_said_and_the_rest_is_shown(corpus, tmp_path):
 
 
 def test_a_report_that_fails_does_not_fail_its_run(corpus, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("scalselect_ray.job.write_report", writing.write_report)
+    monkeypatch.setattr("scalselect_ray.job.write_report", pages.write_report)
     monkeypatch.setattr("scalselect_ray.cluster.reporting.spectrum_of", lambda *_: 1 / 0)
     shutil.copytree(corpus / "output" / "features", tmp_path / "features")  # nothing is extracted again
     assert main(["run", str(corpus / "config.yaml"), f"output={tmp_path}"]) == 0
@@ -192,7 +192,7 @@ def test_a_report_that_fails_does_not_fail_its_run(corpus, tmp_path, monkeypatch
 
 def test_a_run_in_a_bucket_has_its_page_there(s3, tmp_path, monkeypatch):
     s3.clear()
-    monkeypatch.setattr("scalselect_ray.job.write_report", writing.write_report)
+    monkeypatch.setattr("scalselect_ray.job.write_report", pages.write_report)
     object_store.upload(GOLDEN / "llava" / "images", "s3://bucket/reported/images")
     storage.write("s3://bucket/reported/some.json", json.dumps(ROWS[:6]).encode())
     source = {"name": "some", "paths": ["s3://bucket/reported/some.json"]}

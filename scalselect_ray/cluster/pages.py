@@ -19,7 +19,7 @@ def write_report(output: str, record: Mapping[str, Any], console: Console) -> No
 
 
 def make_report(output: str, record: Mapping[str, Any], uri: str | None = None) -> str:
-    """Writes the page of a run, by default its `report.html`; answers its URI. Ray must be up."""
+    """Writes the page of a run, by default its `report.html`; returns its URI. Ray must be up."""
     from scalselect_ray.cluster.reporting import gather
     from scalselect_ray.report.page import render
 
@@ -29,7 +29,7 @@ def make_report(output: str, record: Mapping[str, Any], uri: str | None = None) 
 
 
 def make_comparison(output: str, a: Mapping[str, Any], b: Mapping[str, Any], uri: str | None) -> str:
-    """Writes the page of run A beside run B, by default next to A; answers its URI. Ray must be up."""
+    """Writes the page of run A beside run B, by default next to A; returns its URI. Ray must be up."""
     from scalselect_ray.cluster.comparing import compare
     from scalselect_ray.cluster.reporting import gather
     from scalselect_ray.report.page import render_comparison
@@ -42,16 +42,3 @@ def make_comparison(output: str, a: Mapping[str, Any], b: Mapping[str, Any], uri
     uri = uri or storage.join(folders[0], f"compared-with-{b['run_id']}.html")
     storage.write(uri, render_comparison(gather(output, a), gather(output, b), change), "text/html; charset=utf-8")
     return uri
-
-
-def find_run(output: str, name: str) -> dict[str, Any]:
-    """What `run.json` of a finished run says; `name` is its id, or latest. Raises OutputError."""
-    runs = Runs(output)
-    run_id = runs.latest() if name == "latest" else name
-    known = runs.names()
-    record = runs.record(run_id) if run_id in known else {}
-    if not record:
-        finished = [other for other in known[::-1][:20] if runs.record(other)]
-        state = "is not finished" if run_id in known else "is not there"
-        raise OutputError(f"{storage.redact(output)}: run {name} {state}; finished runs, newest first: {', '.join(finished) or 'none'}")
-    return record

@@ -12,7 +12,7 @@ from mixed_corpus import Selected
 
 from scalselect_ray import storage
 from scalselect_ray.cli import main
-from scalselect_ray.exports import flow
+from scalselect_ray.cluster import exporting
 from scalselect_ray.exports.formats.webdataset import WebDatasetShards
 
 
@@ -29,8 +29,8 @@ def test_how_the_work_is_cut_changes_no_byte(name, mixed, tmp_path, monkeypatch)
     monkeypatch.setattr(WebDatasetShards, "part_rows", 20)
     images = ["--images", "copy"] if name == "llava" else []
     assert export(mixed, name, tmp_path / "a" / "x", *images) == 0
-    monkeypatch.setattr(flow, "_TASK_ROWS", 3)
-    monkeypatch.setattr(flow, "_PART_ROWS", 7)
+    monkeypatch.setattr(exporting, "_TASK_ROWS", 3)
+    monkeypatch.setattr(exporting, "_PART_ROWS", 7)
     assert export(mixed, name, tmp_path / "b" / "x", *images) == 0
     first, second = files(tmp_path / "a" / "x"), files(tmp_path / "b" / "x")
     first.pop("export.json"), second.pop("export.json")

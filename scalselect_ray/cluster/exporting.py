@@ -15,6 +15,7 @@ import pyarrow as pa
 import ray
 
 from scalselect_ray import storage
+from scalselect_ray.cluster.chosen import FILE_ROWS, Chosen, count_wanted, wanted
 from scalselect_ray.cluster.preflight import missing_by_node
 from scalselect_ray.cluster.session import own_errors, session
 from scalselect_ray.cluster.tasks import completed, in_order
@@ -24,6 +25,7 @@ from scalselect_ray.corpus import CorpusFile, Slice, list_files, plan_file, read
 from scalselect_ray.corpus.formats import UnreadableFileError, format_of
 from scalselect_ray.corpus.formats.webdataset import WebDataset
 from scalselect_ray.errors import ConfigError, CorpusError, OutputError
+from scalselect_ray.exports import FORMATS
 from scalselect_ray.exports.base import (
     SPOOL,
     Finish,
@@ -38,7 +40,6 @@ from scalselect_ray.exports.base import (
     common_folder,
     join_parts,
 )
-from scalselect_ray.exports.chosen import FILE_ROWS, Chosen, count_wanted, wanted
 from scalselect_ray.exports.rows import copy_images, fetch_images, read_rows
 from scalselect_ray.exports.spool import Run, RunWriter, merged
 from scalselect_ray.features import FeatureStore
@@ -67,10 +68,11 @@ class Export:
         return {"run_id": self.run_id, "to": self.name, "images": self.mode}
 
 
-def export(output: str, run_id: str | None, name: str, target: str, images: str | None, console: Console) -> dict[str, Any]:
-    """Writes one run's selection for one trainer; answers what `export.json` holds. Raises ScalSelectError."""
-    from scalselect_ray.exports.formats import FORMATS
+def export(output: str, run_id: str, name: str, target: str, images: str | None, console: Console) -> dict[str, Any]:
+    """Writes the selection of a finished run (its id, or latest) for one trainer; returns what `export.json` holds.
 
+    Raises ScalSelectError.
+    """
     known = FORMATS.get(name)
     if known is None:
         listed = "".join(f"\n  {format_name:<15}{each.about}" for format_name, each in FORMATS.items())
@@ -80,8 +82,8 @@ def export(output: str, run_id: str | None, name: str, target: str, images: str 
         raise ConfigError(f"export to {name} does not support --images {images}: {can}")
     mode = Images(images) if images is not None else next(iter(known.modes), None)
     runs = Runs(output)
-    run_id, record = _finished_run(runs, run_id)
-    work = Export(run_id, runs.folder(run_id), name, known, mode, storage.absolute(target))
+    record = runs.find(run_id)
+    work = Export(record["run_id"], runs.folder(record["run_id"]), name, known, mode, storage.absolute(target))
     config = _config_of(work)
     _check_target(work)
     with session(), own_errors():
@@ -105,17 +107,6 @@ def export(output: str, run_id: str | None, name: str, target: str, images: str 
             if usage.smaller and not config.selection.per_source:
                 usage = replace(usage, lines=[*usage.lines, f"a smaller budget: {usage.smaller}"])
     return _commit(work, chosen.count, written, usage, console)
-
-
-def _finished_run(runs: Runs, run_id: str | None) -> tuple[str, dict[str, Any]]:
-    wanted = run_id or runs.latest()
-    record = runs.record(wanted) if wanted and "/" not in wanted else {}
-    if not wanted or not record:
-        finished = [name for name in runs.names() if runs.record(name)]
-        has = f"it has {', '.join(finished[-5:])}" if finished else "it has none"
-        what = f"no finished run {run_id}" if run_id else "no finished run"
-        raise OutputError(f"{storage.redact(runs.output)}: {what} ({has}); give the `output` of a config, or the config itself")
-    return wanted, record
 
 
 def _config_of(work: Export) -> JobConfig:
