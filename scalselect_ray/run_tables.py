@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,6 +10,18 @@ import pyarrow.parquet as pq
 
 from scalselect_ray import storage
 from scalselect_ray.errors import DamagedObjectError, StorageError
+
+
+class Key(NamedTuple):
+    """What a sample of a run is known by; an id may be missing, or not its own."""
+
+    source: str
+    shard: str
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.source}:{storage.redact(self.shard)}:{self.row}"
+
 
 KEYS = [("source", pa.string()), ("shard", pa.string()), ("row", pa.int64()), ("id", pa.string())]
 SCORES = pa.schema([*KEYS, ("score", pa.float64())], metadata={"format": "scalselect.scores/1"})

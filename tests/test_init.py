@@ -81,7 +81,7 @@ def test_a_file_that_is_there_is_never_overwritten(tmp_path: Path, capsys: pytes
     (tmp_path / "train.json").write_text(json.dumps([{"image": "1.jpg", "conversations": TURNS}]))
     (tmp_path / "c.yaml").write_text("mine")
     assert main(["init", str(tmp_path / "train.json"), "--out", str(tmp_path / "c.yaml")]) == 2
-    assert "is there already" in errors(capsys)
+    assert "already exists and was left as it is" in errors(capsys)
     assert (tmp_path / "c.yaml").read_text() == "mine"
 
 

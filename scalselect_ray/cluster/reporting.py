@@ -21,7 +21,6 @@ from scalselect_ray.errors import ScalSelectError
 from scalselect_ray.features import FeatureStore
 from scalselect_ray.report.data import (
     TOKEN_COLUMNS,
-    Key,
     Limits,
     Line,
     RejectExample,
@@ -36,7 +35,7 @@ from scalselect_ray.report.data import (
     strata_of,
     token_statistics,
 )
-from scalselect_ray.run_tables import part_uris, read_batches, read_part, rejects_uri
+from scalselect_ray.run_tables import Key, part_uris, read_batches, read_part, rejects_uri
 from scalselect_ray.subspace import decomposition
 
 _STAT_SLICES = 256  # whose token counts are read: their rows stand for the corpus

@@ -13,8 +13,9 @@ from scalselect_ray.config import JobConfig, parse_config
 from scalselect_ray.corpus import CorpusFile, Reject, Sample, SampleRejectedError, list_files, load_image, read_rows
 from scalselect_ray.corpus.formats import UnreadableFileError
 from scalselect_ray.errors import ScalSelectError
-from scalselect_ray.report.data import Card, Key, Picture, Row
+from scalselect_ray.report.data import Card, Picture, Row
 from scalselect_ray.report.gallery import MAX_PICTURES, draw_overlay, picture_of, turns_of
+from scalselect_ray.run_tables import Key
 
 _SECONDS_TO_READ, _SECONDS_TO_DRAW = 90.0, 240.0  # after which a report goes without
 _SHOWN = {"best": 8, "just in": 4, "just out": 4, "worst": 8}  # cards by stratum

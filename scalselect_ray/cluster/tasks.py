@@ -1,5 +1,6 @@
 """Many tasks, a bounded number of them at a time, and what becomes of their results."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -8,7 +9,8 @@ import ray
 from scalselect_ray.cluster.session import cluster_cpus
 
 Arguments = Sequence[tuple[Any, ...]]
-_LEAST = 32
+_LEAST = 32  # tasks in flight
+_LOOK_S = 2.0  # between two looks at the cluster
 
 
 def completed(function: Any, arguments: Arguments) -> Iterator[tuple[int, Any]]:
@@ -18,8 +20,10 @@ def completed(function: Any, arguments: Arguments) -> Iterator[tuple[int, Any]]:
     """
     waiting = list(enumerate(arguments))[::-1]
     running: dict[Any, tuple[int, Any]] = {}
+    limit, until = 0, 0.0
     while waiting or running:
-        limit = max(2 * cluster_cpus(), _LEAST)
+        if time.monotonic() >= until:  # the cluster may have grown
+            limit, until = max(2 * cluster_cpus(), _LEAST), time.monotonic() + _LOOK_S
         while waiting and len(running) < limit:
             place, items = waiting.pop()
             refs = function.remote(*items)

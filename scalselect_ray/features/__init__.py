@@ -1,5 +1,5 @@
 """The feature store: commit, list, read."""
 
-from scalselect_ray.features.store import FeatureStore, feature_table, features_of
+from scalselect_ray.features.store import COUNTS, FeatureStore, feature_table, features_of
 
-__all__ = ["FeatureStore", "feature_table", "features_of"]
+__all__ = ["COUNTS", "FeatureStore", "feature_table", "features_of"]

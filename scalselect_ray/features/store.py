@@ -14,7 +14,7 @@ from scalselect_ray import seal, storage
 from scalselect_ray.errors import DamagedObjectError, StorageError
 
 _FORMAT = "scalselect.features/2"
-_COUNTS = ("num_tokens", "num_vision_tokens", "num_query_tokens", "num_attended_tokens")
+COUNTS = ("num_tokens", "num_vision_tokens", "num_query_tokens", "num_attended_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def feature_table(rows: Sequence[Mapping[str, Any]], dim: int) -> pa.Table:
             ("id", pa.string()),
             ("reason", pa.string()),
             ("message", pa.string()),
-            *((name, pa.int32()) for name in _COUNTS),
+            *((name, pa.int32()) for name in COUNTS),
         ]
     )
     table = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema)

@@ -14,19 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from scalselect_ray.run_tables import Key
+
 TOKEN_COLUMNS = ("num_tokens", "num_vision_tokens", "num_attended_tokens")
 _STEPS = 32  # bins of a score count per doubling of the score
 _ZERO = -(1 << 30)  # the bin of the score 0
 _BINS = 72  # of a drawn histogram, at most
 _TAIL = 0.001  # share of the scores that may lie left of a drawn histogram
-
-
-class Key(NamedTuple):
-    """What a sample is known by."""
-
-    source: str
-    shard: str
-    row: int
 
 
 @dataclass(frozen=True, slots=True)

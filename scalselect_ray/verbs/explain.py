@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,26 +14,14 @@ from scalselect_ray import storage
 from scalselect_ray.console import Console
 from scalselect_ray.corpus import slice_range
 from scalselect_ray.errors import CorpusError
-from scalselect_ray.features import FeatureStore, features_of
-from scalselect_ray.run_tables import part_uris, read_batches, rejects_uri, text_only_uri
+from scalselect_ray.features import COUNTS, FeatureStore, features_of
+from scalselect_ray.run_tables import Key, part_uris, read_batches, rejects_uri, text_only_uri
 from scalselect_ray.runs import Runs
 from scalselect_ray.subspace import Subspace, decomposition
 
 _THREADS = 16  # that look for the sample's feature file
 _MOST_MATCHES = 50  # that are listed
 _MOST_DIRECTIONS = 10  # that are shown
-_COUNTS = ("num_tokens", "num_vision_tokens", "num_query_tokens", "num_attended_tokens")
-
-
-class Key(NamedTuple):
-    """What a sample is known by."""
-
-    source: str
-    shard: str
-    row: int
-
-    def __str__(self) -> str:
-        return f"{self.source}:{storage.redact(self.shard)}:{self.row}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +118,7 @@ def _explain(output: str, record: Mapping[str, Any], folder: str, match: Match) 
         rank,
         line,
         total / scored,
-        None if row is None else {name: row[name] for name in _COUNTS},
+        None if row is None else {name: row[name] for name in COUNTS},
         [
             Direction(
                 place + 1, float(contribution_K[place]), _part(contribution_K[place], match.score), _part(energy_D[place], energy_D.sum())
@@ -186,7 +174,7 @@ def _features_row(store: FeatureStore, match: Match, subspace: Subspace) -> tupl
     """
     assert match.score is not None
     for slice_id in _holding(store, match.key):
-        table = store.read(slice_id, ["row", "reason", *_COUNTS, "feature"])
+        table = store.read(slice_id, ["row", "reason", *COUNTS, "feature"])
         table = table.filter(pc.and_(pc.equal(table["row"], match.key.row), pc.is_null(table["reason"])))
         if len(table):
             y_D = subspace.transform(features_of(table))[0]
@@ -248,7 +236,7 @@ def _show(found: Explanation, record: Mapping[str, Any], console: Console) -> No
     if found.tokens is None:
         facts["tokens"] = "not known: its feature file is gone; the next run makes it anew"
     else:
-        total, vision, query, attended = (found.tokens[name] for name in _COUNTS)
+        total, vision, query, attended = (found.tokens[name] for name in COUNTS)
         facts["tokens"] = (
             f"{total:,}: {vision:,} vision, {query:,} query; {attended:,} of the vision tokens are attended and make the feature"
         )

@@ -80,7 +80,7 @@ def test_memory_of_the_device_is_given_back_before_the_next_try(extractor, prepa
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(extractor, "_represent", too_large)
-    monkeypatch.setattr(extractor, "_device", mock.Mock(type="cuda"))
+    monkeypatch.setattr(extractor, "device", mock.Mock(type="cuda"))
     monkeypatch.setattr(torch, "ones", mock.Mock())
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: happened.append(["emptied", *(ref() for ref in held)]))
     assert len(extractor(prepared[:2])) == 2

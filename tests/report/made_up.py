@@ -9,7 +9,6 @@ import pyarrow as pa
 from scalselect_ray.report.data import (
     TOKEN_COLUMNS,
     Card,
-    Key,
     Line,
     Picture,
     RejectExample,
@@ -20,6 +19,7 @@ from scalselect_ray.report.data import (
     spectrum_of,
     token_statistics,
 )
+from scalselect_ray.run_tables import Key
 
 HOSTILE = '<img src=x onerror="window.hit=1">\'"</script><script>window.hit=1</script>{{7*7}}'
 HOSTILE += "\u202e\0\ud800 \U0001f469\u200d\U0001f52c \u0645\u0631\u062d\u0628\u0627"  # right to left, NUL, half a pair, emoji, Arabic
