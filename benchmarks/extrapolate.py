@@ -38,8 +38,7 @@ def constants() -> dict[str, float]:
     last = scaling["results"][-1]
     soak = next(newest("soak"))["samples"]
     half = soak[len(soak) // 2]
-    million = next(newest("million"))
-    ledger = million["ledger"]
+    ledger = next(newest("million"))["ledger"]
     storage = next(newest("storage"))["results"]["s3"]["full"]
     return {
         "dim": scaling["dim"],
@@ -48,7 +47,7 @@ def constants() -> dict[str, float]:
         "worker_mib": last["worker_peak_mib"],
         "driver_kib_per_slice": 1024 * (soak[-1]["driver_mib"] - half["driver_mib"]) / (soak[-1]["slices"] - half["slices"]),
         "list_and_plan_us_per_slice": 1e6 * sum(ledger["seconds"][name] for name in ("list", "plan_half")) / ledger["slices"],
-        "select_us_per_row": 1e6 * million["selection"]["seconds"]["select"] / million["selection"]["rows"],
+        "select_us_per_row": 1e6 * last["select_s"] / last["rows"],
         "requests_per_slice": storage["requests"] / storage["slices"],
     }
 
