@@ -1,11 +1,11 @@
-"""What a run over 10^8 and 10^9 samples would take, from what the other benchmarks have measured: a table, and what breaks first.
+"""What a run over 10^8 and 10^9 samples would take, from what the other benchmarks have measured: a table, and what
+breaks first.
 
 python benchmarks/extrapolate.py [--samples 1e8 1e9] [--gpus 64] [--rate 60] [--cores 16] [--slice-rows 256]
 
-Every constant but two is read from the newest record of its benchmark beside this file. The two that are assumptions: `--rate`, samples a
-second that one GPU extracts, and the machine of 8 GPUs and `--cores` cores. Nothing here was run at that size. The last line of stdout is
-one JSON record.
-"""
+Every constant but two is read from the newest record of its benchmark beside this file. The two that are assumptions:
+`--rate`, samples a second that one GPU extracts, and the machine of 8 GPUs and `--cores` cores. Nothing here was run at
+that size. The last line of stdout is one JSON record."""
 
 import argparse
 import json
@@ -45,14 +45,20 @@ def constants() -> dict[str, float]:
         "core_us_per_row": last["cpu_us_per_row"],
         "solve_s": last["solve_s"],
         "worker_mib": last["worker_peak_mib"],
-        "driver_kib_per_slice": 1024 * (soak[-1]["driver_mib"] - half["driver_mib"]) / (soak[-1]["slices"] - half["slices"]),
-        "list_and_plan_us_per_slice": 1e6 * sum(ledger["seconds"][name] for name in ("list", "plan_half")) / ledger["slices"],
+        "driver_kib_per_slice": 1024
+        * (soak[-1]["driver_mib"] - half["driver_mib"])
+        / (soak[-1]["slices"] - half["slices"]),
+        "list_and_plan_us_per_slice": 1e6
+        * sum(ledger["seconds"][name] for name in ("list", "plan_half"))
+        / ledger["slices"],
         "select_us_per_row": 1e6 * last["select_s"] / last["rows"],
         "requests_per_slice": storage["requests"] / storage["slices"],
     }
 
 
-def at(samples: float, known: dict[str, float], gpus: int, rate: float, cores: int, slice_rows: int) -> dict[str, float]:
+def at(
+    samples: float, known: dict[str, float], gpus: int, rate: float, cores: int, slice_rows: int
+) -> dict[str, float]:
     """The run, by simple proportion."""
     slices, nodes = samples / slice_rows, max(1, gpus // GPUS_A_NODE)
     leaves = samples / ReduceConfig().leaf_rows
@@ -86,16 +92,22 @@ def main() -> None:
     parser.add_argument("--slice-rows", type=int, default=256)
     options = parser.parse_args()
     known = constants()
-    tables = [at(samples, known, options.gpus, options.rate, options.cores, options.slice_rows) for samples in options.samples]
+    tables = [
+        at(samples, known, options.gpus, options.rate, options.cores, options.slice_rows) for samples in options.samples
+    ]
     for name, value in known.items():
         print(f"{name:<38} {value:>14,.4g}   measured")
     print()
     for name in tables[0]:
         print(f"{name:<38}" + "".join(f"{table[name]:>16,.4g}" for table in tables))
     print_record(
-        "extrapolate", (), assumed={"gpus": options.gpus, "rate": options.rate, "cores": options.cores}, slice_rows=options.slice_rows,
-        measured=known, tables=tables,
-    )  # fmt: skip
+        "extrapolate",
+        (),
+        assumed={"gpus": options.gpus, "rate": options.rate, "cores": options.cores},
+        slice_rows=options.slice_rows,
+        measured=known,
+        tables=tables,
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """A model of the work that the method cannot do without, and this machine's ceilings to hold a measurement against.
 
-FLOPs count a multiply and an add as two, and only products of matrices: norms, activations and softmax are left to the share of the floor
-that is not reached. Written for LLaVA (CLIP tower, Llama layer); shapes are those of a transformers config.
-"""
+FLOPs count a multiply and an add as two, and only products of matrices: norms, activations and softmax are left to the
+share of the floor that is not reached. Written for LLaVA (CLIP tower, Llama layer); shapes are those of a transformers
+config."""
 
 import time
 from collections.abc import Callable
@@ -54,7 +54,11 @@ def needed_of_layer_0(config: Any, tokens: Tokens) -> dict[str, float]:
         "keys": 2.0 * tokens.all * hidden * keys,
         "values": 2.0 * (tokens.last_vision + 1) * hidden * keys,
         "attention of query rows": 2.0 * tokens.query * tokens.all * hidden,
-        "attention of attended rows": 4.0 * tokens.attended * (tokens.last_vision + 1) / 2 * hidden,  # causal: half of them on average
+        "attention of attended rows": 4.0
+        * tokens.attended
+        * (tokens.last_vision + 1)
+        / 2
+        * hidden,  # causal: half of them on average
         "output, MLP of attended rows": 2.0 * tokens.attended * (hidden**2 + 3 * hidden * text.intermediate_size),
     }
 
@@ -64,11 +68,15 @@ def whole_layer_flops(config: Any, tokens: int) -> float:
     text = config.text_config
     hidden = text.hidden_size
     keys = hidden * text.num_key_value_heads // text.num_attention_heads
-    return 2.0 * tokens * (2 * hidden**2 + 2 * hidden * keys + 3 * hidden * text.intermediate_size) + 4.0 * tokens**2 * hidden
+    return (
+        2.0 * tokens * (2 * hidden**2 + 2 * hidden * keys + 3 * hidden * text.intermediate_size)
+        + 4.0 * tokens**2 * hidden
+    )
 
 
 def best_of(times: int, function: Callable[[], Any]) -> float:
-    """CPU seconds of the shortest of some runs: a ceiling is what a core can do, not what its neighbours leave of it."""
+    """CPU seconds of the shortest of some runs: a ceiling is what a core can do, not what its neighbours leave of
+    it."""
     function()
     seconds = []
     for _ in range(times):
@@ -85,7 +93,9 @@ def matmul_ceiling(shapes: list[tuple[int, int, int]], dtype: torch.dtype) -> fl
         for rows, weight in work:
             torch.nn.functional.linear(rows, weight)
 
-    work = [(torch.randn(rows, inner, dtype=dtype), torch.randn(outer, inner, dtype=dtype)) for rows, inner, outer in shapes]
+    work = [
+        (torch.randn(rows, inner, dtype=dtype), torch.randn(outer, inner, dtype=dtype)) for rows, inner, outer in shapes
+    ]
     with torch.inference_mode():
         seconds = best_of(5, layers)
     return sum(2.0 * rows * inner * outer for rows, inner, outer in shapes) / seconds

@@ -1,11 +1,12 @@
-"""Damaged corpora and pictures through the readers, for as long as wanted: each must come out as rows and rejects, and as nothing else.
+"""Damaged corpora and pictures through the readers, for as long as wanted: each must come out as rows and rejects, and
+as nothing else.
 
 python benchmarks/fuzz_readers.py [--seconds 300] [--seed 0] [--keep FOLDER]
 
-Small real files of every format are flipped, cut, spliced and repeated; half of the time what is inside a gzip, a tar header or a PNG
-chunk, with the checksum made right again, so that the damage is not found at the door. A finding is printed with its traceback and kept
-below --keep, and makes the exit code 1. The last line of stdout is one JSON record. The tests use the same mutations, for seconds.
-"""
+Small real files of every format are flipped, cut, spliced and repeated; half of the time what is inside a gzip, a tar
+header or a PNG chunk, with the checksum made right again, so that the damage is not found at the door. A finding is
+printed with its traceback and kept below --keep, and makes the exit code 1. The last line of stdout is one JSON record.
+The tests use the same mutations, for seconds."""
 
 import argparse
 import base64
@@ -51,7 +52,20 @@ ROWS = [
     for n in range(12)
 ]
 _SLICE_ROWS = 5
-_GREEDY = (b"\xff" * 8, b"\x00" * 8, b"\x80" + b"\x00" * 7, b"\x7f" + b"\xff" * 7, b"9" * 12, b'"', b"[", b"]", b"{", b"\n", b",", b"\\")
+_GREEDY = (
+    b"\xff" * 8,
+    b"\x00" * 8,
+    b"\x80" + b"\x00" * 7,
+    b"\x7f" + b"\xff" * 7,
+    b"9" * 12,
+    b'"',
+    b"[",
+    b"]",
+    b"{",
+    b"\n",
+    b",",
+    b"\\",
+)
 
 
 @dataclass
@@ -159,7 +173,9 @@ def file_outcome(folder: Path, name: str, content: bytes) -> str:
     (folder / name).write_bytes(content)
     planned = plan_file(list_files([Source([str(folder / name)])], _SLICE_ROWS, 1 << 20)[0])
     rows = [row for unit in reading_units(planned) for _, some in read_slices(unit) for row in some]
-    assert [row.row for row in rows] == list(range(sum(part.rows for part in planned))), "scan and read count differently"
+    assert [row.row for row in rows] == list(range(sum(part.rows for part in planned))), (
+        "scan and read count differently"
+    )
     for row in rows:
         if isinstance(row, Reject):
             assert len(row.message) <= 1000
@@ -200,14 +216,18 @@ def _change_header(data: bytearray, dice: random.Random) -> None:
     if not headers:
         return
     at = dice.choice(headers)
-    start, stop = dice.choice(((0, 100), (124, 136), (124, 136), (124, 136), (156, 157), (156, 157), (157, 257), (345, 500), (482, 495)))
+    start, stop = dice.choice(
+        ((0, 100), (124, 136), (124, 136), (124, 136), (156, 157), (156, 157), (157, 257), (345, 500), (482, 495))
+    )
     size = stop - start
-    data[at + start : at + stop] = dice.choice((
-        bytes(dice.choice(b"01234567DKLNSVgx/. \0\xff\x80") for _ in range(size)),
-        (b"%0*o\0" % (size - 1, dice.choice((0, 1, 511, 512, 513, 1 << 20, 10 << 30))))[-size:],
-        b"\xff" * size,
-        (b"\x80" + bytes(size))[:size],
-    ))  # fmt: skip
+    data[at + start : at + stop] = dice.choice(
+        (
+            bytes(dice.choice(b"01234567DKLNSVgx/. \0\xff\x80") for _ in range(size)),
+            (b"%0*o\0" % (size - 1, dice.choice((0, 1, 511, 512, 513, 1 << 20, 10 << 30))))[-size:],
+            b"\xff" * size,
+            (b"\x80" + bytes(size))[:size],
+        )
+    )
     data[at + 148 : at + 156] = b" " * 8
     data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
 
@@ -249,10 +269,16 @@ def main() -> int:
             tally.outcomes[f"{name}: {outcome}"] += 1
             tally.slowest = max(tally.slowest, (time.monotonic() - begun, name))
     print_record(
-        "fuzz_readers", ("pyarrow", "pillow", "numpy"), seed=options.seed, seconds=options.seconds,
-        inputs=sum(tally.outcomes.values()), findings=tally.findings, slowest_s=round(tally.slowest[0], 3), slowest=tally.slowest[1],
+        "fuzz_readers",
+        ("pyarrow", "pillow", "numpy"),
+        seed=options.seed,
+        seconds=options.seconds,
+        inputs=sum(tally.outcomes.values()),
+        findings=tally.findings,
+        slowest_s=round(tally.slowest[0], 3),
+        slowest=tally.slowest[1],
         outcomes=dict(sorted(tally.outcomes.items())),
-    )  # fmt: skip
+    )
     return 1 if tally.findings else 0
 
 

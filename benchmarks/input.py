@@ -1,11 +1,12 @@
-"""What the input costs: samples a second that the job reads and decodes, beside a bare loop over the same files and others' loaders.
+"""What the input costs: samples a second that the job reads and decodes, beside a bare loop over the same files and
+others' loaders.
 
-python benchmarks/input.py [--nlvr ../shared/data/nlvr] [--pictures 512] [--copies 5] [--store-copies 1] [--only FORMAT ...]
-    [--readers READER ...]
+python benchmarks/input.py [--nlvr ../shared/data/nlvr] [--pictures 512] [--copies 5] [--store-copies 1]
+    [--only FORMAT ...] [--readers READER ...]
 
-Parquet, WebDataset tars and JSON beside image files; small PNG (NLVR) and JPEG of 640x480 made for it; from disk and from an S3 server.
-Every reader parses the same rows and decodes the same bytes to RGB with PIL, in a process of its own and on two cores, and hands on no
-more than a count:
+Parquet, WebDataset tars and JSON beside image files; small PNG (NLVR) and JPEG of 640x480 made for it; from disk and
+from an S3 server. Every reader parses the same rows and decodes the same bytes to RGB with PIL, in a process of its own
+and on two cores, and hands on no more than a count:
 
   bare        pyarrow, tarfile or json, and PIL, in two processes: the floor
   bare-1      the same in one process
@@ -16,10 +17,9 @@ more than a count:
   webdataset  with two workers of a `DataLoader`
   datasets    streaming, the same
 
-A rate counts from when all processes are up; what it took until then is `startup_s`. Other work on the machine hardly shows in samples by
-second of CPU time of all a reader's processes. The S3 server is moto's, over loopback, and takes its share of the same cores. The last
-line of stdout is one JSON record.
-"""
+A rate counts from when all processes are up; what it took until then is `startup_s`. Other work on the machine hardly
+shows in samples by second of CPU time of all a reader's processes. The S3 server is moto's, over loopback, and takes
+its share of the same cores. The last line of stdout is one JSON record."""
 
 import argparse
 import io
@@ -89,7 +89,9 @@ def bare_loop(format: str, path: str, root: str) -> Iterator[None]:
     """One file, a sample at a time."""
     if format == "parquet":
         file = pq.ParquetFile(path if "://" not in path else io.BytesIO(content(path)))
-        columns = [name for name in file.schema_arrow.names if name in ("id", "images", "image", "messages", "conversations")]
+        columns = [
+            name for name in file.schema_arrow.names if name in ("id", "images", "image", "messages", "conversations")
+        ]
         for batch in file.iter_batches(batch_size=64, columns=columns):
             for row in batch.to_pylist():
                 decode_row(row)
@@ -169,25 +171,27 @@ def functions(corpus: Corpus) -> Iterator[int]:
 
 def read_unit(batch: Any, extractor: Any) -> Iterator[Any]:
     """What the job's task does, with nothing in the place of the model's processor."""
-    from scalselect_ray.cluster import extraction
+    from scalselect_ray.stages import extract
     from scalselect_ray.vlm import Prepared
 
     none = np.zeros(1, dtype=np.int64)
-    extraction._preparer = lambda extractor: lambda sample, images: Prepared(none, none, none, none, {})
-    yield from extraction.prepare_unit(batch, extractor)
+    extract._preparer = lambda extractor: lambda sample, images: Prepared(none, none, none, none, {})
+    yield from extract.prepare_unit(batch, extractor)
 
 
 def job(corpus: Corpus, slice_rows: int = 256) -> Iterator[int]:
-    from scalselect_ray.cluster import extraction
     from scalselect_ray.cluster.session import session
     from scalselect_ray.config import ExtractorConfig, WorkersConfig
     from scalselect_ray.job import _plan_on_cluster
+    from scalselect_ray.stages import extract
 
     def read(files: Any) -> Iterator[int]:
-        slices = [part for planned in _plan_on_cluster([(file, []) for file in files], lambda count: None) for part in planned]
+        slices = [
+            part for planned in _plan_on_cluster([(file, []) for file in files], lambda count: None) for part in planned
+        ]
         assert not any(part.problem for part in slices)
-        with mock.patch.object(extraction, "prepare_unit", read_unit):
-            prepared = extraction.prepared_slices(slices, ExtractorConfig(model="none"), WorkersConfig(), crowded=False)
+        with mock.patch.object(extract, "prepare_unit", read_unit):
+            prepared = extract.prepared_slices(slices, ExtractorConfig(model="none"), WorkersConfig(), crowded=False)
         for batch in prepared.iter_batches(batch_size=None, batch_format="pyarrow"):
             for part in map(json.loads, batch["slice"].to_pylist()):
                 yield part["stop_row"] - part["first_row"]
@@ -204,7 +208,14 @@ def local_ray() -> Any:
 
     kept = {"idle_worker_killing_time_threshold_ms": 60_000}  # as `session` sets it
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    return ray.init("local", num_cpus=CORES, include_dashboard=False, logging_level="CRITICAL", log_to_driver=False, _system_config=kept)
+    return ray.init(
+        "local",
+        num_cpus=CORES,
+        include_dashboard=False,
+        logging_level="CRITICAL",
+        log_to_driver=False,
+        _system_config=kept,
+    )
 
 
 def ray_data(corpus: Corpus) -> Iterator[int]:
@@ -231,13 +242,22 @@ def ray_data(corpus: Corpus) -> Iterator[int]:
             paths = [path.removeprefix("s3://") for path in paths]
         if corpus.format == "parquet":
             wanted = ("id", "images", "image", "messages", "conversations")
-            columns = [name for name in pq.ParquetFile(io.BytesIO(content(corpus.paths[0]))).schema_arrow.names if name in wanted]
+            columns = [
+                name
+                for name in pq.ParquetFile(io.BytesIO(content(corpus.paths[0]))).schema_arrow.names
+                if name in wanted
+            ]
             data = ray.data.read_parquet(paths, columns=columns, **place)
         elif corpus.format == "tar":
             data = ray.data.read_webdataset(paths, decoder=None, **place)
         else:
             root = corpus.root.removeprefix("s3://")
-            images = [f"{root}/{name}" for path in paths for row in json.loads(content(_with_scheme(path, corpus))) for name in names(row)]
+            images = [
+                f"{root}/{name}"
+                for path in paths
+                for row in json.loads(content(_with_scheme(path, corpus)))
+                for name in names(row)
+            ]
             data = ray.data.read_images(images, mode="RGB", **place)
         counts = data.map_batches(decode, batch_size=COUNTED, batch_format="pyarrow")
         for batch in counts.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -294,9 +314,15 @@ def datasets(corpus: Corpus) -> Iterator[int]:
 
 
 READERS: dict[str, Callable[[Corpus], Iterator[int]]] = {
-    "bare": bare, "bare-1": bare_1, "functions": functions, "job": job, "job-1024": partial(job, slice_rows=1024), "ray.data": ray_data,
-    "webdataset": webdataset, "datasets": datasets,
-}  # fmt: skip
+    "bare": bare,
+    "bare-1": bare_1,
+    "functions": functions,
+    "job": job,
+    "job-1024": partial(job, slice_rows=1024),
+    "ray.data": ray_data,
+    "webdataset": webdataset,
+    "datasets": datasets,
+}
 
 
 def readers_of(corpus: Corpus) -> list[str]:
@@ -319,9 +345,14 @@ def measure(reader: str, corpus: Corpus) -> dict[str, Any]:
         busy_stop = cpu_seconds()
     seconds, busy = stopped - started, busy_stop - busy
     assert corpus.samples - 2 * COUNTED * CORES <= count <= corpus.samples, f"{reader} read {count} of {corpus.samples}"
-    return {"samples": count, "startup_s": round(started - begun, 1), "seconds": round(seconds, 2),
-            "samples_per_second": round(count / seconds, 1), "samples_per_core_second": round(count / busy, 1),
-            "cores_busy": round(busy / seconds, 2)}  # fmt: skip
+    return {
+        "samples": count,
+        "startup_s": round(started - begun, 1),
+        "seconds": round(seconds, 2),
+        "samples_per_second": round(count / seconds, 1),
+        "samples_per_core_second": round(count / busy, 1),
+        "cores_busy": round(busy / seconds, 2),
+    }
 
 
 def cpu_seconds() -> float:
@@ -386,14 +417,16 @@ def rows_of(path: Path) -> int:
 
 def uploaded(corpus: Corpus) -> Corpus:
     """The corpus in the bucket."""
-    from scalselect_ray import storage
+    from scalselect_ray.io import storage
 
     paths = [f"s3://bucket/{Path(path).name}" for path in corpus.paths]
     for path, uri in zip(corpus.paths, paths, strict=True):
         storage.write(uri, Path(path).read_bytes())
     root = f"s3://bucket/{corpus.name}-{corpus.format}"
     if corpus.format == "json":
-        for name in sorted({name for path in corpus.paths for row in json.loads(Path(path).read_bytes()) for name in names(row)}):
+        for name in sorted(
+            {name for path in corpus.paths for row in json.loads(Path(path).read_bytes()) for name in names(row)}
+        ):
             storage.write(f"{root}/{name}", Path(corpus.root, name).read_bytes())
     return Corpus(corpus.name, corpus.format, paths, root, corpus.samples)
 
@@ -402,7 +435,9 @@ def measured(corpora: Iterable[tuple[str, Corpus]], wanted: list[str]) -> Iterat
     for place, corpus in corpora:
         for reader in filter(wanted.__contains__, readers_of(corpus)):
             command = [sys.executable, "-W", "ignore", __file__, "--one", reader]
-            done = subprocess.run(command, input=json.dumps(asdict(corpus)), stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(
+                command, input=json.dumps(asdict(corpus)), stdout=subprocess.PIPE, text=True, check=True
+            )
             result = {"pictures": corpus.name, "format": corpus.format, "from": place, "reader": reader}
             result |= json.loads(done.stdout.splitlines()[-1])
             print("  ".join(f"{value!s:>10}" for value in result.values()), flush=True)
@@ -425,7 +460,7 @@ def main() -> None:
     import object_store
     from record import print_record
 
-    from scalselect_ray import storage
+    from scalselect_ray.io import storage
 
     with tempfile.TemporaryDirectory() as folder, object_store.serve():
         os.environ |= {"HF_HOME": f"{folder}/hf", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -9,8 +9,9 @@ SELF = Path("/proc/self")
 
 
 def memory_of(process: Path, field: str) -> int:
-    """A field of /proc/PID/status in bytes: RssAnon is what a process has allocated, VmHWM the peak of all that was resident in it, mapped
-    files and the pages of Ray's object store among it. Raises OSError where the process has gone."""
+    """A field of /proc/PID/status in bytes: RssAnon is what a process has allocated, VmHWM the peak of all that was
+    resident in it, mapped files and the pages of Ray's object store among it. Raises OSError where the process has
+    gone."""
     for line in (process / "status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == field:
@@ -20,7 +21,8 @@ def memory_of(process: Path, field: str) -> int:
 
 @contextmanager
 def peak_of(read: Callable[[], int], seconds: float) -> Iterator[dict[str, int]]:
-    """The largest of what `read` answers while the block runs, asked every few `seconds`; `bytes` is there at the end."""
+    """The largest of what `read` answers while the block runs, asked every few `seconds`; `bytes` is there at the
+    end."""
     peak, stop = {"bytes": 0}, threading.Event()
 
     def watch() -> None:

@@ -1,11 +1,11 @@
-"""A million made-up samples reduced, scored and selected, and a ledger of 100,000 feature files listed and planned: seconds, peak memory.
+"""A million made-up samples reduced, scored and selected, and a ledger of 100,000 feature files listed and planned:
+seconds, peak memory.
 
 python benchmarks/million.py [--rows 1000000] [--dim 64] [--ledger 100000]
 
-Features are written as a run would commit them, 500 rows a slice, then the job's own stages run over them. The ledger is planned twice:
-as a run finds it that has nothing to do, and as one does that died when half was committed. The last line of stdout is one JSON record;
-`within` says which of the bounds below held.
-"""
+Features are written as a run would commit them, 500 rows a slice, then the job's own stages run over them. The ledger
+is planned twice: as a run finds it that has nothing to do, and as one does that died when half was committed. The last
+line of stdout is one JSON record; `within` says which of the bounds below held."""
 
 import argparse
 import os
@@ -19,14 +19,14 @@ import numpy as np
 from record import print_record
 from scaling import SLICE_ROWS, make_slices, worker_memory
 
-from scalselect_ray import storage
-from scalselect_ray.cluster import reduction, scoring, selecting
 from scalselect_ray.cluster.session import session
 from scalselect_ray.config import SubspaceConfig
 from scalselect_ray.corpus import CorpusFile, Slice
-from scalselect_ray.features import FeatureStore
-from scalselect_ray.plan import make_plan
-from scalselect_ray.storage import FileInfo
+from scalselect_ray.io import storage
+from scalselect_ray.io.storage import FileInfo
+from scalselect_ray.stages import reduce, score, select
+from scalselect_ray.stages.plan import make_plan
+from scalselect_ray.store.features import FeatureStore
 from scalselect_ray.subspace import consecutive_groups, moments, of_rows
 
 BOUNDS = {"total_s": 120, "worker_peak_mib": 1024, "driver_peak_mib": 1024, "ledger_s": 15}
@@ -40,17 +40,21 @@ def timed(seconds: dict[str, float], name: str, call: Callable[[], Any]) -> Any:
     return answer
 
 
-def select(store: FeatureStore, folder: str, rows: int, dim: int) -> tuple[dict[str, float], dict[str, Any]]:
+def run_stages(store: FeatureStore, folder: str, rows: int, dim: int) -> tuple[dict[str, float], dict[str, Any]]:
     """The stages behind the extraction, over `rows` rows."""
     seconds: dict[str, float] = {}
     names = timed(seconds, "make", lambda: make_slices(store, 0, rows // SLICE_ROWS, dim))
     groups = [names[run.start : run.stop] for run in consecutive_groups([SLICE_ROWS] * len(names), 16_384)]
-    merged, _ = timed(seconds, "reduce", lambda: reduction.moments_of(store, groups, 8, None, lambda slices: None))
+    merged, _ = timed(seconds, "reduce", lambda: reduce.moments_of(store, groups, 8, None, lambda slices: None))
     subspace, facts = timed(
-        seconds, "solve", lambda: reduction.solve(SubspaceConfig(), merged, lambda transform: None, f"{folder}/subspace.safetensors")
+        seconds,
+        "solve",
+        lambda: reduce.solve(SubspaceConfig(), merged, lambda transform: None, f"{folder}/subspace.safetensors"),
     )
-    scored = timed(seconds, "score", lambda: scoring.score(store, groups, subspace, f"{folder}/scores", lambda slices: None))
-    chosen = timed(seconds, "select", lambda: selecting.select(scored, scored.count * 16 // 100, {}, f"{folder}/manifest"))
+    scored = timed(
+        seconds, "score", lambda: score.score(store, groups, subspace, f"{folder}/scores", lambda slices: None)
+    )
+    chosen = timed(seconds, "select", lambda: select.select(scored, scored.count * 16 // 100, {}, f"{folder}/manifest"))
     return seconds, {"rows": scored.count, "k": facts["k"], "chosen": sum(chosen.values())}
 
 
@@ -82,10 +86,16 @@ def ledger(folder: str, slices: int) -> tuple[dict[str, float], dict[str, Any]]:
     committed = timed(seconds, "list", store.committed)
     plan = timed(seconds, "plan", lambda: make_plan(files, committed, plan_files))
     half = timed(seconds, "plan_half", lambda: make_plan(files, set(names[::2]), plan_files))
-    stored = timed(seconds, "find_moments", lambda: reduction.find_stored(store, plan.slice_ids))
+    stored = timed(seconds, "find_moments", lambda: reduce.find_stored(store, plan.slice_ids))
     groups = timed(seconds, "group", lambda: consecutive_groups([SLICE_ROWS] * len(plan.slice_ids), 16_384))
     rows = timed(seconds, "count", lambda: [plan.rows for _ in range(1000)])[-1]
-    found = {"slices": len(committed), "rows": rows, "todo": len(plan.todo), "todo_half": len(half.todo), "groups": len(groups)}
+    found = {
+        "slices": len(committed),
+        "rows": rows,
+        "todo": len(plan.todo),
+        "todo_half": len(half.todo),
+        "groups": len(groups),
+    }
     return seconds, found | {"moments_of": len(stored.slice_ids) if stored else 0}
 
 
@@ -99,7 +109,7 @@ def main() -> None:
         ledger_seconds, found = ledger(f"{folder}/ledger", options.ledger)
         print("ledger", found, ledger_seconds, flush=True)
         with session():
-            seconds, selected = select(FeatureStore(folder, "made"), folder, options.rows, options.dim)
+            seconds, selected = run_stages(FeatureStore(folder, "made"), folder, options.rows, options.dim)
             peak = worker_memory("VmHWM") >> 20
     print("selection", selected, seconds, flush=True)
     measured = {

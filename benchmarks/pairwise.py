@@ -1,13 +1,14 @@
-"""Selections that compare samples with each other beside ours, on the same features, as N grows: seconds, slopes, and a plot.
+"""Selections that compare samples with each other beside ours, on the same features, as N grows: seconds, slopes, and a
+plot.
 
-python benchmarks/pairwise.py [--dim 1024] [--rows 1024 2048 4096 8192 16384 32768] [--iterations 10] [--plot benchmarks/pairwise.png]
+python benchmarks/pairwise.py [--dim 1024] [--rows 1024 2048 4096 8192 16384 32768] [--iterations 10] [--plot
+benchmarks/pairwise.png]
 
-Everything in memory, on one BLAS thread, in float32 for the others and in float64 for ours. `clusters`: spherical k-means with one
-cluster for 66 samples (COINCIDE takes 10,000 for the 665K of LLaVA-1.5), `--iterations` rounds of Lloyd, then the kernel density within
-each cluster and the similarity of each centroid to all others. `pairwise`: the mean cosine of each sample to every other. `ours`:
-moments, eigendecomposition, scores. Slopes are those of the last three points in the log-log plot. The last line of stdout is one JSON
-record.
-"""
+Everything in memory, on one BLAS thread, in float32 for the others and in float64 for ours. `clusters`: spherical
+k-means with one cluster for 66 samples (COINCIDE takes 10,000 for the 665K of LLaVA-1.5), `--iterations` rounds of
+Lloyd, then the kernel density within each cluster and the similarity of each centroid to all others. `pairwise`: the
+mean cosine of each sample to every other. `ours`: moments, eigendecomposition, scores. Slopes are those of the last
+three points in the log-log plot. The last line of stdout is one JSON record."""
 
 import argparse
 import os
@@ -30,7 +31,8 @@ def ours(x_ND: np.ndarray, iterations: int) -> np.ndarray:
 
 
 def clusters(x_ND: np.ndarray, iterations: int) -> np.ndarray:
-    """Spherical k-means, then for each sample the density of its cluster and how near its centroid is to the others. (N,)"""
+    """Spherical k-means, then for each sample the density of its cluster and how near its centroid is to the others.
+    (N,)"""
     y_ND = unit(x_ND - x_ND.mean(axis=0))
     count = max(2, len(y_ND) // ROWS_A_CLUSTER)
     centroids_CD = y_ND[np.random.default_rng(0).choice(len(y_ND), count, replace=False)]
@@ -49,7 +51,9 @@ def clusters(x_ND: np.ndarray, iterations: int) -> np.ndarray:
 
 def pairwise(x_ND: np.ndarray, iterations: int) -> np.ndarray:
     y_ND = unit(x_ND - x_ND.mean(axis=0))
-    return np.concatenate([np.mean([(block @ other.T).mean(axis=1) for other in in_blocks(y_ND)], axis=0) for block in in_blocks(y_ND)])
+    return np.concatenate(
+        [np.mean([(block @ other.T).mean(axis=1) for other in in_blocks(y_ND)], axis=0) for block in in_blocks(y_ND)]
+    )
 
 
 METHODS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"ours": ours, "clusters": clusters, "pairwise": pairwise}
@@ -108,9 +112,15 @@ def main() -> None:
     if options.plot:
         plot(options.rows, seconds, slopes, options.dim, options.plot)
     print_record(
-        "pairwise", ("numpy", "scipy"), load=os.getloadavg(), dim=options.dim, iterations=options.iterations, rows=options.rows,
-        seconds=seconds, slopes=slopes,
-    )  # fmt: skip
+        "pairwise",
+        ("numpy", "scipy"),
+        load=os.getloadavg(),
+        dim=options.dim,
+        iterations=options.iterations,
+        rows=options.rows,
+        seconds=seconds,
+        slopes=slopes,
+    )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
 python benchmarks/prepare.py [--samples 512] [CORPUS ...]
 
-Measured on JPEG pictures made for it, and on every corpus given. A rate is samples by second of CPU time of all threads, so other work
-on the machine hardly shows. The last line of stdout is one JSON record.
-"""
+Measured on JPEG pictures made for it, and on every corpus given. A rate is samples by second of CPU time of all
+threads, so other work on the machine hardly shows. The last line of stdout is one JSON record."""
 
 import argparse
 import io
@@ -21,10 +20,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 from record import print_record
 
-from scalselect_ray.cluster.extraction import prepare_unit
+from scalselect_ray.commands.demo import make_model
 from scalselect_ray.config import ExtractorConfig, SourceConfig
 from scalselect_ray.corpus import list_files, plan_file, reading_units
-from scalselect_ray.demo import make_model
+from scalselect_ray.stages.extract import prepare_unit
 
 ANSWER = (
     "The picture shows a place with several things in it, some of them near and others far away. " * 8
@@ -32,16 +31,21 @@ ANSWER = (
 
 
 def make_pictures(path: Path, samples: int, width: int, height: int) -> None:
-    """Conversations with pictures that compress like photographs: smooth shapes under fine noise, JPEG of quality 90."""
+    """Conversations with pictures that compress like photographs: smooth shapes under fine noise, JPEG of quality
+    90."""
     rows = []
     for number in range(samples):
         random = np.random.default_rng(number)
-        smooth = Image.fromarray(random.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+        smooth = Image.fromarray(random.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
         noisy = np.asarray(smooth, dtype=np.int16) + random.normal(0, 6, (height, width, 1))
         sink = io.BytesIO()
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(sink, "JPEG", quality=90)
         turns = [{"from": "human", "value": "<image>\nWhat is in this picture?"}, {"from": "gpt", "value": ANSWER}]
-        rows.append({"id": str(number), "image": {"bytes": sink.getvalue(), "path": f"{number}.jpg"}, "conversations": turns})
+        rows.append(
+            {"id": str(number), "image": {"bytes": sink.getvalue(), "path": f"{number}.jpg"}, "conversations": turns}
+        )
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=256)
 
 
@@ -72,8 +76,14 @@ def measure(corpus: str, extractor: ExtractorConfig, samples: int) -> dict[str, 
         if rows >= samples:
             break
     busy, wall = time.process_time() - started, time.perf_counter() - wall
-    return {"corpus": Path(corpus).name, "samples": rows, "samples_per_core_second": rows / busy, "cpu_ms_per_sample": 1e3 * busy / rows,
-            "cores_busy": busy / wall, "payload_kib_per_sample": payload / rows / 1024}  # fmt: skip
+    return {
+        "corpus": Path(corpus).name,
+        "samples": rows,
+        "samples_per_core_second": rows / busy,
+        "cpu_ms_per_sample": 1e3 * busy / rows,
+        "cores_busy": busy / wall,
+        "payload_kib_per_sample": payload / rows / 1024,
+    }
 
 
 def main() -> None:
@@ -93,7 +103,10 @@ def main() -> None:
             results.append(measure(corpus, extractor, options.samples))
             if corpus in map(str, made):
                 results[-1]["image_kib"] = os.path.getsize(corpus) / options.samples / 1024
-            print({key: round(value, 2) if isinstance(value, float) else value for key, value in results[-1].items()}, flush=True)
+            print(
+                {key: round(value, 2) if isinstance(value, float) else value for key, value in results[-1].items()},
+                flush=True,
+            )
     print_record("prepare", ("transformers", "pillow", "numpy", "pyarrow"), results=results)
 
 

@@ -1,4 +1,5 @@
-"""The line that a benchmark prints last: one JSON record that says when, of which commit, on what machine and with which versions."""
+"""The line that a benchmark prints last: one JSON record that says when, of which commit, on what machine and with
+which versions."""
 
 import json
 import os
@@ -12,12 +13,18 @@ from typing import Any
 
 def print_record(benchmark: str, packages: tuple[str, ...], **measured: Any) -> None:
     """To stdout, at once."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    )
     about = {
         "benchmark": benchmark,
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit.stdout.strip(),
-        "machine": {"cpus": os.cpu_count(), "cpu": _cpu(), "memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30},
+        "machine": {
+            "cpus": os.cpu_count(),
+            "cpu": _cpu(),
+            "memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30,
+        },
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
     print(json.dumps(about | measured), flush=True)

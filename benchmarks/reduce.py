@@ -1,15 +1,16 @@
-"""Reduce and score against the BLAS ceiling of this machine, and against the libraries one would otherwise take, on the same rows.
+"""Reduce and score against the BLAS ceiling of this machine, and against the libraries one would otherwise take, on the
+same rows.
 
 python benchmarks/reduce.py [--dims 4096 3584] [--rows 16384] [--peer-dim 1024] [--peer-rows 4096 16384 65536 262144]
                             [--memory-gib 4] [--seconds 100] [--repeats 2]
 
-Everything on one BLAS thread, as a Ray task of one CPU has it. First the ceiling: the faster of a float64 gemm and a float64 syrk of the
-same shapes; then moments of rows in memory, a leaf task on feature files, scores of rows in memory, a score task on feature files, each
-with its share of the ceiling (seconds of CPU, so that others on the machine count less; the shares of wall clock stand beside them).
-Then how far float32 products would be off, on spectra that decay by 1e-2 to 1e-6. Then the peers: each alone in a process that may
-hold `--memory-gib` of data, for the same answer (the dimension k at energy 0.9, and all scores); those that must be told k are given
-ours. The last line of stdout is one JSON record.
-"""
+Everything on one BLAS thread, as a Ray task of one CPU has it. First the ceiling: the faster of a float64 gemm and a
+float64 syrk of the same shapes; then moments of rows in memory, a leaf task on feature files, scores of rows in memory,
+a score task on feature files, each with its share of the ceiling (seconds of CPU, so that others on the machine count
+less; the shares of wall clock stand beside them). Then how far float32 products would be off, on spectra that decay by
+1e-2 to 1e-6. Then the peers: each alone in a process that may hold `--memory-gib` of data, for the same answer (the
+dimension k at energy 0.9, and all scores); those that must be told k are given ours. The last line of stdout is one
+JSON record."""
 
 import argparse
 import importlib
@@ -33,10 +34,10 @@ from scaling import SLICE_ROWS, decaying, make_slices
 from scipy.linalg import blas
 from threadpoolctl import threadpool_limits
 
-from scalselect_ray.cluster import reduction, scoring
-from scalselect_ray.features import FeatureStore
-from scalselect_ray.selection import leverage
+from scalselect_ray.stages import reduce, score
+from scalselect_ray.store.features import FeatureStore
 from scalselect_ray.subspace import Subspace, accumulate, dominant_subspace, fit_transform, of_rows
+from scalselect_ray.subspace.leverage import leverage
 
 ENERGY = 0.9
 DECAYS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -77,9 +78,12 @@ def shares(dim: int, rows: int, repeats: int, folder: str) -> dict[str, Any]:
         "gemm": (projection, lambda: y_ND @ basis_DK),
         "syrk": (square, lambda: blas.dsyrk(1.0, y_ND.T, beta=1.0, c=sums_DD, lower=1, overwrite_c=1)),
         "moments in memory": (square, lambda: accumulate(in_blocks(x_ND), dim)),
-        "leaf task on files": (square, lambda: reduction._leaf._function(store, names, None)),
+        "leaf task on files": (square, lambda: reduce._leaf._function(store, names, None)),
         "scores in memory": (projection, lambda: leverage(x_ND, subspace)),
-        "score task on files": (projection, lambda: scoring._score_group._function(store, names, subspace, f"{folder}/scores")),
+        "score task on files": (
+            projection,
+            lambda: score._score_group._function(store, names, subspace, f"{folder}/scores"),
+        ),
     }
     speeds = {}
     for name, (flops, call) in timed.items():
@@ -87,16 +91,20 @@ def shares(dim: int, rows: int, repeats: int, folder: str) -> dict[str, Any]:
         speeds[name] = {kind[:-2]: flops / value / 1e9 for kind, value in seconds.items()}
     ceiling = {kind: max(speeds["gemm"][kind], speeds["syrk"][kind]) for kind in ("cpu", "wall")}
     return {
-        "dim": dim, "rows": count, "k": k,
+        "dim": dim,
+        "rows": count,
+        "k": k,
         "steps": {
-            name: {"gflops": round(speed["cpu"], 1)} | {f"share_{kind}": round(speed[kind] / ceiling[kind], 3) for kind in ceiling}
+            name: {"gflops": round(speed["cpu"], 1)}
+            | {f"share_{kind}": round(speed[kind] / ceiling[kind], 3) for kind in ceiling}
             for name, speed in speeds.items()
         },
-    }  # fmt: skip
+    }
 
 
 def off_by(decay: float, dim: int, rows: int) -> dict[str, Any]:
-    """How far float32 is off: products of rows centred in float64, then rounded, their sums in float64; and scores of such rows."""
+    """How far float32 is off: products of rows centred in float64, then rounded, their sums in float64; and scores of
+    such rows."""
     x_ND = decaying(1, rows, dim, decay)
     exact = of_rows(x_ND)
     truth = subspace_of(x_ND)
@@ -111,11 +119,17 @@ def off_by(decay: float, dim: int, rows: int) -> dict[str, Any]:
     scores_N = leverage(x_ND, truth)
     centred_ND = (x_ND - exact.mean_D).astype(np.float32)
     by_moments = np.square(centred_ND.astype(np.float64) @ vectors_DD[:, :k] / np.sqrt(values_D[:k])).sum(axis=1)
-    by_rows = np.square(centred_ND @ (truth.basis_DK / truth.singular_values_K).astype(np.float32)).sum(axis=1, dtype=np.float64)
+    by_rows = np.square(centred_ND @ (truth.basis_DK / truth.singular_values_K).astype(np.float32)).sum(
+        axis=1, dtype=np.float64
+    )
     return {
-        "decay": decay, "k": truth.k, "same_k": truth.k == k, "curve": float(np.abs(curves[0] - curves[1]).max()),
-        "scores_by_moments": float(np.abs(by_moments / scores_N - 1).max()), "scores_by_rows": float(np.abs(by_rows / scores_N - 1).max()),
-    }  # fmt: skip
+        "decay": decay,
+        "k": truth.k,
+        "same_k": truth.k == k,
+        "curve": float(np.abs(curves[0] - curves[1]).max()),
+        "scores_by_moments": float(np.abs(by_moments / scores_N - 1).max()),
+        "scores_by_rows": float(np.abs(by_rows / scores_N - 1).max()),
+    }
 
 
 def ours(x_ND: np.ndarray, told_k: int) -> tuple[int, np.ndarray]:
@@ -138,7 +152,10 @@ def incremental_pca(x_ND: np.ndarray, told_k: int) -> tuple[int, np.ndarray]:
     for block in in_blocks(x_ND):
         model.partial_fit(block.astype(np.float64))
     return told_k, np.concatenate(
-        [np.square(model.transform(block.astype(np.float64)) / model.singular_values_).sum(axis=1) for block in in_blocks(x_ND)]
+        [
+            np.square(model.transform(block.astype(np.float64)) / model.singular_values_).sum(axis=1)
+            for block in in_blocks(x_ND)
+        ]
     )
 
 
@@ -188,7 +205,11 @@ def peer(name: str, file: str, told_k: int, memory_gib: float) -> None:
             raise
         print(json.dumps({"stopped": "does not fit"}))
         return
-    found: dict[str, Any] = {"seconds": round(time.perf_counter() - started, 2), "cpu_seconds": round(time.process_time() - cpu, 2), "k": k}
+    found: dict[str, Any] = {
+        "seconds": round(time.perf_counter() - started, 2),
+        "cpu_seconds": round(time.process_time() - cpu, 2),
+        "k": k,
+    }
     if name == "ours":
         np.save(f"{file}.scores", scores_N)
     else:
@@ -209,8 +230,14 @@ def peers(dim: int, rows: int, memory_gib: float, seconds: float, folder: str) -
         command = [sys.executable, __file__, "--peer", name, file, str(told_k), str(memory_gib)]
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         try:
-            done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True, timeout=seconds, check=False)
-            results[name] = json.loads(done.stdout) if done.returncode == 0 else {"stopped": f"does not fit (exit {done.returncode})"}
+            done = subprocess.run(
+                command, env=os.environ | threads, capture_output=True, text=True, timeout=seconds, check=False
+            )
+            results[name] = (
+                json.loads(done.stdout)
+                if done.returncode == 0
+                else {"stopped": f"does not fit (exit {done.returncode})"}
+            )
         except subprocess.TimeoutExpired:
             results[name] = {"stopped": f"over {seconds:g} s"}
         print(f"{rows:>8} {name:<32} {results[name]}", flush=True)
@@ -242,11 +269,19 @@ def main() -> None:
         singles = [off_by(decay, min(options.peer_dim, 512), min(options.peer_rows[0], 4096)) for decay in DECAYS]
         for single in singles:
             print(single, flush=True)
-        compared = [peers(options.peer_dim, rows, options.memory_gib, options.seconds, folder) for rows in options.peer_rows]
+        compared = [
+            peers(options.peer_dim, rows, options.memory_gib, options.seconds, folder) for rows in options.peer_rows
+        ]
     print_record(
-        "reduce", ("numpy", "scipy", "pyarrow", "scikit-learn", "dask", "torch"), load=os.getloadavg(), ceilings=ceilings, float32=singles,
-        peer_dim=options.peer_dim, memory_gib=options.memory_gib, peers=compared,
-    )  # fmt: skip
+        "reduce",
+        ("numpy", "scipy", "pyarrow", "scikit-learn", "dask", "torch"),
+        load=os.getloadavg(),
+        ceilings=ceilings,
+        float32=singles,
+        peer_dim=options.peer_dim,
+        memory_gib=options.memory_gib,
+        peers=compared,
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Reduce, solve, score and select on made-up features as N grows, and with one worker instead of all: seconds, and peak memory of a worker
-and of the driver.
+"""Reduce, solve, score and select on made-up features as N grows, and with one worker instead of all: seconds, and peak
+memory of a worker and of the driver.
 
 python benchmarks/scaling.py [--dim 1024] [--rows 10000 30000 100000 300000 1000000] [--speedup-rows 100000]
 
-Features are written slice by slice as a run would commit them, then the job's own stages run over them. The time that depends on N
-(reduce and score) is given apart from that of the eigendecomposition, which is O(d^3) whatever N. `spread` is how far the time a row is
-from flat, the first step aside, which also pays for what is imported. The last line of stdout is one JSON record.
-"""
+Features are written slice by slice as a run would commit them, then the job's own stages run over them. The time that
+depends on N (reduce and score) is given apart from that of the eigendecomposition, which is O(d^3) whatever N. `spread`
+is how far the time a row is from flat, the first step aside, which also pays for what is imported. The last line of
+stdout is one JSON record."""
 
 import argparse
 import os
@@ -23,11 +23,11 @@ import ray
 from memory import memory_of, peak_of
 from record import print_record
 
-from scalselect_ray.cluster import reduction, scoring, selecting
 from scalselect_ray.cluster.session import session
 from scalselect_ray.cluster.tasks import in_order
 from scalselect_ray.config import SubspaceConfig
-from scalselect_ray.features import FeatureStore
+from scalselect_ray.stages import reduce, score, select
+from scalselect_ray.store.features import FeatureStore
 from scalselect_ray.subspace import consecutive_groups
 
 SLICE_ROWS = 500
@@ -50,10 +50,17 @@ def make_slices(store: FeatureStore, first: int, stop: int, dim: int) -> list[st
         rows = np.arange(SLICE_ROWS) + number * SLICE_ROWS
         names.append(f"{0:016x}-{rows[0]:09d}-{rows[-1] + 1:09d}-of-{10**8:09d}")
         empty = pa.nulls(SLICE_ROWS, pa.string())
-        table = pa.table({
-            "source": pa.array(["made"] * SLICE_ROWS), "shard": pa.array(["/made"] * SLICE_ROWS), "row": rows, "id": rows.astype(str),
-            "reason": empty, "message": empty, "feature": pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), dim),
-        })  # fmt: skip
+        table = pa.table(
+            {
+                "source": pa.array(["made"] * SLICE_ROWS),
+                "shard": pa.array(["/made"] * SLICE_ROWS),
+                "row": rows,
+                "id": rows.astype(str),
+                "reason": empty,
+                "message": empty,
+                "feature": pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), dim),
+            }
+        )
         store.commit(names[-1], table)
     return names
 
@@ -80,7 +87,8 @@ def worker_memory(field: str) -> int:
 
 
 def worker_cpu() -> float:
-    """CPU seconds that the workers which are there have used so far: of what a row costs, all that others on the machine hardly change."""
+    """CPU seconds that the workers which are there have used so far: of what a row costs, all that others on the
+    machine hardly change."""
     ticks = 0
     for folder in workers():
         with suppress(OSError):
@@ -90,12 +98,20 @@ def worker_cpu() -> float:
 
 @contextmanager
 def machine(cpus: int) -> Iterator[None]:
-    """A local Ray of `cpus` CPUs, it and this process pinned to as many cores. A task of one CPU has one BLAS thread: Ray sees to it."""
+    """A local Ray of `cpus` CPUs, it and this process pinned to as many cores. A task of one CPU has one BLAS thread:
+    Ray sees to it."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(cores)[:cpus])
     kept = {"idle_worker_killing_time_threshold_ms": 60_000}  # as `session` sets it
     try:
-        ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False, _system_config=kept)
+        ray.init(
+            "local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            logging_level="ERROR",
+            log_to_driver=False,
+            _system_config=kept,
+        )
         with session():
             yield
     finally:
@@ -115,25 +131,33 @@ def measure(store: FeatureStore, rows: int, dim: int, folder: str) -> dict[str, 
     groups = [names[run.start : run.stop] for run in consecutive_groups([SLICE_ROWS] * len(names), LEAF_ROWS)]
     with peak_of(lambda: worker_memory("RssAnon"), seconds=0.2) as own:
         cpu, started = [worker_cpu()], time.perf_counter()
-        merged = reduction.reduce_moments(store, groups, fan_in=8)
+        merged = reduce.reduce_moments(store, groups, fan_in=8)
         ray.wait([merged])
         reduced = time.perf_counter()
         cpu.append(worker_cpu())
-        subspace, facts = reduction.solve(SubspaceConfig(), merged, lambda transform: None, f"{folder}/subspace.safetensors")
+        subspace, facts = reduce.solve(
+            SubspaceConfig(), merged, lambda transform: None, f"{folder}/subspace.safetensors"
+        )
         solved = time.perf_counter()
         cpu.append(worker_cpu())
-        scored = scoring.score(store, groups, subspace, f"{folder}/scores", lambda slices: None)
+        scored = score.score(store, groups, subspace, f"{folder}/scores", lambda slices: None)
         ended = time.perf_counter()
         cpu.append(worker_cpu())
-        selecting.select(scored, scored.count // 6, {}, f"{folder}/manifest")
+        select.select(scored, scored.count // 6, {}, f"{folder}/manifest")
         selected = time.perf_counter()
     return {
-        "rows": scored.count, "reduce_s": reduced - started, "solve_s": solved - reduced, "score_s": ended - solved,
-        "select_s": selected - ended, "us_per_row": 1e6 * (reduced - started + ended - solved) / scored.count,
-        "cpu_us_per_row": 1e6 * (cpu[1] - cpu[0] + cpu[3] - cpu[2]) / scored.count, "k": facts["k"],
-        "worker_peak_mib": worker_memory("VmHWM") >> 20, "worker_own_peak_mib": own["bytes"] >> 20,
+        "rows": scored.count,
+        "reduce_s": reduced - started,
+        "solve_s": solved - reduced,
+        "score_s": ended - solved,
+        "select_s": selected - ended,
+        "us_per_row": 1e6 * (reduced - started + ended - solved) / scored.count,
+        "cpu_us_per_row": 1e6 * (cpu[1] - cpu[0] + cpu[3] - cpu[2]) / scored.count,
+        "k": facts["k"],
+        "worker_peak_mib": worker_memory("VmHWM") >> 20,
+        "worker_own_peak_mib": own["bytes"] >> 20,
         "driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -157,13 +181,20 @@ def main() -> None:
                 make(store, made, options.speedup_rows // SLICE_ROWS, options.dim)
                 made = max(made, options.speedup_rows // SLICE_ROWS)
                 measure(store, min(options.speedup_rows, 4 * LEAF_ROWS), options.dim, f"{folder}/warm-{cpus}")
-                fewer.append({"cpus": cpus} | told(measure(store, options.speedup_rows, options.dim, f"{folder}/fewer-{cpus}")))
+                fewer.append(
+                    {"cpus": cpus} | told(measure(store, options.speedup_rows, options.dim, f"{folder}/fewer-{cpus}"))
+                )
     spread = {name: [result[name] for result in results[1:]] for name in ("us_per_row", "cpu_us_per_row")}
     print_record(
-        "scaling", ("ray", "numpy", "scipy", "pyarrow"), load=os.getloadavg(), dim=options.dim, results=results,
-        spread={name: round(max(values) / max(min(values), 1e-9) - 1, 3) for name, values in spread.items() if values}, workers=fewer,
+        "scaling",
+        ("ray", "numpy", "scipy", "pyarrow"),
+        load=os.getloadavg(),
+        dim=options.dim,
+        results=results,
+        spread={name: round(max(values) / max(min(values), 1e-9) - 1, 3) for name, values in spread.items() if values},
+        workers=fewer,
         speedup={name: round(fewer[0][name] / fewer[-1][name], 2) for name in ("reduce_s", "score_s", "us_per_row")},
-    )  # fmt: skip
+    )
 
 
 def told(result: dict[str, float]) -> dict[str, float]:

@@ -1,12 +1,12 @@
-"""Thousands of tiny slices through the real extraction: what an hour of a real run does to memory, files and handles, in minutes.
+"""Thousands of tiny slices through the real extraction: what an hour of a real run does to memory, files and handles,
+in minutes.
 
 python benchmarks/soak.py [--slices 4000] [--seconds 300] [--every 15]
 
-The demo's pictures and tiny model, two samples a slice. Sampled as the slices are committed: resident memory of the driver, of the
-extraction actors and of the largest worker, object store in use, open file handles of the driver and of the actors; and how often the
-driver asked for a listing or for the state of an object. `drift` compares the last quarter of the samples with the second, when all
-workers were up. The last line of stdout is one JSON record.
-"""
+The demo's pictures and tiny model, two samples a slice. Sampled as the slices are committed: resident memory of the
+driver, of the extraction actors and of the largest worker, object store in use, open file handles of the driver and of
+the actors; and how often the driver asked for a listing or for the state of an object. `drift` compares the last
+quarter of the samples with the second, when all workers were up. The last line of stdout is one JSON record."""
 
 import argparse
 import json
@@ -25,18 +25,27 @@ import ray
 from record import print_record
 from scaling import workers
 
-from scalselect_ray import storage
-from scalselect_ray.cluster.extraction import extract
 from scalselect_ray.cluster.session import session
+from scalselect_ray.commands.demo import make_demo
 from scalselect_ray.config import load_config
 from scalselect_ray.corpus import list_files
-from scalselect_ray.demo import make_demo
+from scalselect_ray.io import storage
 from scalselect_ray.job import open_store
-from scalselect_ray.plan import make_plan, plan_here
+from scalselect_ray.stages.extract import extract
+from scalselect_ray.stages.plan import make_plan, plan_here
 
 SLICE_ROWS = 2
 HERE = Path("/proc/self")
-COLUMNS = ("seconds", "slices", "driver_mib", "actors_mib", "worker_mib", "store_mib", "driver_handles", "actor_handles")
+COLUMNS = (
+    "seconds",
+    "slices",
+    "driver_mib",
+    "actors_mib",
+    "worker_mib",
+    "store_mib",
+    "driver_handles",
+    "actor_handles",
+)
 
 
 def make_corpus(folder: Path, slices: int) -> list[str]:
@@ -52,10 +61,22 @@ def measure(started: float, slices: int) -> dict[str, float]:
     """One sample, as whole numbers of MiB and handles."""
     started_here = list(workers())
     actors = [folder for folder in started_here if (folder / "cmdline").read_bytes().startswith(b"ray::MapWorker")]
-    return dict(zip(COLUMNS, (
-        round(time.perf_counter() - started, 1), slices, resident(HERE), sum(map(resident, actors)),
-        max(map(resident, started_here), default=0), store_in_use(), handles(HERE), sum(map(handles, actors)),
-    ), strict=True))  # fmt: skip
+    return dict(
+        zip(
+            COLUMNS,
+            (
+                round(time.perf_counter() - started, 1),
+                slices,
+                resident(HERE),
+                sum(map(resident, actors)),
+                max(map(resident, started_here), default=0),
+                store_in_use(),
+                handles(HERE),
+                sum(map(handles, actors)),
+            ),
+            strict=True,
+        )
+    )
 
 
 def resident(process: Path) -> int:
@@ -101,7 +122,9 @@ def counted() -> Iterator[dict[str, int]]:
 def drift(samples: list[dict[str, float]], column: str) -> float:
     """The mean of the last quarter less that of the second."""
     quarter = max(1, len(samples) // 4)
-    return round(fmean(row[column] for row in samples[-quarter:]) - fmean(row[column] for row in samples[quarter:][:quarter]), 1)
+    return round(
+        fmean(row[column] for row in samples[-quarter:]) - fmean(row[column] for row in samples[quarter:][:quarter]), 1
+    )
 
 
 def main() -> None:
@@ -131,10 +154,17 @@ def main() -> None:
             seconds = time.perf_counter() - started
             objects = sum(path.is_file() for path in Path(store.folder).iterdir())
     print_record(
-        "soak", ("ray", "torch", "transformers", "pyarrow"), slices=done, rejected=rejected, objects=objects, driver_requests=counts,
-        seconds=round(seconds, 1), slices_per_second=round(done / seconds, 2),
-        drift={column: drift(samples, column) for column in COLUMNS[2:]}, samples=samples,
-    )  # fmt: skip
+        "soak",
+        ("ray", "torch", "transformers", "pyarrow"),
+        slices=done,
+        rejected=rejected,
+        objects=objects,
+        driver_requests=counts,
+        seconds=round(seconds, 1),
+        slices_per_second=round(done / seconds, 2),
+        drift={column: drift(samples, column) for column in COLUMNS[2:]},
+        samples=samples,
+    )
 
 
 def _split(arguments: list[str]) -> tuple[str, list[str]]:

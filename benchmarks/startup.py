@@ -1,12 +1,12 @@
-"""From the start of the process to the first committed sample: where the time goes, what is read of the checkpoint, what memory it takes.
+"""From the start of the process to the first committed sample: where the time goes, what is read of the checkpoint,
+what memory it takes.
 
 python benchmarks/startup.py [--layers 8] [--width 1024] [--repeat 3] [--models model large]
 
-First the command line alone (`--help`, a config that is checked), then a run over the demo's corpus up to its first committed slice, with
-the demo's model and with a larger one in several shards. The larger one is dropped from the page cache before it is fingerprinted and
-before it is loaded, so that what the kernel reads from the disk is what is needed and its read-ahead. The last line of stdout is one JSON
-record.
-"""
+First the command line alone (`--help`, a config that is checked), then a run over the demo's corpus up to its first
+committed slice, with the demo's model and with a larger one in several shards. The larger one is dropped from the page
+cache before it is fingerprinted and before it is loaded, so that what the kernel reads from the disk is what is needed
+and its read-ahead. The last line of stdout is one JSON record."""
 
 import argparse
 import hashlib
@@ -72,7 +72,11 @@ def tensor_bytes(model: Path) -> dict[str, int]:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__" and is_needed(name)]
         needed += sum(stop - start for start, stop in spans)
-    return {"files": len(files), "checkpoint_mib": sum(file.stat().st_size for file in files) // MIB, "needed_mib": needed // MIB}
+    return {
+        "files": len(files),
+        "checkpoint_mib": sum(file.stat().st_size for file in files) // MIB,
+        "needed_mib": needed // MIB,
+    }
 
 
 def forget(model: str) -> None:
@@ -128,9 +132,9 @@ def first_commit(config_path: str, notes: Path) -> dict[str, Any]:
     fingerprint_mib = read_mib() - before
     step("model checked and fingerprinted")
     forget(config.extractor.model)
-    from scalselect_ray.cluster import extraction
     from scalselect_ray.cluster.preflight import check_shared
     from scalselect_ray.cluster.session import session
+    from scalselect_ray.stages import extract
 
     step("Ray imported")
 
@@ -139,7 +143,7 @@ def first_commit(config_path: str, notes: Path) -> dict[str, Any]:
         if not path.exists():
             path.write_text(json.dumps({"time": time.time(), **facts}))
 
-    original = extraction.prepare_unit
+    original = extract.prepare_unit
 
     def prepare_unit(batch: Any, extractor: Any) -> Any:
         note("a prepare task begins", born=born())
@@ -147,7 +151,7 @@ def first_commit(config_path: str, notes: Path) -> dict[str, Any]:
             note("first slice prepared", rss_mib=memory_mib("VmRSS"), anon_mib=memory_mib("RssAnon"))
             yield answer
 
-    class Timed(extraction.ExtractSlices):
+    class Timed(extract.ExtractSlices):
         def __init__(self, *arguments: Any) -> None:
             facts = {"born": born(), "rss_mib": memory_mib("VmRSS"), "anon_mib": memory_mib("RssAnon")}
             note("the actor has imported", **facts)
@@ -167,8 +171,8 @@ def first_commit(config_path: str, notes: Path) -> dict[str, Any]:
         check_shared(config, files, store)
         plan = job.make_plan(files, store.committed(), lambda some: job._plan_on_cluster(some, lambda count: None))
         step("planned")
-        extraction.prepare_unit, extraction.ExtractSlices = prepare_unit, Timed  # type: ignore[misc,assignment]
-        next(iter(extraction.extract(plan.todo, store, config.extractor, config.workers)))
+        extract.prepare_unit, extract.ExtractSlices = prepare_unit, Timed  # type: ignore[misc,assignment]
+        next(iter(extract.extract(plan.todo, store, config.extractor, config.workers)))
         step("first slice committed")
     seen = {path.stem: json.loads(path.read_text()) for path in notes.glob("*.json")}
     steps |= {name: round(facts["time"] - start, 2) for name, facts in seen.items()}
@@ -217,14 +221,16 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--models", nargs="*", default=["model", "large"], choices=["model", "large"], help="the demo's, the larger one")
+    parser.add_argument(
+        "--models", nargs="*", default=["model", "large"], choices=["model", "large"], help="the demo's, the larger one"
+    )
     parser.add_argument("--one", nargs=2, metavar=("CONFIG", "NOTES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if options.one:
         print(json.dumps(first_commit(options.one[0], Path(options.one[1]))))
         return
-    from scalselect_ray.demo import make_demo
+    from scalselect_ray.commands.demo import make_demo
 
     with tempfile.TemporaryDirectory() as folder:
         config = Path(make_demo(f"{folder}/demo"))

@@ -1,11 +1,12 @@
-"""One corpus from disk and from an S3 server, and what its growth costs: seconds side by side, requests for a thousand samples.
+"""One corpus from disk and from an S3 server, and what its growth costs: seconds side by side, requests for a thousand
+samples.
 
 python benchmarks/storage.py [../shared/data/nlvr/parquet]
 
-All files but the last are selected from, then the last one is added and the job runs again; from disk and from the server, on one Ray.
-The server is moto's, over loopback, and shares this machine's CPUs: it costs what a real one would not. The model is the demo's small one,
-so that reading weighs as much as it can. The last line of stdout is one JSON record.
-"""
+All files but the last are selected from, then the last one is added and the job runs again; from disk and from the
+server, on one Ray. The server is moto's, over loopback, and shares this machine's CPUs: it costs what a real one would
+not. The model is the demo's small one, so that reading weighs as much as it can. The last line of stdout is one JSON
+record."""
 
 import argparse
 import io
@@ -20,28 +21,35 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import object_store
 from record import print_record
 
-from scalselect_ray import storage
 from scalselect_ray.cluster.session import session
+from scalselect_ray.commands.demo import make_model
 from scalselect_ray.config import parse_config
 from scalselect_ray.console import Console
-from scalselect_ray.demo import make_model
+from scalselect_ray.io import storage
 from scalselect_ray.job import run
 
 
 def select(paths: list[str], model: str, output: str, store: object_store.ObjectStore) -> dict[str, Any]:
     """One run: its stages' seconds, and the requests that it sent."""
     config = {
-        "corpus": {"sources": [{"name": "corpus", "paths": paths}]}, "extractor": {"model": model, "dtype": "float32"},
-        "selection": {"budget": 0.16}, "rejects": {"max_fraction": 0.5}, "output": output,
-    }  # fmt: skip
+        "corpus": {"sources": [{"name": "corpus", "paths": paths}]},
+        "extractor": {"model": model, "dtype": "float32"},
+        "selection": {"budget": 0.16},
+        "rejects": {"max_fraction": 0.5},
+        "output": output,
+    }
     store.clear()
     record = run(parse_config(json.dumps(config)), Console(io.StringIO()))
     requests = Counter(f"{method} {kind(path)}" for method, path in store.paths)
     per_thousand = {name: round(1000 * count / record["samples"], 1) for name, count in sorted(requests.items())}
     return {
-        "samples": record["samples"], "extracted_slices": record["slices"]["extracted"], "slices": record["slices"]["total"],
-        "seconds": record["seconds"], "requests": sum(requests.values()), "requests_per_thousand_samples": per_thousand,
-    }  # fmt: skip
+        "samples": record["samples"],
+        "extracted_slices": record["slices"]["extracted"],
+        "slices": record["slices"]["total"],
+        "seconds": record["seconds"],
+        "requests": sum(requests.values()),
+        "requests_per_thousand_samples": per_thousand,
+    }
 
 
 def kind(path: str) -> str:
@@ -57,7 +65,9 @@ def total(result: dict[str, Any]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", nargs="?", default="../shared/data/nlvr/parquet", type=Path, help="folder of Parquet files")
+    parser.add_argument(
+        "corpus", nargs="?", default="../shared/data/nlvr/parquet", type=Path, help="folder of Parquet files"
+    )
     options = parser.parse_args()
     files = sorted(options.corpus.resolve().glob("*.parquet"))
     results: dict[str, dict[str, Any]] = {}
@@ -67,7 +77,10 @@ def main() -> None:
         for file in files:
             storage.write(f"s3://bucket/corpus/{file.name}", file.read_bytes())
         select([str(files[0])], f"{folder}/model", f"{folder}/warm", store)  # workers are started, libraries are read
-        for name, root, output in (("disk", str(files[0].parent), f"{folder}/out"), ("s3", "s3://bucket/corpus", "s3://bucket/out")):
+        for name, root, output in (
+            ("disk", str(files[0].parent), f"{folder}/out"),
+            ("s3", "s3://bucket/corpus", "s3://bucket/out"),
+        ):
             paths = [f"{root}/{file.name}" for file in files]
             results[name] = {
                 "full": select(paths, f"{folder}/model", f"{output}-full", store),

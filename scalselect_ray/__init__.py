@@ -1,8 +1,7 @@
 """ScalSelect (arXiv 2602.11636), training-free multimodal data selection, as a distributed batch job on Ray.
 
-From Python: `select` (features to scores), `represent` (samples to features), `Represent` (the same inside Ray Data), `run` (the whole
-job). They are loaded when they are first asked for: importing this package costs next to nothing.
-"""
+From Python: `select` (features to scores), `represent` (samples to features), `Represent` (the same inside Ray Data),
+`run` (the whole job). They are loaded when they are first asked for: importing this package costs next to nothing."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,8 +1,7 @@
 """The method from Python, for notebooks and pipelines of one's own.
 
-`select` needs features in memory, `represent` and `Represent` a model, `run` a config. What they are made of is imported when they are
-called: torch and Ray only where they are needed.
-"""
+`select` needs features in memory, `represent` and `Represent` a model, `run` a config. What they are made of is
+imported when they are called: torch and Ray only where they are needed."""
 
 import json
 import os
@@ -13,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 from omegaconf import OmegaConf
 
-from scalselect_ray import storage
 from scalselect_ray.config import ExtractorConfig, JobConfig, check_extractor, load_config, parse_config
+from scalselect_ray.io import storage
 
 if TYPE_CHECKING:
     from scalselect_ray.corpus import Reject, Sample
-    from scalselect_ray.representing import Outcome
+    from scalselect_ray.vlm.representer import Outcome
 
 _BLOCK_ROWS = 4096  # of a copy in float64
 
@@ -26,11 +25,14 @@ Row = Mapping[str, Any] | Sequence[Any]
 Batch: TypeAlias = "dict[str, Any] | pa.Table"
 
 
-def select(features_ND: np.ndarray, *, energy: float = 0.9, standardize: bool = False, l2_normalize: bool = False) -> np.ndarray:
-    """The leverage score of each row of `features_ND` (N, D): (N,) float64, the higher the better. They sum to k, the dimension kept.
+def select(
+    features_ND: np.ndarray, *, energy: float = 0.9, standardize: bool = False, l2_normalize: bool = False
+) -> np.ndarray:
+    """The leverage score of each row of `features_ND` (N, D): (N,) float64, the higher the better. They sum to k, the
+    dimension kept.
 
-    The budget is left to the caller, for it needs no more than an order: the best rows are the first of `argsort`. O(N D^2 + D^3);
-    beside the features only a few D x D matrices and a block of rows are in memory.
+    The budget is left to the caller, for it needs no more than an order: the best rows are the first of `argsort`. O(N
+    D^2 + D^3); beside the features only a few D x D matrices and a block of rows are in memory.
 
     >>> import numpy as np, scalselect_ray
     >>> features = np.random.default_rng(0).normal(size=(1000, 32)) * np.linspace(3, 0.1, 32)
@@ -43,19 +45,23 @@ def select(features_ND: np.ndarray, *, energy: float = 0.9, standardize: bool = 
 
     Raises ValueError when there is no row, a row is not finite, or `energy` is not in (0, 1].
     """
-    from scalselect_ray.selection.leverage import leverage
     from scalselect_ray.subspace import accumulate, dominant_subspace, fit_transform
+    from scalselect_ray.subspace.leverage import leverage
 
     features_ND = np.asarray(features_ND)
     if features_ND.ndim != 2 or not features_ND.size or not np.issubdtype(features_ND.dtype, np.number):
-        raise ValueError(f"features must be numbers of shape (N, D), at least one row: found {features_ND.dtype} {features_ND.shape}")
+        raise ValueError(
+            f"features must be numbers of shape (N, D), at least one row: found {features_ND.dtype} {features_ND.shape}"
+        )
     if not 0 < energy <= 1:
         raise ValueError(f"energy is {energy!r}; expected above 0, at most 1")
     blocks = [features_ND[start : start + _BLOCK_ROWS] for start in range(0, len(features_ND), _BLOCK_ROWS)]
     for place, block in enumerate(blocks):
         wrong = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if len(wrong):
-            raise ValueError(f"features: row {place * _BLOCK_ROWS + wrong[0]} holds a NaN or an infinity; leave such rows out")
+            raise ValueError(
+                f"features: row {place * _BLOCK_ROWS + wrong[0]} holds a NaN or an infinity; leave such rows out"
+            )
     dim = features_ND.shape[1]
     moments = accumulate(blocks, dim)
     transform = fit_transform(moments, standardize=standardize, l2_normalize=l2_normalize)
@@ -65,18 +71,21 @@ def select(features_ND: np.ndarray, *, energy: float = 0.9, standardize: bool = 
 
 
 def represent(
-    model: str | os.PathLike[str] | ExtractorConfig, samples: Iterable[Row], *, image_root: str | os.PathLike[str] | None = None
+    model: str | os.PathLike[str] | ExtractorConfig,
+    samples: Iterable[Row],
+    *,
+    image_root: str | os.PathLike[str] | None = None,
 ) -> np.ndarray:
     """The representations of samples: (N, D) float32, D the model's hidden size, in the order of `samples`.
 
-    `model` is what `extractor.model` of a config is (a checkpoint folder, a folder in a bucket, a hub id), or an `ExtractorConfig` where
-    more than the model is to be said. It is no model in memory: only the front of the checkpoint is read and built, about 1 GB of the
-    15 GB of a 7B model. `samples` are rows of any layout that a corpus may have; their images are PIL images, bytes, data URIs, or
-    paths below `image_root`.
+    `model` is what `extractor.model` of a config is (a checkpoint folder, a folder in a bucket, a hub id), or an
+    `ExtractorConfig` where more than the model is to be said. It is no model in memory: only the front of the
+    checkpoint is read and built, about 1 GB of the 15 GB of a 7B model. `samples` are rows of any layout that a corpus
+    may have; their images are PIL images, bytes, data URIs, or paths below `image_root`.
 
     >>> from PIL import Image
     >>> import scalselect_ray
-    >>> from scalselect_ray.demo import make_demo
+    >>> from scalselect_ray.commands.demo import make_demo
     >>> config = make_demo("demo")  # a corpus, and a small model with random weights
     >>> turns = [{"from": "human", "value": "<image> What is it?"}, {"from": "gpt", "value": "A circle."}]
     >>> samples = [
@@ -87,8 +96,8 @@ def represent(
     >>> features.shape, features.dtype.name
     ((2, 64), 'float32')
 
-    Raises ValueError with the place of the first sample that cannot be used, and why: an array has no room for reasons. `Represent` has.
-    """
+    Raises ValueError with the place of the first sample that cannot be used, and why: an array has no room for reasons.
+    `Represent` has."""
     rows = list(samples)
     worker = Represent(model, image_root)
     features_ND = np.empty((len(rows), worker.dim), dtype=np.float32)
@@ -100,16 +109,17 @@ def represent(
 
 
 class Represent:
-    """For `map_batches` of Ray Data: adds the columns `feature` and `reject` to rows of any layout that a corpus may have.
+    """For `map_batches` of Ray Data: adds the columns `feature` and `reject` to rows of any layout that a corpus may
+    have.
 
-    `feature` is the representation (D,) float32, `reject` null, or the reason why a row has none (the codes of `rejects.parquet`). Such a
-    row's feature is NaN in a batch of NumPy arrays (Ray Data's default), and null in a batch of `batch_format="pyarrow"`. `model` and
-    `image_root` are those of `represent`; on a machine of several, they must lead to the same place from each. The model is loaded once
-    an actor, onto the GPU that it is given (`num_gpus=1`).
+    `feature` is the representation (D,) float32, `reject` null, or the reason why a row has none (the codes of
+    `rejects.parquet`). Such a row's feature is NaN in a batch of NumPy arrays (Ray Data's default), and null in a batch
+    of `batch_format="pyarrow"`. `model` and `image_root` are those of `represent`; on a machine of several, they must
+    lead to the same place from each. The model is loaded once an actor, onto the GPU that it is given (`num_gpus=1`).
 
     >>> from pathlib import Path
     >>> import ray, scalselect_ray
-    >>> from scalselect_ray.demo import make_demo
+    >>> from scalselect_ray.commands.demo import make_demo
     >>> demo = Path("demo").resolve()  # tasks have another working directory
     >>> config = make_demo(str(demo))
     >>> dataset = ray.data.read_json(str(demo / "corpus" / "shapes.json")).limit(20)
@@ -120,9 +130,11 @@ class Represent:
     (20, (64,), {None})
     """
 
-    def __init__(self, model: str | os.PathLike[str] | ExtractorConfig, image_root: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, model: str | os.PathLike[str] | ExtractorConfig, image_root: str | os.PathLike[str] | None = None
+    ) -> None:
         from scalselect_ray.corpus import resolver
-        from scalselect_ray.representing import Representer
+        from scalselect_ray.vlm.representer import Representer
 
         extractor = model if isinstance(model, ExtractorConfig) else ExtractorConfig(model=os.fspath(model))
         check_extractor(extractor)
@@ -166,14 +178,17 @@ class Represent:
             return Reject(place, None, error.reason, error.message)
 
 
-def run(config: str | os.PathLike[str] | Mapping[str, Any] | JobConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def run(
+    config: str | os.PathLike[str] | Mapping[str, Any] | JobConfig, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """The whole job, as `scalselect run`; returns what `run.json` holds. Progress goes to stderr.
 
-    `config` is a YAML file (a path, or any fsspec URI), its content as a dict, or a `JobConfig`; `overrides` are written
-    `dotted.key=value`. A Ray that is up is used (a cluster by RAY_ADDRESS, too); else one is started here and ended again.
+    `config` is a YAML file (a path, or any fsspec URI), its content as a dict, or a `JobConfig`; `overrides` are
+    written `dotted.key=value`. A Ray that is up is used (a cluster by RAY_ADDRESS, too); else one is started here and
+    ended again.
 
     >>> import scalselect_ray
-    >>> from scalselect_ray.demo import make_demo
+    >>> from scalselect_ray.commands.demo import make_demo
     >>> config = make_demo("demo")
     >>> record = scalselect_ray.run(config, ["selection.budget=20"])
     >>> record["scored"], record["chosen"], record["rejected"]

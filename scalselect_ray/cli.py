@@ -16,10 +16,11 @@ from typing import Any
 
 import argcomplete
 
-from scalselect_ray import __version__, storage
+from scalselect_ray import __version__
 from scalselect_ray.config import JobConfig, load_config
 from scalselect_ray.console import Console
 from scalselect_ray.errors import ScalSelectError
+from scalselect_ray.io import storage
 
 _END_S = 8  # an interrupted process is gone by then
 
@@ -36,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         answer = options.verb(options, console)
     except BaseException as error:
-        if interruption.seen or isinstance(error, KeyboardInterrupt):  # libraries turn an interruption into errors of their own
+        if interruption.seen or isinstance(
+            error, KeyboardInterrupt
+        ):  # libraries turn an interruption into errors of their own
             console.note("interrupted: what is committed stays, and the next run goes on from there")
             return 130
         if not isinstance(error, ScalSelectError):
@@ -55,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class _Interruption:
     """Ctrl-C, and what is treated as one: SIGTERM, as preemption and `ray job stop` send it.
 
-    From the first one on the process ends: further ones disturb nothing, and what does not end by itself is left behind.
-    """
+    From the first one on the process ends: further ones disturb nothing, and what does not end by itself is left
+    behind."""
 
     def __init__(self) -> None:
         self.seen = False
@@ -84,8 +87,9 @@ def command_line() -> argparse.ArgumentParser:
   scalselect run config.yaml                      select
   scalselect export selection --to llava --out chosen
 
-'scalselect VERB --help' tells of one verb. Everything is said on stderr (in colour on a terminal, unless NO_COLOR is set); with --json
-the result goes to stdout. Exit codes: 0 finished, 1 unforeseen, 2 unusable input, 3 too many rejects, 130 interrupted.
+'scalselect VERB --help' tells of one verb. Everything is said on stderr (in colour on a terminal, unless NO_COLOR is
+set); with --json the result goes to stdout. Exit codes: 0 finished, 1 unforeseen, 2 unusable input, 3 too many rejects,
+130 interrupted.
 
 For completion by the tab key put this line into ~/.bashrc or ~/.zshrc (for fish: register-python-argcomplete --help):
   eval "$(register-python-argcomplete scalselect)"
@@ -94,7 +98,9 @@ For completion by the tab key put this line into ~/.bashrc or ~/.zshrc (for fish
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    def verb(name: str, call: Callable[[argparse.Namespace, Console], Any], text: str, *examples: str) -> argparse.ArgumentParser:
+    def verb(
+        name: str, call: Callable[[argparse.Namespace, Console], Any], text: str, *examples: str
+    ) -> argparse.ArgumentParser:
         shown = "\n".join(["examples:", *(f"  scalselect {name} {example}" for example in examples)])
         added: argparse.ArgumentParser = verbs.add_parser(
             name, help=text, description=f"{text}.", epilog=shown, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -104,61 +110,100 @@ For completion by the tab key put this line into ~/.bashrc or ~/.zshrc (for fish
         return added
 
     added = verb(
-        "init", _init, "write a config for a corpus, after a look at its first rows", "data/train.json",
+        "init",
+        _init,
+        "write a config for a corpus, after a look at its first rows",
+        "data/train.json",
         "'s3://bucket/a/*.parquet' s3://bucket/b/list.json --model llava-hf/llava-1.5-7b-hf --out mine.yaml",
-    )  # fmt: skip
-    added.add_argument("paths", nargs="+", metavar="PATH", help="a file, a folder or a glob; any fsspec URI. Each becomes a source")
+    )
+    added.add_argument(
+        "paths", nargs="+", metavar="PATH", help="a file, a folder or a glob; any fsspec URI. Each becomes a source"
+    )
     added.add_argument("--model", help="a folder, a folder in a bucket, or a hub id")
     added.add_argument(
-        "--out", default="config.yaml", help="where to write it; a file that is there is never overwritten (default: config.yaml)"
+        "--out",
+        default="config.yaml",
+        help="where to write it; a file that is there is never overwritten (default: config.yaml)",
     )
     plan = verb(
-        "plan", _plan, "say what a run would read and do, and about how long it would take", "config.yaml",
+        "plan",
+        _plan,
+        "say what a run would read and do, and about how long it would take",
+        "config.yaml",
         "config.yaml extractor.dtype=float16 --json",
-    )  # fmt: skip
+    )
     select = verb(
-        "run", _run, "select: extract what is new, score everything, write the manifest", "config.yaml",
+        "run",
+        _run,
+        "select: extract what is new, score everything, write the manifest",
+        "config.yaml",
         "config.yaml selection.budget=0.08",
-    )  # fmt: skip
+    )
     for added in (plan, select):
         added.add_argument("config", help="YAML file; any fsspec URI")
         added.add_argument("overrides", nargs="*", metavar="key=value", help="such as selection.budget=0.08")
     added = verb("status", _status, "tell the state of an output folder", "selection", "s3://bucket/selection --json")
     added.add_argument("output", help="the `output` of a config")
     added = verb(
-        "explain", _explain, "tell why one sample has its score", "selection 000000033471",
-        "selection train.json:17", "selection 000000033471 --run latest --json",
-    )  # fmt: skip
+        "explain",
+        _explain,
+        "tell why one sample has its score",
+        "selection 000000033471",
+        "selection train.json:17",
+        "selection 000000033471 --run latest --json",
+    )
     added.add_argument("output", help="the `output` of a config")
-    added.add_argument("sample", metavar="SAMPLE", help="its id, or SHARD:ROW: the file, or the end of its name, and the row from 0")
+    added.add_argument(
+        "sample", metavar="SAMPLE", help="its id, or SHARD:ROW: the file, or the end of its name, and the row from 0"
+    )
     added.add_argument("--run", default="latest", metavar="RUN", help="id of a finished run (default: latest)")
     added = verb(
-        "report", _report, "make the page of a run anew, or of two runs side by side", "selection --out page.html",
+        "report",
+        _report,
+        "make the page of a run anew, or of two runs side by side",
+        "selection --out page.html",
         "selection --compare latest 20260101T000000000Z-0123abcd",
-    )  # fmt: skip
+    )
     added.add_argument("output", help="the `output` of a config")
     which = added.add_mutually_exclusive_group()
     which.add_argument("--run", default="latest", metavar="RUN", help="id of a finished run (default: latest)")
     which.add_argument("--compare", nargs=2, metavar=("A", "B"), help="ids of two finished runs; latest is one as well")
-    added.add_argument("--out", metavar="FILE", help="where to write it (default: in the folder of the run, or of run A)")
+    added.add_argument(
+        "--out", metavar="FILE", help="where to write it (default: in the folder of the run, or of run A)"
+    )
     added = verb(
-        "export", _export, "write a run's selection in the files that a trainer reads", "selection --to llava --out chosen",
+        "export",
+        _export,
+        "write a run's selection in the files that a trainer reads",
+        "selection --to llava --out chosen",
         "config.yaml --to webdataset --out s3://bucket/chosen --images copy",
-    )  # fmt: skip
+    )
     added.add_argument("output", help="the `output` of a config, or the config itself (.yaml)")
-    added.add_argument("--to", required=True, metavar="FORMAT", help="such as llava, hf, webdataset; an unknown one lists them all")
+    added.add_argument(
+        "--to", required=True, metavar="FORMAT", help="such as llava, hf, webdataset; an unknown one lists them all"
+    )
     added.add_argument("--out", required=True, help="a new folder for it; any fsspec URI")
     added.add_argument("--run", default="latest", help="id of a finished run (default: latest)")
-    added.add_argument("--images", choices=("reference", "copy"), help="name images where they lie, or copy them (default: as FORMAT can)")
+    added.add_argument(
+        "--images",
+        choices=("reference", "copy"),
+        help="name images where they lie, or copy them (default: as FORMAT can)",
+    )
     added = verb(
-        "clean", _clean, "list what nothing needs any more below an output folder, and remove it when told to", "selection",
-        "selection --delete", "selection --rejected image_missing --delete",
-    )  # fmt: skip
+        "clean",
+        _clean,
+        "list what nothing needs any more below an output folder, and remove it when told to",
+        "selection",
+        "selection --delete",
+        "selection --rejected image_missing --delete",
+    )
     added.add_argument("output", help="the `output` of a config")
     added.add_argument(
-        "--rejected", metavar="REASON",
-        help="instead: slices with rejects of this reason, which the next run then extracts again (a reason of rejects.parquet)",
-    )  # fmt: skip
+        "--rejected",
+        metavar="REASON",
+        help="instead: slices with rejects of this reason, which the next run then extracts again (a reason of "
+        "rejects.parquet)",
+    )
     added.add_argument("--delete", action="store_true", help="remove it; without this nothing is touched")
     added = verb("demo", _demo, "do the whole job on a small corpus and model that it makes itself", "", "somewhere")
     added.add_argument("folder", nargs="?", default="demo", help="where to put it (default: ./demo)")
@@ -174,45 +219,49 @@ def _run(options: argparse.Namespace, console: Console) -> Any:
 
 def _plan(options: argparse.Namespace, console: Console) -> Any:
     config = load_config(options.config, options.overrides)
-    from scalselect_ray.verbs.plan import plan
+    from scalselect_ray.commands.plan import plan
 
     return plan(config, console)
 
 
 def _init(options: argparse.Namespace, console: Console) -> Any:
-    from scalselect_ray.verbs.init import init
+    from scalselect_ray.commands.init import init
 
     return init(options.paths, options.model, options.out, console)
 
 
 def _explain(options: argparse.Namespace, console: Console) -> Any:
-    from scalselect_ray.verbs.explain import explain
+    from scalselect_ray.commands.explain import explain
 
     return explain(storage.absolute(options.output), options.sample, options.run, console)
 
 
 def _status(options: argparse.Namespace, console: Console) -> Any:
-    from scalselect_ray.verbs.state import status
+    from scalselect_ray.commands.status import status
 
     return status(options.output, console)
 
 
 def _clean(options: argparse.Namespace, console: Console) -> Any:
-    from scalselect_ray.verbs.state import clean
+    from scalselect_ray.commands.status import clean
 
     return clean(options.output, options.rejected, options.delete, console)
 
 
 def _report(options: argparse.Namespace, console: Console) -> Any:
-    from scalselect_ray.cluster.pages import make_comparison, make_report
     from scalselect_ray.cluster.session import own_errors, session
-    from scalselect_ray.runs import Runs
+    from scalselect_ray.report.write import make_comparison, make_report
+    from scalselect_ray.store.runs import Runs
 
     output = storage.absolute(options.output)
     records = [Runs(output).find(name) for name in options.compare or [options.run]]
     out = storage.absolute(options.out) if options.out else None
     with session(), own_errors():
-        uri = make_comparison(output, records[0], records[1], out) if options.compare else make_report(output, records[0], out)
+        uri = (
+            make_comparison(output, records[0], records[1], out)
+            if options.compare
+            else make_report(output, records[0], out)
+        )
     console.note(storage.redact(uri))
     return {"report": storage.redact(uri)}
 
@@ -220,13 +269,13 @@ def _report(options: argparse.Namespace, console: Console) -> Any:
 def _export(options: argparse.Namespace, console: Console) -> Any:
     is_config = options.output.endswith((".yaml", ".yml"))
     output = load_config(options.output).output if is_config else storage.absolute(options.output)
-    from scalselect_ray.cluster.exporting import export
+    from scalselect_ray.exports.flow import export
 
     return export(output, options.run, options.to, options.out, options.images, console)
 
 
 def _demo(options: argparse.Namespace, console: Console) -> Any:
-    from scalselect_ray.demo import make_demo
+    from scalselect_ray.commands.demo import make_demo
     from scalselect_ray.job import run
 
     config: JobConfig = load_config(make_demo(options.folder))

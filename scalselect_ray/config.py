@@ -1,4 +1,5 @@
-"""The config of a run: typed, merged from YAML and `key=value` overrides by OmegaConf, checked before anything is started."""
+"""The config of a run: typed, merged from YAML and `key=value` overrides by OmegaConf, checked before anything is
+started."""
 
 import difflib
 import os
@@ -11,8 +12,8 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from scalselect_ray import storage
 from scalselect_ray.errors import ConfigError
+from scalselect_ray.io import storage
 
 Check = tuple[bool, str, object, str]  # whether it is fine, the key, its value, what is expected
 
@@ -86,8 +87,8 @@ class SelectionConfig:
     """How much is chosen."""
 
     budget: Any = MISSING
-    """A fraction of the scored samples in [0, 1], or a count when it is an integer above 1. A list of these makes the manifest of the
-    largest, of which the others are the first ranks: `run.json` says how many."""
+    """A fraction of the scored samples in [0, 1], or a count when it is an integer above 1. A list of these makes the
+    manifest of the largest, of which the others are the first ranks: `run.json` says how many."""
     per_source: dict[str, QuotaConfig] = field(default_factory=dict)
     """Quotas by the name of a source; sources that are not named have none."""
     text_only: Literal["drop", "keep"] = "drop"
@@ -110,8 +111,8 @@ class WorkersConfig:
 
     min_extractors: int = 1
     max_extractors: int | None = None
-    """null: one for each GPU of the cluster as it is now, or without GPUs one for each CPU but one. An autoscaling cluster grows up to
-    this number: give it there."""
+    """null: one for each GPU of the cluster as it is now, or without GPUs one for each CPU but one. An autoscaling
+    cluster grows up to this number: give it there."""
     gpus_per_extractor: float | None = None
     """null: 1 where the cluster has GPUs now. Give it where GPU nodes come only when they are asked for."""
     cpus_per_extractor: int = 1
@@ -146,7 +147,8 @@ class JobConfig:
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> JobConfig:
-    """The config in a YAML file, with `dotted.key=value` overrides. Raises ConfigError that names the key, the value and the cure."""
+    """The config in a YAML file, with `dotted.key=value` overrides. Raises ConfigError that names the key, the value
+    and the cure."""
     try:
         text = storage.read_bytes(storage.absolute(path)).decode()
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -160,7 +162,12 @@ def parse_config(text: str, overrides: Sequence[str] = (), where: str = "config"
     """As `load_config`, from the text of a YAML file; `where` names it in errors."""
     try:
         loaded = OmegaConf.create(text)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, AssertionError) as error:  # OmegaConf asserts on a bare number
+    except (
+        yaml.YAMLError,
+        OmegaConfBaseException,
+        ValueError,
+        AssertionError,
+    ) as error:  # OmegaConf asserts on a bare number
         raise ConfigError(f"{where}: not valid YAML, or no keys: {error}") from error
     if not OmegaConf.is_dict(loaded):
         raise ConfigError(f"{where}: expected keys such as corpus, extractor, selection and output")
@@ -234,7 +241,9 @@ def quotas_of(selection: SelectionConfig) -> dict[str, tuple[float | None, float
 def feature_settings(extractor: ExtractorConfig) -> dict[str, Any]:
     """Everything in the config that changes a feature, but the model itself."""
     return {
-        item.name: getattr(extractor, item.name) for item in fields(extractor) if item.name not in ("model", "revision", "batch_tokens")
+        item.name: getattr(extractor, item.name)
+        for item in fields(extractor)
+        if item.name not in ("model", "revision", "batch_tokens")
     }
 
 
@@ -261,7 +270,8 @@ def _check(config: JobConfig, where: str) -> None:
             not (selection.per_source and len(budgets) > 1),
             "selection.budget",
             selection.budget,
-            "one budget with selection.per_source (a smaller one is then no prefix of a larger; another run extracts nothing)",
+            "one budget with selection.per_source (a smaller one is then no prefix of a larger; another run extracts "
+            "nothing)",
         ),
         (share is None or 0 <= share <= 1, "selection.text_only_share", share, "between 0 and 1, or null"),
         (0 <= config.rejects.max_fraction <= 1, "rejects.max_fraction", config.rejects.max_fraction, "between 0 and 1"),
@@ -272,7 +282,12 @@ def _check(config: JobConfig, where: str) -> None:
             config.workers.max_extractors,
             "workers.min_extractors or more, or null",
         ),
-        (config.workers.cpus_per_extractor >= 1, "workers.cpus_per_extractor", config.workers.cpus_per_extractor, "1 or more"),
+        (
+            config.workers.cpus_per_extractor >= 1,
+            "workers.cpus_per_extractor",
+            config.workers.cpus_per_extractor,
+            "1 or more",
+        ),
         (config.reduce.fan_in >= 2, "reduce.fan_in", config.reduce.fan_in, "2 or more"),
         (config.reduce.leaf_rows >= 1, "reduce.leaf_rows", config.reduce.leaf_rows, "1 or more"),
         (bool(config.output), "output", config.output, "a folder or a bucket prefix"),
@@ -282,23 +297,49 @@ def _check(config: JobConfig, where: str) -> None:
         key = f"selection.per_source.{name}"
         checks.append((name in names, "selection.per_source", name, f"the name of a source ({', '.join(names)})"))
         checks.append(
-            (quota.share is None or (quota.floor is None and quota.cap is None), key, "share with floor or cap", "one or the other")
+            (
+                quota.share is None or (quota.floor is None and quota.cap is None),
+                key,
+                "share with floor or cap",
+                "one or the other",
+            )
         )
         for bound in ("share", "floor", "cap"):
             value = getattr(quota, bound)
-            checks.append((value is None or _is_amount(value), f"{key}.{bound}", value, "a fraction between 0 and 1, or a count above 1"))
+            checks.append(
+                (
+                    value is None or _is_amount(value),
+                    f"{key}.{bound}",
+                    value,
+                    "a fraction between 0 and 1, or a count above 1",
+                )
+            )
         if quota.floor is not None and quota.cap is not None and (quota.floor > 1) == (quota.cap > 1):
-            checks.append((quota.floor <= quota.cap, f"{key}.floor", quota.floor, f"no more than the cap of {quota.cap}"))
+            checks.append(
+                (quota.floor <= quota.cap, f"{key}.floor", quota.floor, f"no more than the cap of {quota.cap}")
+            )
     least = [quota.floor if quota.share is None else quota.share for quota in selection.per_source.values()]
     fractions = sum(value for value in least if value is not None and 0 <= value <= 1)
-    checks.append((fractions <= 1 + 1e-9, "selection.per_source", fractions, "shares and floors that are together at most 1, the budget"))
+    checks.append(
+        (
+            fractions <= 1 + 1e-9,
+            "selection.per_source",
+            fractions,
+            "shares and floors that are together at most 1, the budget",
+        )
+    )
     _insist(checks, where)
 
 
 def _extractor_checks(extractor: ExtractorConfig) -> list[Check]:
     checks: list[Check] = [
         (bool(extractor.model), "extractor.model", extractor.model, "a folder or a hub id"),
-        (0 < extractor.attention_threshold <= 1, "extractor.attention_threshold", extractor.attention_threshold, "above 0, at most 1"),
+        (
+            0 < extractor.attention_threshold <= 1,
+            "extractor.attention_threshold",
+            extractor.attention_threshold,
+            "above 0, at most 1",
+        ),
         (extractor.batch_tokens >= 1, "extractor.batch_tokens", extractor.batch_tokens, "1 or more"),
     ]
     for name in ("max_length", "min_pixels", "max_pixels"):
@@ -314,7 +355,12 @@ def _insist(checks: Sequence[Check], where: str) -> None:
 
 
 def _is_amount(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 and (value <= 1 or float(value).is_integer())
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and value >= 0
+        and (value <= 1 or float(value).is_integer())
+    )
 
 
 def _key(error: BaseException) -> str:
@@ -325,7 +371,9 @@ def _unknown(error: ConfigKeyError) -> str:
     full_key = _key(error)
     section, _, name = full_key.rpartition(".")
     near = difflib.get_close_matches(name, _names(JobConfig), n=1)
-    return f"unknown key '{full_key}'" + (f"; did you mean '{section + '.' if section else ''}{near[0]}'?" if near else "")
+    return f"unknown key '{full_key}'" + (
+        f"; did you mean '{section + '.' if section else ''}{near[0]}'?" if near else ""
+    )
 
 
 def _names(config: Any) -> set[str]:

@@ -38,13 +38,15 @@ class OutputError(ScalSelectError):
 
 
 class ClusterError(ScalSelectError):
-    """Ray cannot be started or joined, or machines, processes or devices fail again and again. What is committed stays."""
+    """Ray cannot be started or joined, or machines, processes or devices fail again and again. What is committed
+    stays."""
 
     exit_code = 1
 
 
 class StorageError(ScalSelectError, OSError):
-    """A disk or an object store does not answer, or cannot take what is written, after all patience. What is committed stays."""
+    """A disk or an object store does not answer, or cannot take what is written, after all patience. What is committed
+    stays."""
 
     exit_code = 1
 

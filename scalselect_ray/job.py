@@ -1,7 +1,7 @@
 """The flow of one selection, from top to bottom.
 
-corpus -> plan -> slices without features -> read, prepare, extract, commit -> features -> tree reduce -> subspace -> scores -> manifest
-"""
+corpus -> plan -> slices without features -> read, prepare, extract, commit -> features -> tree reduce -> subspace ->
+scores -> manifest"""
 
 import hashlib
 import json
@@ -13,18 +13,19 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from scalselect_ray import __version__, storage
-from scalselect_ray.cluster.pages import write_report
+from scalselect_ray import __version__
+from scalselect_ray.commands.summary import summarise
 from scalselect_ray.config import JobConfig, budgets_of, quotas_of, to_yaml
 from scalselect_ray.console import Console, counted
 from scalselect_ray.corpus import CorpusFile, Slice, list_files, plan_file
 from scalselect_ray.errors import CorpusError, DamagedObjectError, OutputError, TooManyRejectsError
-from scalselect_ray.features import FeatureStore
-from scalselect_ray.plan import Plan, make_plan, rows_of
-from scalselect_ray.run_tables import rejects_uri, text_only_uri
-from scalselect_ray.runs import Runs
+from scalselect_ray.io import storage
+from scalselect_ray.report.write import write_report
 from scalselect_ray.selection import resolve_budget
-from scalselect_ray.summary import summarise
+from scalselect_ray.stages.plan import Plan, make_plan, rows_of
+from scalselect_ray.store.features import FeatureStore
+from scalselect_ray.store.runs import Runs
+from scalselect_ray.store.tables import rejects_uri, text_only_uri
 
 _SHOWN = 10  # unreadable files that are named
 
@@ -48,14 +49,17 @@ def run(config: JobConfig, console: Console | None = None) -> dict[str, Any]:
                 if error.uri in mended:
                     raise
                 mended.add(error.uri)
-                console.warn(f"{storage.redact(error.uri)} is damaged ({storage.redact(error.problem)}): it is removed and made anew")
+                console.warn(
+                    f"{storage.redact(error.uri)} is damaged ({storage.redact(error.problem)}): it is removed and "
+                    f"made anew"
+                )
                 storage.delete([error.uri])
 
 
 def _select(config: JobConfig, files: Sequence[CorpusFile], store: FeatureStore, console: Console) -> dict[str, Any]:
-    from scalselect_ray.cluster import reduction, rejects, scoring, selecting
-    from scalselect_ray.cluster.extraction import extract
     from scalselect_ray.cluster.metrics import Stages
+    from scalselect_ray.stages import reduce, rejects, score, select
+    from scalselect_ray.stages.extract import extract
 
     started = time.time()
     runs = Runs(store.output)
@@ -78,27 +82,31 @@ def _select(config: JobConfig, files: Sequence[CorpusFile], store: FeatureStore,
     run_id = _run_id(config, store, plan)
     folder = runs.folder(run_id)
     groups = _groups(plan.slice_ids, config)
-    stored = reduction.find_stored(store, plan.slice_ids)
+    stored = reduce.find_stored(store, plan.slice_ids)
     reused = set(stored.slice_ids) if stored else set()
     new = [slice_id for slice_id in plan.slice_ids if slice_id not in reused]
     with stages("reduce", len(new), "slices") as stage:
-        moments, moments_id = reduction.moments_of(store, _groups(new, config), config.reduce.fan_in, stored, stage.advance)
-        subspace, facts = reduction.solve(
+        moments, moments_id = reduce.moments_of(
+            store, _groups(new, config), config.reduce.fan_in, stored, stage.advance
+        )
+        subspace, facts = reduce.solve(
             config.subspace,
             moments,
-            lambda transform: reduction.reduce_moments(store, groups, config.reduce.fan_in, transform),
+            lambda transform: reduce.reduce_moments(store, groups, config.reduce.fan_in, transform),
             storage.join(folder, "subspace.safetensors"),
         )
 
     with stages("score", len(plan.slice_ids), "slices") as stage:
-        scored = scoring.score(store, groups, subspace, storage.join(folder, "scores"), stage.advance)
+        scored = score.score(store, groups, subspace, storage.join(folder, "scores"), stage.advance)
     _check_rejects(config, plan, sum(count for reason, count in scored.reasons.items() if reason != "text_only"), store)
     if not scored.count:
         raise CorpusError(f"none of the {plan.rows:,} samples could be scored; see the reasons below {store.folder}")
 
     with stages("select", 1, "manifest") as stage:
         budgets = {str(budget): resolve_budget(budget, scored.count) for budget in budgets_of(config.selection)}
-        by_source = selecting.select(scored, max(budgets.values()), quotas_of(config.selection), storage.join(folder, "manifest"))
+        by_source = select.select(
+            scored, max(budgets.values()), quotas_of(config.selection), storage.join(folder, "manifest")
+        )
         chosen = sum(by_source.values())
         text_only_share = _text_only_share(config, chosen, scored.count)
         kept = rejects.keep_text_only(scored.rejects, text_only_share, text_only_uri(folder), chosen + 1)
@@ -119,7 +127,9 @@ def _select(config: JobConfig, files: Sequence[CorpusFile], store: FeatureStore,
         "budgets": budgets,
         "chosen": chosen,
         "text_only_kept": kept,
-        "sources": {name: {"scored": scored.counts[name], "chosen": by_source.get(name, 0)} for name in sorted(scored.counts)},
+        "sources": {
+            name: {"scored": scored.counts[name], "chosen": by_source.get(name, 0)} for name in sorted(scored.counts)
+        },
         "change": change,
         "k": facts["k"],
         "dim": facts["dim"],
@@ -127,8 +137,10 @@ def _select(config: JobConfig, files: Sequence[CorpusFile], store: FeatureStore,
         "score_sum": scored.total,
         "slices": {"total": len(plan.slice_ids), "extracted": len(plan.todo), "moments_reused": len(reused)},
         "samples_per_second": round(plan.todo_rows / stages.seconds["extract"], 3) if plan.todo else None,
-        "seconds": {name: round(value, 3) for name, value in stages.seconds.items()} | {"total": round(time.time() - started, 3)},
-        "versions": {name: version(name) for name in ("ray", "torch", "transformers", "numpy", "pyarrow")} | {"scalselect": __version__},
+        "seconds": {name: round(value, 3) for name, value in stages.seconds.items()}
+        | {"total": round(time.time() - started, 3)},
+        "versions": {name: version(name) for name in ("ray", "torch", "transformers", "numpy", "pyarrow")}
+        | {"scalselect": __version__},
     }
     write_report(store.output, record, console)
     runs.finish(run_id, record)
@@ -138,7 +150,7 @@ def _select(config: JobConfig, files: Sequence[CorpusFile], store: FeatureStore,
 
 def open_store(config: JobConfig) -> FeatureStore:
     """The feature store of the config's extractor, described there. Raises ModelError, OutputError."""
-    from scalselect_ray.representing import description_of, id_of, make_preparer
+    from scalselect_ray.vlm.representer import description_of, id_of, make_preparer
 
     make_preparer(config.extractor)  # fails now or in every worker
     description = description_of(config.extractor)
@@ -150,7 +162,9 @@ def open_store(config: JobConfig) -> FeatureStore:
     return store
 
 
-def _plan_on_cluster(files: Sequence[tuple[CorpusFile, list[str]]], advance: Callable[[int], None]) -> list[list[Slice]]:
+def _plan_on_cluster(
+    files: Sequence[tuple[CorpusFile, list[str]]], advance: Callable[[int], None]
+) -> list[list[Slice]]:
     import ray
 
     from scalselect_ray.cluster.tasks import in_order
@@ -167,16 +181,21 @@ def _check_plan(plan: Plan, console: Console) -> None:
     if len(problems) > _SHOWN:
         console.warn(f"and {len(problems) - _SHOWN:,} more files that cannot be read to their end")
     if problems and len(problems) == len(plan.slice_ids):
-        raise CorpusError(f"no file of the corpus can be read; the first: {storage.redact(problems[0].shard)}: {problems[0].problem}")
+        raise CorpusError(
+            f"no file of the corpus can be read; the first: {storage.redact(problems[0].shard)}: {problems[0].problem}"
+        )
 
 
 def _check_rejects(config: JobConfig, plan: Plan, rejected: int, store: FeatureStore) -> None:
     if rejected > config.rejects.max_fraction * plan.rows:
         raise TooManyRejectsError(
-            f"{rejected:,} of {plan.rows:,} samples are rejected, above rejects.max_fraction={config.rejects.max_fraction:g}"
+            f"{rejected:,} of {plan.rows:,} samples are rejected, above "
+            f"rejects.max_fraction={config.rejects.max_fraction:g}"
             f"{_examples(plan, store)}\n"
-            "Fix the corpus, or raise rejects.max_fraction; extracted features are kept. A rejected row is tried again once the file that\n"
-            "holds it has changed, or 'scalselect clean OUTPUT --rejected REASON' has removed what is committed with rejects of a reason."
+            "Fix the corpus, or raise rejects.max_fraction; extracted features are kept. A rejected row is tried "
+            "again once the file that\n"
+            "holds it has changed, or 'scalselect clean OUTPUT --rejected REASON' has removed what is committed with "
+            "rejects of a reason."
         )
 
 
@@ -194,13 +213,19 @@ def _examples(plan: Plan, store: FeatureStore) -> str:
 
 def _what_is_to_do(plan: Plan, store: FeatureStore) -> str:
     done = len(plan.slice_ids) - len(plan.todo)
-    corpus = f"{counted(plan.rows, 'sample')} in {counted(len(plan.slice_ids), 'slice')} of {counted(len(plan.files), 'file')}"
+    corpus = (
+        f"{counted(plan.rows, 'sample')} in {counted(len(plan.slice_ids), 'slice')} of "
+        f"{counted(len(plan.files), 'file')}"
+    )
     text = f"{corpus}; extractor {store.extractor_id}"
     if not plan.todo:
         return f"{text}; all extracted before"
     if len(plan.todo) == len(plan.slice_ids) and (others := store.differences()):
         text += f" is new here: its {others}; what others extracted cannot be used"
-    return f"{text}; {counted(done, 'slice')} extracted before, {len(plan.todo):,} to do ({counted(plan.todo_rows, 'sample')})"
+    return (
+        f"{text}; {counted(done, 'slice')} extracted before, {len(plan.todo):,} to do "
+        f"({counted(plan.todo_rows, 'sample')})"
+    )
 
 
 def _groups(slice_ids: Sequence[str], config: JobConfig) -> list[list[str]]:
@@ -211,8 +236,9 @@ def _groups(slice_ids: Sequence[str], config: JobConfig) -> list[list[str]]:
 
 
 def _change(runs: Runs, store: FeatureStore, folder: str, chosen: int, console: Console) -> dict[str, Any] | None:
-    """What is other than in the newest run with this extractor; None where there is none, or its results are damaged."""
-    from scalselect_ray.cluster.comparing import compare
+    """What is other than in the newest run with this extractor; None where there is none, or its results are
+    damaged."""
+    from scalselect_ray.report.compare import compare
 
     previous = runs.latest_with(store.extractor_id)
     if previous is None:

@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+)
 FLAGS += ("--disable-component-update", "--disable-sync", "--remote-debugging-pipe")
 
 
@@ -29,7 +36,9 @@ class Browser:
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
-        self._writer.write(json.dumps(message | ({"sessionId": self._session} if self._session else {})).encode() + b"\0")
+        self._writer.write(
+            json.dumps(message | ({"sessionId": self._session} if self._session else {})).encode() + b"\0"
+        )
         self._writer.flush()
         while True:
             answer = self._next()
@@ -40,7 +49,9 @@ class Browser:
 
     def open(self, url: str, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
         """Goes to a page and waits until it has loaded."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self._events.clear()
         self.errors, self.requests = [], []
@@ -59,7 +70,8 @@ class Browser:
     def click(self, selector: str) -> None:
         """A click of the mouse, so that what covers an element would take it."""
         middle = (
-            f"(e => (e.scrollIntoView({{block: 'center'}}), e.getBoundingClientRect()))(document.querySelector({json.dumps(selector)}))"
+            f"(e => (e.scrollIntoView({{block: 'center'}}), "
+            f"e.getBoundingClientRect()))(document.querySelector({json.dumps(selector)}))"
         )
         box = self.evaluate(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({middle})")
         for kind in ("mousePressed", "mouseReleased"):

@@ -12,8 +12,8 @@ import object_store
 import pytest
 import ray
 
-from scalselect_ray import storage
 from scalselect_ray.cli import main
+from scalselect_ray.io import storage
 
 GOLDEN = Path(__file__).parent / "golden"  # committed with the project
 SHARED = Path(__file__).parents[2] / "shared"  # beside a checkout, where there is one
@@ -42,10 +42,21 @@ def cluster(s3: object_store.ObjectStore) -> Iterator[None]:
     """One local Ray for all tests that run jobs in this process. Its workers know the S3 server."""
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     often = {"metrics_report_interval_ms": 1000}  # every 10 s otherwise: long to wait for
-    kept = {"idle_worker_killing_time_threshold_ms": 60_000}  # as `session` sets it: new workers would import torch again
-    ray.init("local", num_cpus=3, include_dashboard=False, logging_level="ERROR", log_to_driver=False, _system_config=often | kept)
+    kept = {
+        "idle_worker_killing_time_threshold_ms": 60_000
+    }  # as `session` sets it: new workers would import torch again
+    ray.init(
+        "local",
+        num_cpus=3,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+        _system_config=often | kept,
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scalselect_ray.job.write_report", lambda output, record, console: None)  # tests/report makes its own
+        patch.setattr(
+            "scalselect_ray.job.write_report", lambda output, record, console: None
+        )  # tests/report makes its own
         yield
     ray.shutdown()
 

@@ -23,7 +23,9 @@ class Selected:
 
     output: Path
     folder: Path  # of the corpus
-    rows: dict[tuple[str, int], tuple[Turns, list[bytes]]]  # by (source, row): (role, text) of the turns, bytes of the images
+    rows: dict[
+        tuple[str, int], tuple[Turns, list[bytes]]
+    ]  # by (source, row): (role, text) of the turns, bytes of the images
 
     @property
     def run_id(self) -> str:
@@ -78,7 +80,11 @@ def make(folder: Path) -> tuple[list[dict[str, object]], dict[tuple[str, int], t
         (folder / "list" / name).write_bytes(data)
     listed: list[dict[str, Any]] = []
     for number, row in enumerate(ROWS):
-        record: dict[str, Any] = {"id": number if number % 2 else f"../../{number}", "conversations": conversations(row), "stray": [1]}
+        record: dict[str, Any] = {
+            "id": number if number % 2 else f"../../{number}",
+            "conversations": conversations(row),
+            "stray": [1],
+        }
         record["image"] = row["images"][0] if len(row["images"]) == 1 else row["images"]
         turns = None
         if number == 3:
@@ -97,7 +103,13 @@ def make(folder: Path) -> tuple[list[dict[str, object]], dict[tuple[str, int], t
 
     structs = []
     for number, row in enumerate(ROWS):
-        structs.append({**row, "id": "the same", "images": [{"bytes": images[name], "path": f"../{name}"} for name in row["images"]]})
+        structs.append(
+            {
+                **row,
+                "id": "the same",
+                "images": [{"bytes": images[name], "path": f"../{name}"} for name in row["images"]],
+            }
+        )
         learn("parquet", number, row)
     pq.write_table(pa.Table.from_pylist(structs), folder / "rows.parquet", row_group_size=20)
 

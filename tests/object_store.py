@@ -14,14 +14,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
 
-from scalselect_ray import storage
+from scalselect_ray.io import storage
 
-Fault = Callable[[str, str], str | None]  # (method, path) -> what goes wrong: "503", "403", "reset", "cut", "slow"; None: nothing
+Fault = Callable[
+    [str, str], str | None
+]  # (method, path) -> what goes wrong: "503", "403", "reset", "cut", "slow"; None: nothing
 _ERRORS = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied"}
 
 
 class ObjectStore:
-    """What tests steer. `fault` is asked for each request; `requests` counts them by method, `paths` holds (method, path)."""
+    """What tests steer. `fault` is asked for each request; `requests` counts them by method, `paths` holds (method,
+    path)."""
 
     def __init__(self, backend: int) -> None:
         self.fault: Fault = lambda method, path: None

@@ -27,7 +27,12 @@ def features_of_run(mixed: Selected, source: str) -> dict[int, list[float]]:
     import pyarrow.parquet as pq
 
     tables = [pq.read_table(path) for path in sorted(mixed.output.glob("features/*/*.parquet"))]
-    return {row["row"]: row["feature"] for table in tables for row in table.to_pylist() if row["source"] == source and row["feature"]}
+    return {
+        row["row"]: row["feature"]
+        for table in tables
+        for row in table.to_pylist()
+        if row["source"] == source and row["feature"]
+    }
 
 
 def test_importing_the_package_imports_none_of_its_libraries():
@@ -47,7 +52,8 @@ def test_the_examples_in_the_docstrings_come_out(cluster: None, tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"energy": 0.5}, {"standardize": True}, {"l2_normalize": True}, {"standardize": True, "l2_normalize": True}]
+    "settings",
+    [{}, {"energy": 0.5}, {"standardize": True}, {"l2_normalize": True}, {"standardize": True, "l2_normalize": True}],
 )
 def test_scores_are_those_of_an_svd_of_all_features(settings: dict[str, Any]):
     features = np.random.default_rng(1).normal(size=(5000, 12)) @ np.random.default_rng(2).normal(size=(12, 12)) + 5
@@ -93,7 +99,9 @@ def test_representations_are_those_of_a_run(mixed: Selected):
 
 def test_a_sample_that_cannot_be_used_is_named():
     with pytest.raises(ValueError, match=r"samples\[1\] cannot be used: image_refused: .*no image root"):
-        scalselect_ray.represent(MODEL, [{**ROWS[0], "images": [image_bytes(name) for name in ROWS[0]["images"]]}, ROWS[1]])
+        scalselect_ray.represent(
+            MODEL, [{**ROWS[0], "images": [image_bytes(name) for name in ROWS[0]["images"]]}, ROWS[1]]
+        )
     with pytest.raises(ConfigError, match=r"attention_threshold is 5"):
         scalselect_ray.represent(scalselect_ray.ExtractorConfig(model="x", attention_threshold=5), [])
     with pytest.raises(ConfigError, match="dtype"):
@@ -110,7 +118,9 @@ def image_bytes(name: str) -> bytes:
 def test_a_data_set_of_ray_gets_features_and_reasons(mixed: Selected, batch_format: str):
     import ray
 
-    structs = [{**row, "images": [{"bytes": image_bytes(name), "path": None} for name in row["images"]]} for row in ROWS[:6]]
+    structs = [
+        {**row, "images": [{"bytes": image_bytes(name), "path": None} for name in row["images"]]} for row in ROWS[:6]
+    ]
     structs[2]["images"] = [{"bytes": b"no picture", "path": None}] * len(structs[2]["images"])
     dataset = ray.data.from_arrow(pa.Table.from_pylist(structs))
     added = dataset.map_batches(
@@ -153,5 +163,7 @@ def test_a_picture_in_memory_is_seen_as_it_is():
     sink = io.BytesIO()
     picture.save(sink, "PNG")
     turns = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "A set."}]
-    a, b = scalselect_ray.represent(MODEL, [{"image": value, "conversations": turns} for value in (picture, sink.getvalue())])
+    a, b = scalselect_ray.represent(
+        MODEL, [{"image": value, "conversations": turns} for value in (picture, sink.getvalue())]
+    )
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

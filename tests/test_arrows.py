@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "scalselect_ray"
-PURE = ("corpus", "vlm", "features", "subspace", "selection", "report", "exports")
+PURE = ("io", "corpus", "vlm", "subspace", "selection", "store")
 FORBIDDEN = {
-    **{folder: {"ray", "scalselect_ray.cluster", "scalselect_ray.job", "scalselect_ray.verbs", "scalselect_ray.cli"} for folder in PURE},
-    "cluster": {"scalselect_ray.job", "scalselect_ray.verbs", "scalselect_ray.cli"},
-    "verbs": {"scalselect_ray.cli"},
+    **{
+        folder: {"ray", "scalselect_ray.cluster", "scalselect_ray.job", "scalselect_ray.commands", "scalselect_ray.cli"}
+        for folder in PURE
+    },
+    "cluster": {"scalselect_ray.job", "scalselect_ray.commands", "scalselect_ray.cli"},
+    "commands": {"scalselect_ray.cli"},
 }
 
 

@@ -21,7 +21,19 @@ def run(script: str, *options: str) -> dict:
 
 
 def test_extraction_benchmark_runs():
-    options = ("--shapes", "small", "--layers", "2", "--samples", "4", "--plain-samples", "2", "--ways", "ours", "plain-8")
+    options = (
+        "--shapes",
+        "small",
+        "--layers",
+        "2",
+        "--samples",
+        "4",
+        "--plain-samples",
+        "2",
+        "--ways",
+        "ours",
+        "plain-8",
+    )
     record = run("extraction.py", *options)
     assert record["ratios"]["plain-8"]["worst_cosine"] > 0.999, "the straightforward way gives the same features"
     ours = record["results"]["ours"]
@@ -36,7 +48,20 @@ def test_scaling_benchmark_runs():
 
 
 def test_reduce_benchmark_runs():
-    options = ("--dims", "64", "--rows", "1000", "--peer-dim", "32", "--peer-rows", "1000", "--repeats", "1", "--memory-gib", "2")
+    options = (
+        "--dims",
+        "64",
+        "--rows",
+        "1000",
+        "--peer-dim",
+        "32",
+        "--peer-rows",
+        "1000",
+        "--repeats",
+        "1",
+        "--memory-gib",
+        "2",
+    )
     record = run("reduce.py", *options)
     assert {step["share_cpu"] > 0 for step in record["ceilings"][0]["steps"].values()} == {True}
     assert [single["same_k"] for single in record["float32"]] == [True] * 5
@@ -47,7 +72,19 @@ def test_reduce_benchmark_runs():
 
 
 def test_pairwise_benchmark_runs(tmp_path):
-    record = run("pairwise.py", "--dim", "16", "--rows", "256", "512", "1024", "--iterations", "2", "--plot", str(tmp_path / "plot.png"))
+    record = run(
+        "pairwise.py",
+        "--dim",
+        "16",
+        "--rows",
+        "256",
+        "512",
+        "1024",
+        "--iterations",
+        "2",
+        "--plot",
+        str(tmp_path / "plot.png"),
+    )
     assert set(record["slopes"]) == {"ours", "clusters", "pairwise"}
     assert (tmp_path / "plot.png").stat().st_size < 60_000
 
@@ -84,7 +121,9 @@ def test_soak_benchmark_runs():
 def test_input_benchmark_runs():
     small = ("--pictures", "64", "--only", "tar")
     results = run("input.py", *small, "--copies", "8", "--store-copies", "0", "--readers", "bare", "job")["results"]
-    results += run("input.py", *small, "--copies", "0", "--store-copies", "2", "--readers", "bare", "functions")["results"]
+    results += run("input.py", *small, "--copies", "0", "--store-copies", "2", "--readers", "bare", "functions")[
+        "results"
+    ]
     assert [(result["from"], result["reader"], result["samples"]) for result in results] == [
         ("disk", "bare", 512), ("disk", "job", 512), ("s3", "bare", 128), ("s3", "functions", 128),
     ]  # fmt: skip
@@ -113,7 +152,9 @@ def test_storage_benchmark_runs(tmp_path):
         pq.write_table(pa.Table.from_pylist(records), tmp_path / f"{number}.parquet")
     script = Path(__file__).parents[1] / "benchmarks" / "storage.py"
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, env=environment, check=True
+    )
     results = json.loads(done.stdout.splitlines()[-1])["results"]
     for name in ("disk", "s3"):
         assert [results[name][step]["extracted_slices"] for step in ("full", "before", "growth")] == [2, 1, 1]
@@ -121,10 +162,20 @@ def test_storage_benchmark_runs(tmp_path):
 
 
 def test_quality_benchmark_runs_and_goes_on_from_what_is_done(shared, tmp_path):
-    options = ("quality", str(shared / "data" / "nlvr"), "--small", "--out", str(tmp_path), "--chart", str(tmp_path / "chart.png"))
+    options = (
+        "quality",
+        str(shared / "data" / "nlvr"),
+        "--small",
+        "--out",
+        str(tmp_path),
+        "--chart",
+        str(tmp_path / "chart.png"),
+    )
     record = run(*options)
     assert {(one["method"], one["budget"]) for one in record["subsets"]} == {
-        (method, budget) for method in ("ScalSelect", "all tokens", "random", "longest", "k-means") for budget in (0.1, 0.3)
+        (method, budget)
+        for method in ("ScalSelect", "all tokens", "random", "longest", "k-means")
+        for budget in (0.1, 0.3)
     }
     assert len(record["results"]) == 2 * (1 + len(record["subsets"]))
     assert all(0 <= one["mean"] <= 1 for one in record["results"])

@@ -59,7 +59,8 @@ print([name for name in ("torch", "ray", "numpy", "transformers", "pyarrow", "PI
 
 
 @pytest.mark.parametrize(
-    ("typed", "offered"), [("scalselect ex", {"explain", "export"}), ("scalselect export out --images ", {"reference", "copy"})]
+    ("typed", "offered"),
+    [("scalselect ex", {"explain", "export"}), ("scalselect export out --images ", {"reference", "copy"})],
 )
 def test_a_shell_is_told_what_can_be_typed(typed: str, offered: set[str], tmp_path: Path):
     asked = {"_ARGCOMPLETE": "1", "COMP_LINE": typed, "COMP_POINT": str(len(typed)), "_ARGCOMPLETE_IFS": "\n"}
@@ -74,8 +75,12 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(("stream", "no_color", "coloured"), [(Terminal, "", True), (Terminal, "1", False), (io.StringIO, "", False)])
-def test_colour_is_for_terminals_that_want_it(stream: type[io.StringIO], no_color: str, coloured: bool, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("stream", "no_color", "coloured"), [(Terminal, "", True), (Terminal, "1", False), (io.StringIO, "", False)]
+)
+def test_colour_is_for_terminals_that_want_it(
+    stream: type[io.StringIO], no_color: str, coloured: bool, monkeypatch: pytest.MonkeyPatch
+):
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLORTERM"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")

@@ -18,13 +18,17 @@ output: out
 """
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "conf").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "conf").glob("*.yaml")), ids=lambda path: path.name
+)
 def test_configs_that_people_copy_are_valid(path):
     load_config(str(path))
 
 
 def test_overrides_reach_any_depth():
-    config = parse_config(GOOD, ["subspace.energy=0.5", "corpus.sources.0.paths=[/a/y.json,z.json]", "selection.budget=100"])
+    config = parse_config(
+        GOOD, ["subspace.energy=0.5", "corpus.sources.0.paths=[/a/y.json,z.json]", "selection.budget=100"]
+    )
     assert (config.subspace.energy, config.corpus.sources[0].paths, config.selection.budget) == (
         0.5,
         ["/a/y.json", str(Path.cwd() / "z.json")],
@@ -67,12 +71,17 @@ def test_missing_keys_are_named():
 
 TREES = st.recursive(
     st.none() | st.integers() | st.text(max_size=5),
-    lambda inner: st.dictionaries(st.sampled_from(["corpus", "sources", "output", "extractor", "x"]), inner) | st.lists(inner, max_size=2),
+    lambda inner: (
+        st.dictionaries(st.sampled_from(["corpus", "sources", "output", "extractor", "x"]), inner)
+        | st.lists(inner, max_size=2)
+    ),
     max_leaves=8,
 )
 
 
-@pytest.mark.filterwarnings("ignore:extend=lambda inner")  # it does use its argument; Hypothesis now and then thinks it does not
+@pytest.mark.filterwarnings(
+    "ignore:extend=lambda inner"
+)  # it does use its argument; Hypothesis now and then thinks it does not
 @settings(deadline=None)
 @given(st.text(max_size=80) | TREES.map(yaml.safe_dump))
 def test_any_text_is_a_clear_error(text):

@@ -1,4 +1,5 @@
-"""What deploy/ holds is valid by the schemas of those who read it, and its parts agree with each other and with the code."""
+"""What deploy/ holds is valid by the schemas of those who read it, and its parts agree with each other and with the
+code."""
 
 import copy
 import importlib.util
@@ -22,7 +23,10 @@ CUSTOM = {"RayJob": "rayjobs", "RayCluster": "rayclusters", "RayCronJob": "raycr
 RAY = Path(str(importlib.util.find_spec("ray").origin)).parent
 
 # What the plain kinds may hold beside pods, whose schema is taken from KubeRay's.
-META = {"type": "object", "properties": {"name": {"type": "string"}, "annotations": {"additionalProperties": {"type": "string"}}}}
+META = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "annotations": {"additionalProperties": {"type": "string"}}},
+}
 PLAIN: dict[str, dict[str, Any]] = {
     "v1/ConfigMap": {"data": {"type": "object", "additionalProperties": {"type": "string"}}},
     "v1/ServiceAccount": {},
@@ -60,7 +64,9 @@ def definitions(shared) -> dict[str, dict[str, Any]]:
     for kind, plural in CUSTOM.items():
         # CSafeLoader is the safe loader in C, which builds plain values only: the schemas have 25,000 lines.
         definition = yaml.load((shared / "crds" / f"ray.io_{plural}.yaml").read_text(), yaml.CSafeLoader)
-        schema = next(item for item in definition["spec"]["versions"] if item["name"] == "v1")["schema"]["openAPIV3Schema"]
+        schema = next(item for item in definition["spec"]["versions"] if item["name"] == "v1")["schema"][
+            "openAPIV3Schema"
+        ]
         schema["properties"]["metadata"] = META
         found[kind] = strict(schema)
     return found
@@ -92,8 +98,14 @@ def problems(found: dict[str, Any], definitions: dict[str, dict[str, Any]]) -> l
     else:
         properties = {"apiVersion": {}, "kind": {}, "metadata": META, **PLAIN[f"{found['apiVersion']}/{found['kind']}"]}
         pod = definitions["RayJob"]["properties"]["spec"]["properties"]["submitterPodTemplate"]
-        schema = {**strict({"type": "object", "required": list(properties), "properties": properties}), "$defs": {"pod": pod}}
-    return [f"{error.json_path}: {error.message[:200]}" for error in jsonschema.Draft202012Validator(schema).iter_errors(found)]
+        schema = {
+            **strict({"type": "object", "required": list(properties), "properties": properties}),
+            "$defs": {"pod": pod},
+        }
+    return [
+        f"{error.json_path}: {error.message[:200]}"
+        for error in jsonschema.Draft202012Validator(schema).iter_errors(found)
+    ]
 
 
 def cluster_of(found: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +125,9 @@ def pods() -> dict[str, dict[str, Any]]:
     for name in MANIFESTS:
         content = manifest(name)
         if content["kind"] in CUSTOM:
-            found |= {f"{name} {group}": spec["template"]["spec"] for group, spec in groups(cluster_of(content)).items()}
+            found |= {
+                f"{name} {group}": spec["template"]["spec"] for group, spec in groups(cluster_of(content)).items()
+            }
         elif content["kind"] == "CronJob":
             found[name] = content["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     return found
@@ -130,7 +144,22 @@ def test_the_check_of_manifests_refuses_what_kubernetes_would_drop(definitions):
         (("spec", "rayClusterSpec", "headGroupSpec", "template", "spec", "serviceAccuont"), "x"),
         (("spec", "rayClusterSpec", "headGroupSpec", "template", "spec", "containers", 0, "resources", "limit"), {}),
         (("spec", "rayClusterSpec", "workerGroupSpecs", 0, "maxReplicas"), "8"),
-        (("spec", "rayClusterSpec", "workerGroupSpecs", 0, "template", "spec", "containers", 0, "resources", "limits", "cpu"), "two"),
+        (
+            (
+                "spec",
+                "rayClusterSpec",
+                "workerGroupSpecs",
+                0,
+                "template",
+                "spec",
+                "containers",
+                0,
+                "resources",
+                "limits",
+                "cpu",
+            ),
+            "two",
+        ),
     ]:
         job = manifest("rayjob.yaml")
         place: Any = job
@@ -154,11 +183,16 @@ def test_manifests_name_each_other_as_they_are_called():
         names = {volume["configMap"]["name"] for volume in pod.get("volumes", [])}
         assert names <= {config_map["metadata"]["name"]}, where
         for container in pod["containers"]:
-            assert {mount["name"] for mount in container.get("volumeMounts", [])} == {volume["name"] for volume in pod.get("volumes", [])}
+            assert {mount["name"] for mount in container.get("volumeMounts", [])} == {
+                volume["name"] for volume in pod.get("volumes", [])
+            }
             secrets |= {source["secretRef"]["name"] for source in container.get("envFrom", [])}
             for variable in container.get("env", []):
                 if "valueFrom" in variable:
-                    assert variable["valueFrom"]["secretKeyRef"] == {"name": cluster["metadata"]["name"], "key": "auth_token"}
+                    assert variable["valueFrom"]["secretKeyRef"] == {
+                        "name": cluster["metadata"]["name"],
+                        "key": "auth_token",
+                    }
     assert secrets == {"scalselect-storage"}
     assert "kubectl create secret generic scalselect-storage" in readme
     command = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
@@ -214,8 +248,12 @@ def test_gpus_come_when_they_are_asked_for_and_the_config_asks_for_no_more_than_
 
 def test_every_manifest_runs_the_ray_and_the_image_that_are_built():
     locked = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M).group(1)
-    assert {cluster_of(manifest(name))["rayVersion"] for name in MANIFESTS if manifest(name)["kind"] in CUSTOM} == {locked}
-    assert {container["image"] for pod in pods().values() for container in pod["containers"]} == {"scalselect-ray:latest"}
+    assert {cluster_of(manifest(name))["rayVersion"] for name in MANIFESTS if manifest(name)["kind"] in CUSTOM} == {
+        locked
+    }
+    assert {container["image"] for pod in pods().values() for container in pod["containers"]} == {
+        "scalselect-ray:latest"
+    }
 
 
 def test_the_config_map_holds_the_scheduled_config():
@@ -275,7 +313,9 @@ def test_the_dashboard_asks_for_metrics_that_exist():
     ours = metrics.names()
     agent = (RAY / "dashboard" / "modules" / "reporter" / "reporter_agent.py").read_text()
     rays = {f"ray_{name}" for name in re.findall(r'"(\w+)": Gauge\(', agent)}
-    for panels in (RAY / "dashboard" / "modules" / "metrics" / "dashboards").glob("*_panels.py"):  # what Ray's own dashboards ask for
+    for panels in (RAY / "dashboard" / "modules" / "metrics" / "dashboards").glob(
+        "*_panels.py"
+    ):  # what Ray's own dashboards ask for
         rays |= set(re.findall(r"\bray_\w+", panels.read_text()))
     asked: set[str] = set()
     for expression in expressions():
@@ -288,7 +328,9 @@ def test_the_dashboard_asks_for_metrics_that_exist():
         assert not unknown, f"{expression}: {unknown}"
         for tags in re.findall(r"by \(([^)]*)\)", bare):
             if set(selected) <= ours:
-                assert {tag.strip() for tag in tags.split(",")} <= {"source", "reason", "step", "stage", "le"}, expression
+                assert {tag.strip() for tag in tags.split(",")} <= {"source", "reason", "step", "stage", "le"}, (
+                    expression
+                )
         asked |= set(selected)
     shown = {re.sub("_(count|sum)$", "_bucket", name) for name in ours}
     assert shown <= asked, f"nothing shows {shown - asked}"

@@ -32,7 +32,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from scalselect_ray.demo import byte_tokenizer
+from scalselect_ray.commands.demo import byte_tokenizer
 
 LLAVA_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] | upper }}: {% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n"
@@ -45,7 +45,9 @@ CHATML = (
 CHATML_SPECIAL = ["<|endoftext|>", "<|im_end|>", "<|im_start|>"]
 TEXT = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
 TEXT |= dict(max_position_embeddings=8192)
-CLIP = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=56, patch_size=14)
+CLIP = dict(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=56, patch_size=14
+)
 PINPOINTS = [[56, 112], [112, 56], [112, 112]]
 CROP = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
 
@@ -55,7 +57,10 @@ def _save(model, processor, folder: Path) -> None:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim > 1:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * (0.5 if "q_proj" in name or "k_proj" in name else 0.08))
+                weight.copy_(
+                    torch.randn(weight.shape, generator=generator)
+                    * (0.5 if "q_proj" in name or "k_proj" in name else 0.08)
+                )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
@@ -63,20 +68,35 @@ def _save(model, processor, folder: Path) -> None:
 def llava(folder: Path) -> None:
     tokenizer = byte_tokenizer(["<pad>", "</s>", "<image>"], LLAVA_TEMPLATE)
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**CLIP), text_config=LlamaConfig(vocab_size=len(tokenizer), **TEXT), image_token_index=2
+        vision_config=CLIPVisionConfig(**CLIP),
+        text_config=LlamaConfig(vocab_size=len(tokenizer), **TEXT),
+        image_token_index=2,
     )
-    processor = LlavaProcessor(CLIPImageProcessor(**CROP), tokenizer, patch_size=14, vision_feature_select_strategy="default",
-                               num_additional_image_tokens=1, chat_template=LLAVA_TEMPLATE)  # fmt: skip
+    processor = LlavaProcessor(
+        CLIPImageProcessor(**CROP),
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
     _save(LlavaForConditionalGeneration(config), processor, folder)
 
 
 def llava_next(folder: Path) -> None:
     tokenizer = byte_tokenizer(["<pad>", "</s>", "<image>"], LLAVA_TEMPLATE)
     text = MistralConfig(vocab_size=len(tokenizer), head_dim=16, sliding_window=40, **TEXT)
-    config = LlavaNextConfig(vision_config=CLIPVisionConfig(**CLIP), text_config=text, image_token_index=2, image_grid_pinpoints=PINPOINTS)
-    processor = LlavaNextProcessor(LlavaNextImageProcessor(image_grid_pinpoints=PINPOINTS, **CROP), tokenizer, patch_size=14,
-                                   vision_feature_select_strategy="default", num_additional_image_tokens=1,
-                                   chat_template=LLAVA_TEMPLATE)  # fmt: skip
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**CLIP), text_config=text, image_token_index=2, image_grid_pinpoints=PINPOINTS
+    )
+    processor = LlavaNextProcessor(
+        LlavaNextImageProcessor(image_grid_pinpoints=PINPOINTS, **CROP),
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
     _save(LlavaNextForConditionalGeneration(config), processor, folder)
 
 
@@ -87,12 +107,22 @@ def llava_onevision(folder: Path) -> None:
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=56, patch_size=14
     )
     vision.vision_use_head = False
-    config = LlavaOnevisionConfig(vision_config=vision, text_config=Qwen2Config(vocab_size=len(tokenizer), **TEXT), image_token_index=3,
-                                  video_token_index=4, image_grid_pinpoints=PINPOINTS)  # fmt: skip
+    config = LlavaOnevisionConfig(
+        vision_config=vision,
+        text_config=Qwen2Config(vocab_size=len(tokenizer), **TEXT),
+        image_token_index=3,
+        video_token_index=4,
+        image_grid_pinpoints=PINPOINTS,
+    )
     size = {"height": 56, "width": 56}
-    processor = LlavaOnevisionProcessor(LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=PINPOINTS), tokenizer,
-                                        LlavaOnevisionVideoProcessor(size=size), num_image_tokens=16,
-                                        vision_feature_select_strategy="full", chat_template=template)  # fmt: skip
+    processor = LlavaOnevisionProcessor(
+        LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=PINPOINTS),
+        tokenizer,
+        LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        chat_template=template,
+    )
     _save(LlavaOnevisionForConditionalGeneration(config), processor, folder)
 
 
@@ -100,25 +130,51 @@ def _qwen(folder: Path, config_class, model_class, processor_class, vision: dict
     template = CHATML.replace("{IMAGE}", "<|vision_start|><|image_pad|><|vision_end|>")
     special = [*CHATML_SPECIAL, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer = byte_tokenizer(special, template)
-    text = dict(vocab_size=len(tokenizer), rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}, **TEXT)
+    text = dict(
+        vocab_size=len(tokenizer),
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+        **TEXT,
+    )
     config = config_class(
-        text_config=text, vision_config=vision, vision_start_token_id=3, vision_end_token_id=4, image_token_id=5, video_token_id=6
+        text_config=text,
+        vision_config=vision,
+        vision_start_token_id=3,
+        vision_end_token_id=4,
+        image_token_id=5,
+        video_token_id=6,
     )
     sizes = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
-    processor = processor_class(Qwen2VLImageProcessor(size=sizes), tokenizer, Qwen2VLVideoProcessor(), chat_template=template)
+    processor = processor_class(
+        Qwen2VLImageProcessor(size=sizes), tokenizer, Qwen2VLVideoProcessor(), chat_template=template
+    )
     _save(model_class(config), processor, folder)
 
 
 def qwen2_vl(folder: Path) -> None:
     vision = dict(
-        depth=2, embed_dim=32, hidden_size=64, num_heads=4, mlp_ratio=2, patch_size=14, spatial_merge_size=2, temporal_patch_size=2
+        depth=2,
+        embed_dim=32,
+        hidden_size=64,
+        num_heads=4,
+        mlp_ratio=2,
+        patch_size=14,
+        spatial_merge_size=2,
+        temporal_patch_size=2,
     )
     _qwen(folder, Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor, vision)
 
 
 def qwen2_5_vl(folder: Path) -> None:
-    vision = dict(depth=2, hidden_size=32, intermediate_size=64, out_hidden_size=64, num_heads=4, patch_size=14, window_size=56,
-                  fullatt_block_indexes=[1])  # fmt: skip
+    vision = dict(
+        depth=2,
+        hidden_size=32,
+        intermediate_size=64,
+        out_hidden_size=64,
+        num_heads=4,
+        patch_size=14,
+        window_size=56,
+        fullatt_block_indexes=[1],
+    )
     _qwen(folder, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, vision)
 
 

@@ -1,10 +1,11 @@
-"""Whether a subset keeps its promise: a small VLM tuned on subsets of a redundant corpus, chosen in five ways, against the whole corpus.
+"""Whether a subset keeps its promise: a small VLM tuned on subsets of a redundant corpus, chosen in five ways, against
+the whole corpus.
 
 python benchmarks/quality NLVR [--out FOLDER] [--small] [--seeds 5] [--chart PNG]
 
-NLVR is a folder of NLVR's samples: parquet/*.parquet with `scene`, and webdataset/*.tar. On one thread and one core; every training is a
-line of FOLDER/trainings.jsonl, and the same command goes on from there. The last line of stdout is one JSON record.
-"""
+NLVR is a folder of NLVR's samples: parquet/*.parquet with `scene`, and webdataset/*.tar. On one thread and one core;
+every training is a line of FOLDER/trainings.jsonl, and the same command goes on from there. The last line of stdout is
+one JSON record."""
 
 import argparse
 import itertools
@@ -87,11 +88,16 @@ class Experiment:
         self._check()
 
     def _warm_up(self, scenes: list[Scene], places: list[int]) -> None:
-        """To see, to write captions, to answer the common kinds of questions: what a pretrained model brings. Kept after the captions."""
+        """To see, to write captions, to answer the common kinds of questions: what a pretrained model brings. Kept
+        after the captions."""
         sizes, captions = self.sizes, self.out / "captions"
         if not (captions / "model.safetensors").exists():
-            vlm = Vlm.create([text for row in self.rows for text in (row.question, row.answer)], sizes.width, sizes.layers)
-            vlm.warm_up([scenes[place] for place in places], sizes.warm_up_steps, sizes.warm_up_rate, 2 * sizes.batch, say)
+            vlm = Vlm.create(
+                [text for row in self.rows for text in (row.question, row.answer)], sizes.width, sizes.layers
+            )
+            vlm.warm_up(
+                [scenes[place] for place in places], sizes.warm_up_steps, sizes.warm_up_rate, 2 * sizes.batch, say
+            )
             vlm.save(captions)
         vlm = Vlm.load(captions)
         rows = [row for row in make_test(scenes, places, 4 * sizes.each, seed=4) if row.source in _KNOWN]
@@ -110,25 +116,35 @@ class Experiment:
         self.pictures = [Image.fromarray(drawn[places[row.scene, row.order]]) for row in self.rows]
         self._pixels = self.vlm.pixels(drawn)
         self._seen = self.vlm.see(self._pixels)
-        self._corpus, self._test, self._validation = (self.vlm.encode(rows, places) for rows in (self.rows, self.test, self.validation))
+        self._corpus, self._test, self._validation = (
+            self.vlm.encode(rows, places) for rows in (self.rows, self.test, self.validation)
+        )
 
     def _check(self) -> None:
-        """The way that is trained gives what the class of transformers gives, of the conversation as its own processor makes it."""
+        """The way that is trained gives what the class of transformers gives, of the conversation as its own processor
+        makes it."""
         row, processor = self.rows[0], self.vlm.processor
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row.question}]}
         text = f"{processor.apply_chat_template([turn], tokenize=False)}ASSISTANT :"
         with torch.no_grad():
-            expected = self.vlm.model(**processor(text=text, images=self.pictures[0], return_tensors="pt")).logits[0, -1]
+            expected = self.vlm.model(**processor(text=text, images=self.pictures[0], return_tensors="pt")).logits[
+                0, -1
+            ]
             part = self._corpus[torch.tensor([0])]
             found = self.vlm.logits(self._seen[part.picture_N], part.text_NL, part.last_N[:, None])[0, 0]
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
-    def accuracy(self, places: np.ndarray, steps: int, rate: float, seed: int, rows: list[Row], data: Encoded) -> dict[str, float]:
-        """Of a model tuned on the chosen samples from the common start: by kind, and the mean of all kinds but the human statements."""
+    def accuracy(
+        self, places: np.ndarray, steps: int, rate: float, seed: int, rows: list[Row], data: Encoded
+    ) -> dict[str, float]:
+        """Of a model tuned on the chosen samples from the common start: by kind, and the mean of all kinds but the
+        human statements."""
         self.vlm.model.load_state_dict(self._start)
         self.vlm.tune(self._seen, self._corpus[torch.from_numpy(places)], steps, rate, self.sizes.batch, seed)
         right = self.vlm.right(self._seen, data)
-        by_kind = {kind: float(np.mean([right[n] for n, row in enumerate(rows) if row.source == kind])) for kind in SOURCES}
+        by_kind = {
+            kind: float(np.mean([right[n] for n, row in enumerate(rows) if row.source == kind])) for kind in SOURCES
+        }
         return {"mean": float(np.mean([value for kind, value in by_kind.items() if kind != HUMAN])), **by_kind}
 
     def on_test(self, places: np.ndarray, steps: int, rate: float, seed: int) -> dict[str, float]:
@@ -162,7 +178,8 @@ class Log:
             self._known[key] = {"key": key, **compute(), "cpu_s": round(time.process_time() - started, 1)}
             with self._path.open("a") as file:
                 file.write(json.dumps(self._known[key]) + "\n")
-            say(f"{key}: { ({name: value for name, value in self._known[key].items() if name in ('mean', 'energy', 'cpu_s')}) }")
+            facts = {name: value for name, value in self._known[key].items() if name in ("mean", "energy", "cpu_s")}
+            say(f"{key}: {facts}")
         return self._known[key]
 
 
@@ -173,7 +190,9 @@ def say(line: str) -> None:
 def measure(experiment: Experiment) -> dict[str, Any]:
     """Every training; seed by seed, so that an interruption leaves whole seeds."""
     log, sizes, rows = Log(experiment.out / "trainings.jsonl"), experiment.sizes, experiment.rows
-    validated = {rate: log.get(f"validation {rate}", lambda rate=rate: experiment.on_validation(rate)) for rate in _RATES}
+    validated = {
+        rate: log.get(f"validation {rate}", lambda rate=rate: experiment.on_validation(rate)) for rate in _RATES
+    }
     rate = max(validated, key=lambda rate: validated[rate]["mean"])
     features_ND, share = represent(experiment.folder, rows, experiment.pictures, 0.9)
     agnostic_ND, all_tokens = represent(experiment.folder, rows, experiment.pictures, 1.0)
@@ -186,11 +205,16 @@ def measure(experiment: Experiment) -> dict[str, Any]:
     for seed in range(sizes.seeds):
         for regime in REGIMES:
             steps = experiment.steps(regime, len(rows))
-            found = log.get(f"{FULL} {regime} {seed}", lambda seed=seed, steps=steps: experiment.on_test(everything, steps, rate, seed))
+            found = log.get(
+                f"{FULL} {regime} {seed}",
+                lambda seed=seed, steps=steps: experiment.on_test(everything, steps, rate, seed),
+            )
             results[FULL, 1.0, regime].append(found)
         for budget, method in itertools.product(sizes.budgets, METHODS):
             places = choose(method, int(budget * len(rows)), seed, rows, features_ND, agnostic_ND)
-            about[method, budget].append(log.get(f"{method} {budget} {seed}", lambda places=places: described(features_ND, rows, places)))
+            about[method, budget].append(
+                log.get(f"{method} {budget} {seed}", lambda places=places: described(features_ND, rows, places))
+            )
             for regime in REGIMES:
                 steps = experiment.steps(regime, len(places))
                 found = log.get(
@@ -216,7 +240,7 @@ def measure(experiment: Experiment) -> dict[str, Any]:
             for (method, budget, regime), found in results.items()
         ],
         "subsets": [{"method": method, "budget": budget, **_means(found)} for (method, budget), found in about.items()],
-    }  # fmt: skip
+    }
 
 
 def _numbers(found: dict[str, Any]) -> dict[str, float]:
@@ -240,14 +264,31 @@ def print_tables(measured: dict[str, Any]) -> None:
     for regime in REGIMES:
         whole = results[FULL, 1.0, regime]
         print(f"\nAccuracy % (mean of kinds, ± std over seeds), equal {regime}; full data {_percent(whole)}\n")
-        print("| method | " + " | ".join(f"{100 * budget:g} %" for budget in budgets) + " |\n|---|" + "---|" * len(budgets))
+        print(
+            "| method | "
+            + " | ".join(f"{100 * budget:g} %" for budget in budgets)
+            + " |\n|---|"
+            + "---|" * len(budgets)
+        )
         for method in METHODS:
             print(f"| {method} | " + " | ".join(_percent(results[method, budget, regime]) for budget in budgets) + " |")
-        print(f"\nBy kind, equal {regime}\n\n| method | budget | " + " | ".join(SOURCES) + " |\n|---|---|" + "---|" * len(SOURCES))
+        print(
+            f"\nBy kind, equal {regime}\n\n| method | budget | "
+            + " | ".join(SOURCES)
+            + " |\n|---|---|"
+            + "---|" * len(SOURCES)
+        )
         for method, budget in [*itertools.product(METHODS, budgets), (FULL, 1.0)]:
             found = results[method, budget, regime]
-            print(f"| {method} | {100 * budget:g} % | " + " | ".join(f"{100 * found[kind]:.1f}" for kind in SOURCES) + " |")
-    print("\n| method | budget | energy captured | near-duplicates | groups | easy source | rare sources |\n|---|---|---|---|---|---|---|")
+            print(
+                f"| {method} | {100 * budget:g} % | "
+                + " | ".join(f"{100 * found[kind]:.1f}" for kind in SOURCES)
+                + " |"
+            )
+    print(
+        "\n| method | budget | energy captured | near-duplicates | groups | easy source | rare sources "
+        "|\n|---|---|---|---|---|---|---|"
+    )
     for one in [*measured["subsets"], {"method": FULL, "budget": 1.0, **measured["whole"]}]:
         rare = sum(one[f"share_{name}"] for name in ("colour", "shape", "boxes"))
         numbers = [f"{100 * value:.1f} %" for value in (one["energy"], one["near_duplicates"])]
@@ -271,7 +312,9 @@ def draw(measured: dict[str, Any], path: str) -> None:
         for method in METHODS:
             line = [one for one in measured["results"] if (one["method"], one["regime"]) == (method, regime)]
             means, stds = (np.array([100 * one[name] for one in line]) for name in ("mean", "mean_std"))
-            panel.errorbar([100 * one["budget"] for one in line], means, stds, marker="o", markersize=4, capsize=2, label=method)
+            panel.errorbar(
+                [100 * one["budget"] for one in line], means, stds, marker="o", markersize=4, capsize=2, label=method
+            )
         whole = next(one for one in measured["results"] if (one["method"], one["regime"]) == (FULL, regime))
         panel.axhline(100 * whole["mean"], color="grey", linestyle="--", label=FULL)
         panel.set(xscale="log", xlabel="budget, % of the corpus", title=f"equal {regime}")

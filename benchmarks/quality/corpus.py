@@ -1,8 +1,9 @@
-"""The corpora of the quality benchmark: instructions about NLVR's scenes, with sources of unequal size and near-duplicates by construction.
+"""The corpora of the quality benchmark: instructions about NLVR's scenes, with sources of unequal size and
+near-duplicates by construction.
 
-A *scene* is three boxes of objects. Its picture here is the three boxes, 30 x 30 pixels each, in a square of four (the fourth is empty).
-Scenes, not samples, are split: what is in the boxes of a test picture is in no picture of the training data, in whatever order.
-"""
+A *scene* is three boxes of objects. Its picture here is the three boxes, 30 x 30 pixels each, in a square of four (the
+fourth is empty). Scenes, not samples, are split: what is in the boxes of a test picture is in no picture of the
+training data, in whatever order."""
 
 import io
 import json
@@ -73,20 +74,31 @@ SOURCES = {
 
 
 def read_scenes(folder: Path, most: int | None) -> list[Scene]:
-    """The scenes of NLVR's dev and test files, each once (a scene comes in six orders of its boxes, and with several statements)."""
+    """The scenes of NLVR's dev and test files, each once (a scene comes in six orders of its boxes, and with several
+    statements)."""
     scenes: dict[str, tuple[np.ndarray, Any, Any, set[tuple[str, str]]]] = {}
     for text, label, objects, data in _records(folder):
-        key = json.dumps(sorted(sorted([thing["x_loc"], thing["y_loc"], thing["size"], thing["color"], thing["type"]] for thing in box)
-                                for box in objects))  # fmt: skip
+        key = json.dumps(
+            sorted(
+                sorted([thing["x_loc"], thing["y_loc"], thing["size"], thing["color"], thing["type"]] for thing in box)
+                for box in objects
+            )
+        )
         if key not in scenes:
             if len(scenes) == most:
                 break
             picture = Image.open(io.BytesIO(data)).convert("RGB")
-            cut = [picture.crop((left, 0, left + 100, 100)).resize((BOX, BOX), Image.Resampling.BOX) for left in (0, 150, 300)]
+            cut = [
+                picture.crop((left, 0, left + 100, 100)).resize((BOX, BOX), Image.Resampling.BOX)
+                for left in (0, 150, 300)
+            ]
             names = {colour: name for name, colour in COLOURS.items()}
             things = tuple(tuple((names[thing["color"]], thing["type"]) for thing in box) for box in objects)
             centres = tuple(
-                tuple(((thing["x_loc"] + thing["size"] / 2) / 100, (thing["y_loc"] + thing["size"] / 2) / 100) for thing in box)
+                tuple(
+                    ((thing["x_loc"] + thing["size"] / 2) / 100, (thing["y_loc"] + thing["size"] / 2) / 100)
+                    for thing in box
+                )
                 for box in objects
             )
             scenes[key] = np.stack([np.asarray(box) for box in cut]), things, centres, set()
@@ -133,7 +145,8 @@ def compose(boxes_3HWC: np.ndarray, order: tuple[int, ...] = (0, 1, 2)) -> np.nd
 
 
 def make_corpus(scenes: list[Scene], places: list[int], scale: float) -> list[Row]:
-    """The corpus to select from, shuffled. Copies say the same again, in other words, or of the same boxes in another order."""
+    """The corpus to select from, shuffled. Copies say the same again, in other words, or of the same boxes in another
+    order."""
     dice = random.Random(1)
     rows: list[Row] = []
     for name, source in SOURCES.items():
@@ -153,7 +166,9 @@ def make_test(scenes: list[Scene], places: list[int], each: int, seed: int) -> l
     return [row for name in SOURCES for row in _bases(name, scenes, places, each, dice, 0)]
 
 
-def _bases(name: str, scenes: list[Scene], places: list[int], count: int, dice: random.Random, first_group: int) -> list[Row]:
+def _bases(
+    name: str, scenes: list[Scene], places: list[int], count: int, dice: random.Random, first_group: int
+) -> list[Row]:
     """Samples of one kind that differ; of the answers that the scenes offer, each draw takes the rarest so far."""
     given: Counter[str] = Counter()
     rows: list[Row] = []
@@ -181,9 +196,13 @@ def _ask(name: str, scene: Scene, dice: random.Random) -> tuple[str, str]:
     if name == "exist":
         return f"is there a {colour} {shape} ?", "yes" if (colour, shape) in objects else "no"
     if name == "count":
-        words, found = dice.choice([
-            (f"{colour} objects", colours[colour]), (f"{shape}s", shapes[shape]), (f"{colour} {shape}s", objects.count((colour, shape))),
-        ])  # fmt: skip
+        words, found = dice.choice(
+            [
+                (f"{colour} objects", colours[colour]),
+                (f"{shape}s", shapes[shape]),
+                (f"{colour} {shape}s", objects.count((colour, shape))),
+            ]
+        )
         return f"how many {words} are there ?", str(found) if found <= _MOST else ""
     if name == "compare":
         return f"are there more {colour} than {other} objects ?", "yes" if colours[colour] > colours[other] else "no"
@@ -211,7 +230,7 @@ def _paraphrases(question: str) -> list[str]:
         "how many ": ("count the {} .", "what is the number of {} ?"),
         "are there more ": ("is the number of {} larger ?", "do you see more {} ?"),
         "which ": ("tell me which {} .", "say which {} ."),
-    }.items():  # fmt: skip
+    }.items():
         if words.startswith(start):
             return [end.format(words.removeprefix(start).removesuffix(" are there")) for end in ends]
     return [question]

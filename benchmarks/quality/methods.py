@@ -11,15 +11,17 @@ from PIL import Image
 from sklearn.cluster import KMeans
 
 import scalselect_ray
-from scalselect_ray.representing import Representation
 from scalselect_ray.subspace import Transform, dominant_subspace, of_rows
+from scalselect_ray.vlm.representer import Representation
 
 METHODS = ("ScalSelect", "all tokens", "random", "longest", "k-means")
 _CLUSTERS = 40
 _ENERGY = 0.9
 
 
-def represent(model: Path, rows: Sequence[Row], pictures: Sequence[Image.Image], threshold: float) -> tuple[np.ndarray, float]:
+def represent(
+    model: Path, rows: Sequence[Row], pictures: Sequence[Image.Image], threshold: float
+) -> tuple[np.ndarray, float]:
     """Features of rows (N, D) by the project's own extractor, and the mean share of vision tokens in them.
 
     With a threshold of 1 every vision token counts, whatever was asked: features that do not know the instruction.
@@ -28,7 +30,10 @@ def represent(model: Path, rows: Sequence[Row], pictures: Sequence[Image.Image],
     samples = [
         {
             "image": picture,
-            "conversations": [{"from": "human", "value": f"<image>\n{row.question}"}, {"from": "gpt", "value": row.answer}],
+            "conversations": [
+                {"from": "human", "value": f"<image>\n{row.question}"},
+                {"from": "gpt", "value": row.answer},
+            ],
         }
         for row, picture in zip(rows, pictures, strict=True)
     ]
@@ -39,7 +44,9 @@ def represent(model: Path, rows: Sequence[Row], pictures: Sequence[Image.Image],
     return np.stack([outcome.feature for outcome in found]), share
 
 
-def choose(method: str, count: int, seed: int, rows: Sequence[Row], features_ND: np.ndarray, agnostic_ND: np.ndarray) -> np.ndarray:
+def choose(
+    method: str, count: int, seed: int, rows: Sequence[Row], features_ND: np.ndarray, agnostic_ND: np.ndarray
+) -> np.ndarray:
     """Places of the `count` rows that a method chooses. `seed` matters to random and k-means alone."""
     if method == "random":
         return np.array(random.Random(seed).sample(range(len(rows)), count))
@@ -53,7 +60,8 @@ def choose(method: str, count: int, seed: int, rows: Sequence[Row], features_ND:
 
 
 def _by_clusters(features_ND: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """An equal share of each cluster, the rows nearest to its centre first; what a small cluster lacks the others give in turn."""
+    """An equal share of each cluster, the rows nearest to its centre first; what a small cluster lacks the others give
+    in turn."""
     clusters = KMeans(min(_CLUSTERS, count), n_init=1, random_state=seed).fit(features_ND)
     distance_N = np.linalg.norm(features_ND - clusters.cluster_centers_[clusters.labels_], axis=1)
     turn_N = np.empty(len(features_ND))
@@ -64,10 +72,11 @@ def _by_clusters(features_ND: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def captured(features_ND: np.ndarray, places: np.ndarray) -> float:
-    """Share of the corpus' energy (squared norm about its mean) inside the k principal directions of the subset's rows alone.
+    """Share of the corpus' energy (squared norm about its mean) inside the k principal directions of the subset's rows
+    alone.
 
-    k is the corpus' own, the fewest directions that hold 90% of its energy; so about 0.9 is the most that a subset can reach.
-    """
+    k is the corpus' own, the fewest directions that hold 90% of its energy; so about 0.9 is the most that a subset can
+    reach."""
     whole = of_rows(features_ND)
     transform = Transform(whole.mean_D)
     k = dominant_subspace(whole, transform, None, _ENERGY).k

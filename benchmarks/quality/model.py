@@ -1,10 +1,10 @@
 """The small VLM of the quality benchmark: a LLaVA of transformers' own class, how it is warmed up and how it is tuned.
 
-Tuning is LLaVA's second stage: the vision tower stays as it is, projector and language model are trained on the answers. What the tower
-makes of a picture is therefore computed once. The warm-up stands for what comes before in life: first the tower learns to see (which
-objects have their middle in a patch), then, with the tower as it is, the rest learns to write captions that count, and last to answer
-the common kinds of questions. Its scenes are in neither the corpus nor the tests; the pictures of its captions mix their boxes.
-"""
+Tuning is LLaVA's second stage: the vision tower stays as it is, projector and language model are trained on the
+answers. What the tower makes of a picture is therefore computed once. The warm-up stands for what comes before in life:
+first the tower learns to see (which objects have their middle in a patch), then, with the tower as it is, the rest
+learns to write captions that count, and last to answer the common kinds of questions. Its scenes are in neither the
+corpus nor the tests; the pictures of its captions mix their boxes."""
 
 import itertools
 import math
@@ -46,7 +46,8 @@ _EVALUATED = 256  # samples of one forward pass where nothing is trained
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Samples as the model takes them, each a picture, then its question, then the answer. N = samples, L = tokens of the longest text."""
+    """Samples as the model takes them, each a picture, then its question, then the answer. N = samples, L = tokens of
+    the longest text."""
 
     picture_N: torch.Tensor  # place among the pictures
     text_NL: torch.Tensor  # the question up to where the answer begins, padded on the right
@@ -55,7 +56,9 @@ class Encoded:
 
     def __getitem__(self, places: torch.Tensor) -> "Encoded":
         last_N = self.last_N[places]
-        return Encoded(self.picture_N[places], self.text_NL[places, : int(last_N.max()) + 1], last_N, self.answer_N[places])
+        return Encoded(
+            self.picture_N[places], self.text_NL[places, : int(last_N.max()) + 1], last_N, self.answer_N[places]
+        )
 
     def __len__(self) -> int:
         return len(self.answer_N)
@@ -76,23 +79,43 @@ class Vlm:
         split = pre_tokenizers.Whitespace()
         known = sorted({word for text in words for word, _ in split.pre_tokenize_str(text.lower())})
         special = ["<pad>", "</s>", "<image>", "<unk>"]
-        tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate([*special, *known])}, unk_token="<unk>"))
+        tokenizer = Tokenizer(
+            models.WordLevel({word: number for number, word in enumerate([*special, *known])}, unk_token="<unk>")
+        )
         tokenizer.normalizer = normalizers.Lowercase()
         tokenizer.pre_tokenizer = split
         tokenizer.add_special_tokens(special)
-        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+        fast = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        )
         fast.chat_template = _TEMPLATE
         torch.manual_seed(0)
         vision = CLIPVisionConfig(
-            hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4, image_size=2 * BOX,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            image_size=2 * BOX,
             patch_size=PATCH,
-        )  # fmt: skip
+        )
         text = LlamaConfig(
-            vocab_size=len(fast), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4,
-            num_key_value_heads=4, max_position_embeddings=512, pad_token_id=0, bos_token_id=None, eos_token_id=1,
-        )  # fmt: skip
+            vocab_size=len(fast),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=512,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=1,
+        )
         config = LlavaConfig(
-            vision_config=vision, text_config=text, image_token_index=2, image_seq_length=VISION_TOKENS, vision_feature_layer=-1
+            vision_config=vision,
+            text_config=text,
+            image_token_index=2,
+            image_seq_length=VISION_TOKENS,
+            vision_feature_layer=-1,
         )
         edge = {"height": 2 * BOX, "width": 2 * BOX}
         processor = LlavaProcessor(
@@ -139,7 +162,9 @@ class Vlm:
         embed = inner.get_input_embeddings()
         prefix = embed(self._prefix).expand(len(text_NL), -1, -1)
         inputs = torch.cat([prefix, inner.multi_modal_projector(seen_NVE), embed(text_NL)], dim=1)
-        hidden = inner.language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state  # padding is behind what is read
+        hidden = inner.language_model(
+            inputs_embeds=inputs, use_cache=False
+        ).last_hidden_state  # padding is behind what is read
         start = len(self._prefix) + seen_NVE.shape[1]
         return self.model.lm_head(hidden[torch.arange(len(text_NL))[:, None], start + places_NA])
 
@@ -154,7 +179,8 @@ class Vlm:
         return torch.cat(answers).numpy()
 
     def tune(self, seen_PVE: torch.Tensor, data: Encoded, steps: int, rate: float, batch: int, seed: int) -> None:
-        """`steps` steps over the samples in an order drawn by `seed`, again and again; the vision tower stays as it is."""
+        """`steps` steps over the samples in an order drawn by `seed`, again and again; the vision tower stays as it
+        is."""
         generator = torch.Generator().manual_seed(seed)
         orders: list[int] = []
 
@@ -163,11 +189,15 @@ class Vlm:
                 orders.extend(torch.randperm(len(data), generator=generator).tolist())
             part = data[torch.tensor(orders[:batch])]
             del orders[:batch]
-            return F.cross_entropy(self.logits(seen_PVE[part.picture_N], part.text_NL, part.last_N[:, None])[:, 0], part.answer_N)
+            return F.cross_entropy(
+                self.logits(seen_PVE[part.picture_N], part.text_NL, part.last_N[:, None])[:, 0], part.answer_N
+            )
 
         _train(self._tuned(), loss, steps, rate)
 
-    def warm_up(self, scenes: Sequence[Scene], steps: tuple[int, int], rate: float, batch: int, report: Callable[[str], None]) -> None:
+    def warm_up(
+        self, scenes: Sequence[Scene], steps: tuple[int, int], rate: float, batch: int, report: Callable[[str], None]
+    ) -> None:
         """`steps` to see and to write captions: how many objects of some kinds there are, in a drawn order."""
         dice = random.Random(0)
         boxes = [(scene.boxes_3HWC[n], scene.objects[n], scene.centres[n]) for scene in scenes for n in range(3)]
@@ -179,7 +209,10 @@ class Vlm:
         def noted(right: torch.Tensor, what: str) -> None:
             recent.append(float(right.float().mean()))
             if len(recent) % 100 == 0:
-                report(f"warm-up: step {len(recent)}, {what} right {np.mean(recent[-100:]):.3f}, {time.process_time() - started:.0f} s")
+                report(
+                    f"warm-up: step {len(recent)}, {what} right {np.mean(recent[-100:]):.3f}, "
+                    f"{time.process_time() - started:.0f} s"
+                )
 
         def seeing() -> torch.Tensor:
             drawn = [_draw(boxes, dice) for _ in range(batch)]
@@ -193,7 +226,9 @@ class Vlm:
             captions = [_caption(objects, dice) for _, _, objects in drawn]
             words = [[token for word in caption for token in self._tokens(word)] for caption in captions]
             text_NL = torch.tensor([prompt + line for line in words])  # a token a word: all captions are of one length
-            digits_NA = torch.tensor([[len(prompt) + place for place, word in enumerate(line) if word.isdigit()] for line in captions])
+            digits_NA = torch.tensor(
+                [[len(prompt) + place for place, word in enumerate(line) if word.isdigit()] for line in captions]
+            )
             answer_NA = text_NL.gather(1, digits_NA)
             logits = self.logits(self.see(self.pixels([picture for picture, _, _ in drawn])), text_NL, digits_NA - 1)
             noted(logits.argmax(dim=-1) == answer_NA, "counts")
@@ -214,7 +249,8 @@ class Vlm:
 
 
 def _draw(boxes: Sequence[Any], dice: random.Random) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]:
-    """A picture of three boxes of any scenes, mirrored or not; what has its middle in each patch (V, K); its objects."""
+    """A picture of three boxes of any scenes, mirrored or not; what has its middle in each patch (V, K); its
+    objects."""
     drawn, objects = [], []
     there_RCK = np.zeros((_SIDE, _SIDE, len(_KINDS)), dtype=np.float32)
     half = _SIDE // 2
@@ -234,7 +270,9 @@ def _caption(objects: Sequence[tuple[str, str]], dice: random.Random) -> list[st
     pairs = Counter(objects)
     colours, shapes = Counter(colour for colour, _ in objects), Counter(shape for _, shape in objects)
     counts = {kind: pairs[kind] for kind in _KINDS}
-    counts |= {(colour, "object"): colours[colour] for colour in COLOURS} | {("a", shape): shapes[shape] for shape in SHAPES}
+    counts |= {(colour, "object"): colours[colour] for colour in COLOURS} | {
+        ("a", shape): shapes[shape] for shape in SHAPES
+    }
     return [word for kind in dice.sample(sorted(counts), _SAID) for word in (*kind, str(counts[kind]))]
 
 

@@ -1,8 +1,8 @@
 """What a run shows to Prometheus by way of Ray; `deploy/grafana.json` draws it.
 
-Only counters and one histogram: Ray shows a gauge to one scrape and forgets it, and knows a histogram's sum by its buckets alone.
-Metrics are made in each process when they are first written, and sent by Ray now and then: the last seconds of a process may be missing.
-"""
+Only counters and one histogram: Ray shows a gauge to one scrape and forgets it, and knows a histogram's sum by its
+buckets alone. Metrics are made in each process when they are first written, and sent by Ray now and then: the last
+seconds of a process may be missing."""
 
 import functools
 from collections import Counter as Tally

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from scalselect_ray import storage
 from scalselect_ray.config import JobConfig
 from scalselect_ray.corpus import CorpusFile
 from scalselect_ray.errors import CorpusError, ModelError, OutputError
-from scalselect_ray.features import FeatureStore
+from scalselect_ray.io import storage
+from scalselect_ray.store.features import FeatureStore
 
 
 def check_shared(config: JobConfig, files: Sequence[CorpusFile], store: FeatureStore) -> None:
-    """Local paths must mean the same on every node that works: what one node commits to its own disk, no other would find.
+    """Local paths must mean the same on every node that works: what one node commits to its own disk, no other would
+    find.
 
     Raises OutputError, ModelError, CorpusError with the node's address.
     """
@@ -30,11 +31,14 @@ def check_shared(config: JobConfig, files: Sequence[CorpusFile], store: FeatureS
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if len(nodes) < 2 or not local:
         return
-    for node, missing in zip(nodes, missing_by_node([node["NodeID"] for node in nodes], [path for _, _, path in local]), strict=True):
+    for node, missing in zip(
+        nodes, missing_by_node([node["NodeID"] for node in nodes], [path for _, _, path in local]), strict=True
+    ):
         for error, what, path in local:
             if path in missing:
                 raise error(
-                    f"{what}: {path} is not there on the node {node['NodeManagerAddress']}; on a cluster use a bucket, or a folder that "
+                    f"{what}: {path} is not there on the node {node['NodeManagerAddress']}; on a cluster use a "
+                    f"bucket, or a folder that "
                     "all nodes share"
                 )
 
@@ -45,7 +49,9 @@ def missing_by_node(node_ids: Sequence[str], paths: Sequence[str]) -> list[set[s
         set(missing)
         for missing in ray.get(
             [
-                _missing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(list(paths))
+                _missing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+                    list(paths)
+                )
                 for node in node_ids
             ]
         )

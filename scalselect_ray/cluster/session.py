@@ -21,7 +21,8 @@ ATTEMPTS = 5
 
 @contextmanager
 def session() -> Iterator[None]:
-    """Ray while the block runs: the cluster of RAY_ADDRESS (set inside a submitted job), one that is already joined, or a local one.
+    """Ray while the block runs: the cluster of RAY_ADDRESS (set inside a submitted job), one that is already joined, or
+    a local one.
 
     Ray's own progress output is off.
     """
@@ -30,23 +31,31 @@ def session() -> Iterator[None]:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         address = os.environ.get("RAY_ADDRESS")
-        # Without an address Ray would also wait for one that a killed cluster left behind on this machine: "local" never does.
+        # Without an address Ray would also wait for one that a killed cluster left behind on this machine: "local"
+        # never does.
         where: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
         os.environ.setdefault("RAY_task_oom_retries", str(ATTEMPTS))
-        # Ray ends a worker that idles for a second where there are more of them than CPUs; each new one would first import torch.
+        # Ray ends a worker that idles for a second where there are more of them than CPUs; each new one would first
+        # import torch.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
         try:
             with _interruptible(), nullcontext() if address else _without_native_output():
                 ray.init(logging_level=logging.ERROR, log_to_driver=False, **where)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            what = f"the Ray cluster at RAY_ADDRESS={address} cannot be joined" if address else "Ray does not start on this machine"
+            what = (
+                f"the Ray cluster at RAY_ADDRESS={address} cannot be joined"
+                if address
+                else "Ray does not start on this machine"
+            )
             raise ClusterError(f"{what}: {error}") from error
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = 3  # a node can go away while its actor starts
     context.raise_original_map_exception = True  # a wrapped one would lose its kind on the way here
-    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # Ray Data has no other way yet to bound a task's attempts
+    warnings.filterwarnings(
+        "ignore", "`ray_remote_args` is deprecated"
+    )  # Ray Data has no other way yet to bound a task's attempts
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it would print a trace of what is raised here anyway
     try:
         yield
@@ -57,8 +66,8 @@ def session() -> Iterator[None]:
 
 @contextmanager
 def own_errors() -> Iterator[None]:
-    """An error of ours that is raised inside a task comes out of the block as itself; one of Ray's about machines and processes as a
-    ClusterError."""
+    """An error of ours that is raised inside a task comes out of the block as itself; one of Ray's about machines and
+    processes as a ClusterError."""
     try:
         yield
     except RayError as error:
@@ -95,7 +104,8 @@ def _without_native_output() -> Iterator[None]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ray puts its own handler in the place of a process's for SIGTERM: an interruption is one here as everywhere else."""
+    """Ray puts its own handler in the place of a process's for SIGTERM: an interruption is one here as everywhere
+    else."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -114,7 +124,10 @@ def _of_the_cluster(error: BaseException | None) -> ClusterError | None:
         if isinstance(error, RayError) and not isinstance(error, RayTaskError):
             if isinstance(error, OutOfMemoryError):
                 said = str(error).partition("\n")[0]
-                cure = "give its machine more memory, or cut what is left into smaller slices (corpus.slice_rows, corpus.slice_bytes)"
+                cure = (
+                    "give its machine more memory, or cut what is left into smaller slices (corpus.slice_rows, "
+                    "corpus.slice_bytes)"
+                )
             else:
                 said = " ".join(str(error).split("\n\n")[0].split())[:600]
                 cure = "see Ray's logs for why"
@@ -132,7 +145,9 @@ def _own(error: BaseException | None) -> ScalSelectError | None:
     while error is not None:
         cause = getattr(error, "cause", None)
         if isinstance(cause, ScalSelectError):
-            cause.args = tuple(str(item).partition("\nFailed to apply UDF")[0] for item in cause.args)  # Ray Data adds its own advice
+            cause.args = tuple(
+                str(item).partition("\nFailed to apply UDF")[0] for item in cause.args
+            )  # Ray Data adds its own advice
             return cause
         error = cause if isinstance(cause, BaseException) else error.__cause__
     return None

@@ -16,8 +16,8 @@ _LOOK_S = 2.0  # between two looks at the cluster
 def completed(function: Any, arguments: Arguments) -> Iterator[tuple[int, Any]]:
     """Runs one task for each tuple of arguments, and gives (place, ref or refs) as each ends, in any order.
 
-    At most twice as many are in flight as there are CPUs, or a few dozen: from these an autoscaler sees that nodes are wanted.
-    """
+    At most twice as many are in flight as there are CPUs, or a few dozen: from these an autoscaler sees that nodes are
+    wanted."""
     waiting = list(enumerate(arguments))[::-1]
     running: dict[Any, tuple[int, Any]] = {}
     limit, until = 0, 0.0
@@ -43,8 +43,8 @@ def in_order(function: Any, arguments: Arguments, advance: Callable[[int], None]
 
 
 def dealt(function: Any, arguments: Arguments, hands: int) -> tuple[list[Any], list[list[Any]]]:
-    """A shuffle: each task returns (facts, a table for each hand). All facts, and for each hand the references to its tables, in the
-    order of the tasks. So each input is read once, however many hands there are.
+    """A shuffle: each task returns (facts, a table for each hand). All facts, and for each hand the references to its
+    tables, in the order of the tasks. So each input is read once, however many hands there are.
 
     A table should be above 100 KB where there are many: Ray keeps what is smaller in the memory of this process.
     """

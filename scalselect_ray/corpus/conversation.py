@@ -1,8 +1,8 @@
 """Rows of any layout to one schema: who says what, and where the images stand.
 
-Layouts: `messages[{role, content}]` (content a text or a typed list), `conversations[{from, value}]`, `texts[{user, assistant}]`,
-`conversation[{human, assistant}]`, and a bare list of such turns. Images: `images` or `image`, one or several.
-"""
+Layouts: `messages[{role, content}]` (content a text or a typed list), `conversations[{from, value}]`, `texts[{user,
+assistant}]`, `conversation[{human, assistant}]`, and a bare list of such turns. Images: `images` or `image`, one or
+several."""
 
 import math
 import re
@@ -10,7 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeGuard
 
-from scalselect_ray.corpus.sample import MAX_TEXT, ImagePart, ImageRef, Part, Reason, Role, Sample, SampleRejectedError, Turn
+from scalselect_ray.corpus.sample import (
+    MAX_TEXT,
+    ImagePart,
+    ImageRef,
+    Part,
+    Reason,
+    Role,
+    Sample,
+    SampleRejectedError,
+    Turn,
+)
 
 PLACEHOLDER = "<image>"
 COLUMNS = (
@@ -50,10 +60,9 @@ ImageResolver = Callable[[object], ImageRef]
 def normalise(row: int, record: object, resolve_image: ImageResolver, verbatim: bool = False) -> Sample:
     """The sample a row holds. `resolve_image` turns an image field (path, bytes, struct) to a reference.
 
-    User texts are split at each `<image>`, the pieces stripped; an assistant turn stays as it stands. Images without any placeholder
-    stand before the first user text. `verbatim`, for exports: nothing is stripped, and a sample without images is a sample.
-    Raises SampleRejectedError, and nothing else whatever the row holds.
-    """
+    User texts are split at each `<image>`, the pieces stripped; an assistant turn stays as it stands. Images without
+    any placeholder stand before the first user text. `verbatim`, for exports: nothing is stripped, and a sample without
+    images is a sample. Raises SampleRejectedError, and nothing else whatever the row holds."""
     if isinstance(record, list):
         record = {"conversations": record}
     if not isinstance(record, Mapping):
@@ -69,7 +78,12 @@ def normalise(row: int, record: object, resolve_image: ImageResolver, verbatim: 
         raise SampleRejectedError(Reason.PLACEHOLDER_MISMATCH, "images stand both in the turns and behind placeholders")
     if not inline:
         fields = listed
-    return Sample(row, known_id(record), tuple(_placed(turns, len(fields), verbatim)), tuple(resolve_image(field) for field in fields))
+    return Sample(
+        row,
+        known_id(record),
+        tuple(_placed(turns, len(fields), verbatim)),
+        tuple(resolve_image(field) for field in fields),
+    )
 
 
 def _said(record: Mapping[str, Any]) -> list[tuple[object, object]]:
@@ -79,11 +93,15 @@ def _said(record: Mapping[str, Any]) -> list[tuple[object, object]]:
         if _is_null(turns):
             continue
         if not _is_list(turns):
-            raise SampleRejectedError(Reason.BAD_CONVERSATION, f"{name} must be a list of turns, found {type(turns).__name__}")
+            raise SampleRejectedError(
+                Reason.BAD_CONVERSATION, f"{name} must be a list of turns, found {type(turns).__name__}"
+            )
         said = []
         for number, turn in enumerate(turns):
             if not isinstance(turn, Mapping):
-                raise SampleRejectedError(Reason.BAD_CONVERSATION, f"{name}[{number}] must be an object, found {type(turn).__name__}")
+                raise SampleRejectedError(
+                    Reason.BAD_CONVERSATION, f"{name}[{number}] must be an object, found {type(turn).__name__}"
+                )
             role = turn.get(role_key, turn.get("role", turn.get("from")))
             said.append((role, turn.get(text_key, turn.get("content", turn.get("value")))))
         return said
@@ -91,8 +109,12 @@ def _said(record: Mapping[str, Any]) -> list[tuple[object, object]]:
         pairs = record.get(name)
         if _is_null(pairs):
             continue
-        if not _is_list(pairs) or not all(isinstance(pair, Mapping) and user_key in pair and "assistant" in pair for pair in pairs):
-            raise SampleRejectedError(Reason.BAD_CONVERSATION, f"{name} must be a list of objects with '{user_key}' and 'assistant'")
+        if not _is_list(pairs) or not all(
+            isinstance(pair, Mapping) and user_key in pair and "assistant" in pair for pair in pairs
+        ):
+            raise SampleRejectedError(
+                Reason.BAD_CONVERSATION, f"{name} must be a list of objects with '{user_key}' and 'assistant'"
+            )
         return [turn for pair in pairs for turn in (("user", pair[user_key]), ("assistant", pair["assistant"]))]
     if isinstance(record.get("caption"), str):
         return [("user", PLACEHOLDER), ("assistant", record["caption"])]
@@ -103,16 +125,25 @@ def _said(record: Mapping[str, Any]) -> list[tuple[object, object]]:
 
 
 def _turn(role: object, content: object, fields: list[object], verbatim: bool) -> Turn:
-    """One turn; images that stand inside it are appended to `fields`. Placeholders get the index -1 until they are placed."""
+    """One turn; images that stand inside it are appended to `fields`. Placeholders get the index -1 until they are
+    placed."""
     known = _ROLES.get(str(role).strip().lower())
     if known is None:
-        raise SampleRejectedError(Reason.BAD_CONVERSATION, f"unknown role {str(role)[:40]!r}; known: {', '.join(sorted(_ROLES))}")
+        raise SampleRejectedError(
+            Reason.BAD_CONVERSATION, f"unknown role {str(role)[:40]!r}; known: {', '.join(sorted(_ROLES))}"
+        )
     parts: list[Part] = []
     for piece in [content] if isinstance(content, str) else content if _is_list(content) else [content]:
         kind = piece.get("type") if isinstance(piece, Mapping) else None
         if kind in ("image", "image_url") and isinstance(piece, Mapping):
             url = piece.get("image_url")
-            field = url.get("url") if isinstance(url, Mapping) else url if url is not None else piece.get("image", piece.get("path"))
+            field = (
+                url.get("url")
+                if isinstance(url, Mapping)
+                else url
+                if url is not None
+                else piece.get("image", piece.get("path"))
+            )
             parts.append(ImagePart(-1, written=False))
             if not _is_null(field):
                 fields.append(field)
@@ -120,7 +151,9 @@ def _turn(role: object, content: object, fields: list[object], verbatim: bool) -
         text = piece.get("text") if kind == "text" and isinstance(piece, Mapping) else piece
         if not isinstance(text, str):
             what = f"content of type {kind}" if kind else type(piece).__name__
-            raise SampleRejectedError(Reason.BAD_CONVERSATION, f"a {known} turn must hold text and images, found {what}")
+            raise SampleRejectedError(
+                Reason.BAD_CONVERSATION, f"a {known} turn must hold text and images, found {what}"
+            )
         if found := _NO_TEXT.search(text):
             what = "a NUL character" if found[0] == "\0" else f"half a character, {found[0]!a}"
             raise SampleRejectedError(Reason.BAD_CONVERSATION, f"a {known} turn holds {what}")
@@ -140,7 +173,9 @@ def _placed(turns: Sequence[Turn], images: int, verbatim: bool) -> list[Turn]:
     """The turns with each placeholder pointing to its image."""
     users = [number for number, turn in enumerate(turns) if turn.role == "user"]
     if not users or not any(turn.role == "assistant" and turn.parts for turn in turns):
-        raise SampleRejectedError(Reason.BAD_CONVERSATION, "the conversation needs a user turn and an assistant turn with text")
+        raise SampleRejectedError(
+            Reason.BAD_CONVERSATION, "the conversation needs a user turn and an assistant turn with text"
+        )
     placeholders = sum(isinstance(part, ImagePart) for turn in turns for part in turn.parts)
     if not placeholders and not images and not verbatim:
         raise SampleRejectedError(Reason.TEXT_ONLY, "the sample has no image")
@@ -152,7 +187,10 @@ def _placed(turns: Sequence[Turn], images: int, verbatim: bool) -> list[Turn]:
         raise SampleRejectedError(Reason.PLACEHOLDER_MISMATCH, f"{placeholders} image placeholders but {images} images")
     index = iter(range(images))
     return [
-        Turn(turn.role, tuple(replace(part, index=next(index)) if isinstance(part, ImagePart) else part for part in turn.parts))
+        Turn(
+            turn.role,
+            tuple(replace(part, index=next(index)) if isinstance(part, ImagePart) else part for part in turn.parts),
+        )
         for turn in turns
     ]
 

@@ -16,10 +16,10 @@ from dataclasses import replace
 
 from PIL import Image, UnidentifiedImageError
 
-from scalselect_ray import storage
 from scalselect_ray.corpus.conversation import ImageResolver
 from scalselect_ray.corpus.sample import ImageRef, Reason, SampleRejectedError
 from scalselect_ray.errors import CorpusError, NoPermissionError, StorageError
+from scalselect_ray.io import storage
 
 MAX_PIXELS = 1 << 27  # 134 million in all the images of a sample: 400 MB once decoded
 MAX_BYTES = 1 << 28  # of an image file; larger ones are not read
@@ -31,8 +31,8 @@ Image.init()  # Pillow knows formats by name only once their plugins are loaded
 
 
 def resolver(image_root: str | None) -> ImageResolver:
-    """What turns an image field of a row to a reference. Paths are joined to `image_root`, and nothing outside it is ever read; without
-    one no path is read at all. One resolver follows the links of a folder once."""
+    """What turns an image field of a row to a reference. Paths are joined to `image_root`, and nothing outside it is
+    ever read; without one no path is read at all. One resolver follows the links of a folder once."""
     real_folder = functools.lru_cache(maxsize=1024)(os.path.realpath)
 
     def resolve(field: object) -> ImageRef:
@@ -49,7 +49,9 @@ def resolver(image_root: str | None) -> ImageResolver:
             _rgb(field).save(sink, "PPM")
             return ImageRef("PIL image", data=sink.getvalue())
         if not isinstance(field, str):
-            raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"an image must be a path, bytes or a struct, found {type(field).__name__}")
+            raise SampleRejectedError(
+                Reason.IMAGE_UNREADABLE, f"an image must be a path, bytes or a struct, found {type(field).__name__}"
+            )
         if _NO_PATH.search(field):
             raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{field[:60]!a} is no path")
         if field.startswith("data:"):
@@ -58,7 +60,9 @@ def resolver(image_root: str | None) -> ImageResolver:
             except (binascii.Error, ValueError) as error:
                 raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"the data URI is not base64: {error}") from error
         if image_root is None:
-            raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{storage.redact(field[:200])}: a path, and no image root to find it below")
+            raise SampleRejectedError(
+                Reason.IMAGE_REFUSED, f"{storage.redact(field[:200])}: a path, and no image root to find it below"
+            )
         return ImageRef(field, uri=_inside(image_root, field, real_folder))
 
     return resolve
@@ -80,10 +84,11 @@ def load_images(images: Sequence[ImageRef]) -> list[Image.Image]:
 
 
 def load_image(image: ImageRef, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The decoded image, RGB, first frame, not rotated by EXIF (as trainers and the models' own processors take a PIL image).
+    """The decoded image, RGB, first frame, not rotated by EXIF (as trainers and the models' own processors take a PIL
+    image).
 
-    One with more pixels by its header is not decoded. Raises SampleRejectedError; CorpusError when the place may not be read at all.
-    """
+    One with more pixels by its header is not decoded. Raises SampleRejectedError; CorpusError when the place may not be
+    read at all."""
     data = fetched(image).data
     assert data is not None
     with warnings.catch_warnings():
@@ -93,7 +98,8 @@ def load_image(image: ImageRef, max_pixels: int = MAX_PIXELS) -> Image.Image:
                 if picture.width * picture.height > max_pixels:
                     raise SampleRejectedError(
                         Reason.IMAGE_TOO_LARGE,
-                        f"{image.name}: with its {picture.width}x{picture.height} the sample is above {MAX_PIXELS:,} pixels",
+                        f"{image.name}: with its {picture.width}x{picture.height} the sample is above {MAX_PIXELS:,} "
+                        f"pixels",
                     )
                 return _rgb(picture)
         except Image.DecompressionBombError as error:
@@ -104,7 +110,9 @@ def load_image(image: ImageRef, max_pixels: int = MAX_PIXELS) -> Image.Image:
         except SampleRejectedError:
             raise
         except Exception as error:  # decoders raise what they like
-            raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"{image.name}: {type(error).__name__}: {error}") from error
+            raise SampleRejectedError(
+                Reason.IMAGE_UNREADABLE, f"{image.name}: {type(error).__name__}: {error}"
+            ) from error
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
@@ -130,7 +138,10 @@ def _inside(root: str, path: str, real_folder: Callable[[str], str]) -> str:
     if posixpath.normpath(uri) != uri.replace("://", ":/") or not uri.startswith(root.rstrip("/") + "/"):
         rule = "; a URL is never fetched, and no option allows it" if "://" in path else ""
         raise SampleRejectedError(Reason.IMAGE_REFUSED, f"{path} is outside the image root {root}{rule}")
-    if not storage.is_local(root) and len(uri.partition("://")[2].partition("/")[2].encode(errors="replace")) > _MAX_PATH:
+    if (
+        not storage.is_local(root)
+        and len(uri.partition("://")[2].partition("/")[2].encode(errors="replace")) > _MAX_PATH
+    ):
         raise SampleRejectedError(Reason.IMAGE_REFUSED, _too_long(path))  # no store has such a key
     if storage.is_local(root):
         folder, name = os.path.split(uri)
@@ -152,7 +163,9 @@ def _fetch(image: ImageRef) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 raise SampleRejectedError(Reason.IMAGE_MISSING, f"{image.name}: no file")
             if status.st_size > MAX_BYTES:
-                raise SampleRejectedError(Reason.IMAGE_TOO_LARGE, f"{image.name}: {status.st_size:,} bytes are above {MAX_BYTES:,}")
+                raise SampleRejectedError(
+                    Reason.IMAGE_TOO_LARGE, f"{image.name}: {status.st_size:,} bytes are above {MAX_BYTES:,}"
+                )
     try:
         data = storage.read_start(image.uri, MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
@@ -162,7 +175,8 @@ def _fetch(image: ImageRef) -> bytes:
         raise SampleRejectedError(Reason.IMAGE_MISSING, f"{image.name}: no such image below the image root") from error
     except NoPermissionError as error:
         raise CorpusError(
-            f"no permission to read the image {storage.redact(image.uri)}; the image root must be readable (a store that may not be "
+            f"no permission to read the image {storage.redact(image.uri)}; the image root must be readable (a store "
+            f"that may not be "
             "listed answers like this for a missing image as well)"
         ) from error
     except StorageError as error:

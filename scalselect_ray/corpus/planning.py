@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from scalselect_ray import storage
 from scalselect_ray.corpus.formats import Cutting, Run, UnreadableFileError, format_of, is_corpus_file
 from scalselect_ray.errors import CorpusError, StorageError
+from scalselect_ray.io import storage
 
 _PLAN_VERSION = 2  # raised when the same file would be read as other rows
 
@@ -44,7 +44,8 @@ class CorpusFile:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Rows [first_row, stop_row) of one file. Planned once, it travels through the whole run and names its feature file.
+    """Rows [first_row, stop_row) of one file. Planned once, it travels through the whole run and names its feature
+    file.
 
     `problem` is set where the file could not be read from `first_row` on: the slice then stands for one reject.
     """
@@ -81,8 +82,8 @@ def slice_range(slice_id: str) -> tuple[str, int, int, int]:
 
 
 def without_overlaps(slice_ids: Iterable[str]) -> list[str]:
-    """Slices of one file in the order of their rows, less those that begin inside the one before: two runs at once can have cut a file in
-    two ways."""
+    """Slices of one file in the order of their rows, less those that begin inside the one before: two runs at once can
+    have cut a file in two ways."""
     kept: list[str] = []
     at = 0
     for _, first, stop, slice_id in sorted((*slice_range(slice_id)[:3], slice_id) for slice_id in slice_ids):
@@ -94,7 +95,10 @@ def without_overlaps(slice_ids: Iterable[str]) -> list[str]:
 
 def is_complete(slice_ids: Sequence[str]) -> bool:
     """Whether slices of one file, in order and without overlaps, cover all its rows."""
-    return bool(slice_ids) and sum(stop - first for _, first, stop, _ in map(slice_range, slice_ids)) == slice_range(slice_ids[0])[3]
+    return (
+        bool(slice_ids)
+        and sum(stop - first for _, first, stop, _ in map(slice_range, slice_ids)) == slice_range(slice_ids[0])[3]
+    )
 
 
 def list_files(sources: Sequence[Source], slice_rows: int, slice_bytes: int) -> list[CorpusFile]:
@@ -108,10 +112,13 @@ def list_files(sources: Sequence[Source], slice_rows: int, slice_bytes: int) -> 
             except PermissionError as error:
                 raise CorpusError(f"source '{source.name}': no permission to list {storage.redact(pattern)}") from error
             except OSError as error:
-                raise CorpusError(f"source '{source.name}': {storage.redact(pattern)} cannot be listed: {error}") from error
+                raise CorpusError(
+                    f"source '{source.name}': {storage.redact(pattern)} cannot be listed: {error}"
+                ) from error
             if not found:
                 raise CorpusError(
-                    f"source '{source.name}': nothing matches {storage.redact(pattern)}; check corpus.sources[].paths (is the bucket or "
+                    f"source '{source.name}': nothing matches {storage.redact(pattern)}; check corpus.sources[].paths "
+                    f"(is the bucket or "
                     "folder right? corpora end in .json, .jsonl, .parquet, .tar, each also .gz but Parquet)"
                 )
             for file in found:
@@ -121,8 +128,8 @@ def list_files(sources: Sequence[Source], slice_rows: int, slice_bytes: int) -> 
 
 
 def plan_file(file: CorpusFile, kept: Sequence[str] = ()) -> list[Slice]:
-    """The slices of one file, in order; those of it that are there already (`kept`, ids) stay as they are. Reads the whole file for JSON
-    and tar, only the footer for Parquet.
+    """The slices of one file, in order; those of it that are there already (`kept`, ids) stay as they are. Reads the
+    whole file for JSON and tar, only the footer for Parquet.
 
     A file that cannot be read, or not to its end, has a last slice with a `problem`.
     """
@@ -164,6 +171,7 @@ def plan_file(file: CorpusFile, kept: Sequence[str] = ()) -> list[Slice]:
 
 
 def reading_units(slices: Sequence[Slice]) -> list[list[Slice]]:
-    """The slices that one task reads: one each, but those together that lie in the same bytes (a large Parquet row group, a stream)."""
+    """The slices that one task reads: one each, but those together that lie in the same bytes (a large Parquet row
+    group, a stream)."""
     by_bytes = itertools.groupby(slices, key=lambda part: (part.file_key, part.start_byte, part.stop_byte))
     return [list(unit) for _, unit in by_bytes]

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
-from scalselect_ray import storage
 from scalselect_ray.corpus.conversation import ImageResolver, known_id, normalise
 from scalselect_ray.corpus.formats import Broken, Cutting, Run, UnreadableFileError, format_of
 from scalselect_ray.corpus.images import resolver
 from scalselect_ray.corpus.planning import CorpusFile, Slice
 from scalselect_ray.corpus.sample import Reason, Reject, Sample, SampleRejectedError, plain
 from scalselect_ray.errors import CorpusError, StorageError
+from scalselect_ray.io import storage
 
 
 def read_records(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[object]]]:
@@ -25,7 +25,9 @@ def read_records(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[object]]
     except PermissionError as error:
         raise CorpusError(f"no permission to read {storage.redact(file.uri)}") from error
     except (UnreadableFileError, FileNotFoundError) as error:
-        raise CorpusError(f"{storage.redact(file.uri)} changed or went away while it was read: {error}; run again") from error
+        raise CorpusError(
+            f"{storage.redact(file.uri)} changed or went away while it was read: {error}; run again"
+        ) from error
     except StorageError:
         raise
     except OSError as error:
@@ -33,7 +35,8 @@ def read_records(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[object]]
 
 
 def read_slices(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[Sample | Reject]]]:
-    """The rows of consecutive slices of one file, each row once, a slice at a time. Raises CorpusError, StorageError."""
+    """The rows of consecutive slices of one file, each row once, a slice at a time. Raises CorpusError,
+    StorageError."""
     resolve = resolver(slices[0].image_root)
     for part, records in read_records([part for part in slices if part.problem is None]):
         yield part, _samples(part.first_row, records, resolve)
@@ -43,7 +46,8 @@ def read_slices(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[Sample | 
 
 
 def read_rows(file: CorpusFile, rows: Sequence[int]) -> dict[int, Sample | Reject]:
-    """Some rows of one file by their number. It is read no further than the last of them; a row that is not there is left out.
+    """Some rows of one file by their number. It is read no further than the last of them; a row that is not there is
+    left out.
 
     Raises UnreadableFileError, FileNotFoundError, StorageError.
     """

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from scalselect_ray import storage
+from scalselect_ray.io import storage
 
 Role = Literal["system", "user", "assistant"]
 MAX_TEXT = 1000  # characters of an id or a message; a longer one is cut
@@ -48,8 +48,8 @@ class SampleRejectedError(Exception):
 class ImagePart:
     """The place of an image inside a turn; `index` points into `Sample.images`.
 
-    `written`: the row's own text has a placeholder there (else the image stands in a typed list, or nowhere and so first).
-    """
+    `written`: the row's own text has a placeholder there (else the image stands in a typed list, or nowhere and so
+    first)."""
 
     index: int
     written: bool = field(default=True, compare=False)
@@ -100,5 +100,6 @@ class Reject:
 
 
 def plain(message: str) -> str:
-    """A message that quotes a corpus, fit for a table and a terminal: bounded, without secrets and without control characters."""
+    """A message that quotes a corpus, fit for a table and a terminal: bounded, without secrets and without control
+    characters."""
     return _CONTROL.sub(" ", storage.redact(message[: 4 * MAX_TEXT])[:MAX_TEXT])

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, BinaryIO, ClassVar, Literal, TypeVar
 
-from scalselect_ray import storage
 from scalselect_ray.corpus import PLACEHOLDER, ImagePart, Turn
 from scalselect_ray.errors import ConfigError
+from scalselect_ray.io import storage
 
 T = TypeVar("T")
 
@@ -136,7 +136,8 @@ class Usage:
     lines: Sequence[str]
     warnings: Sequence[str] = ()
     smaller: str | None = None
-    """How the trainer takes only the first ranks; not said of a run with quotas, where these are no smaller selection."""
+    """How the trainer takes only the first ranks; not said of a run with quotas, where these are no smaller
+    selection."""
 
 
 SPOOL = ".spool"  # below the export's folder while it is made
@@ -148,7 +149,8 @@ class Format(ABC):
     about: ClassVar[str]
     """One line for people."""
     needs: ClassVar[Literal["manifest", "rows", "members", "shards"]] = "rows"
-    """What `write` gets: tables of the manifest; `Row`s; these with the members of WebDataset samples; (key, chosen) of a shard."""
+    """What `write` gets: tables of the manifest; `Row`s; these with the members of WebDataset samples; (key, chosen) of
+    a shard."""
     modes: ClassVar[tuple[Images, ...]] = ()
     """The ways with images it knows, the default first; none where it names no images."""
     embeds: ClassVar[bool] = False
@@ -178,7 +180,10 @@ class Format(ABC):
 
 def text_of(turn: Turn) -> str:
     """A turn as one string with `<image>` in it: the source's own where it is one."""
-    return "".join(part if not isinstance(part, ImagePart) else PLACEHOLDER if part.written else f"{PLACEHOLDER}\n" for part in turn.parts)
+    return "".join(
+        part if not isinstance(part, ImagePart) else PLACEHOLDER if part.written else f"{PLACEHOLDER}\n"
+        for part in turn.parts
+    )
 
 
 def join_parts(stream: BinaryIO, uris: Sequence[str], between: bytes = b"") -> None:

@@ -12,13 +12,22 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from scalselect_ray import storage
-from scalselect_ray.corpus import Broken, ImageRef, SampleRejectedError, Slice, fetched, normalise, read_records, resolver
+from scalselect_ray.corpus import (
+    Broken,
+    ImageRef,
+    SampleRejectedError,
+    Slice,
+    fetched,
+    normalise,
+    read_records,
+    resolver,
+)
 from scalselect_ray.corpus.conversation import ImageResolver
 from scalselect_ray.corpus.formats import Run, format_of
 from scalselect_ray.corpus.formats.webdataset import WebDataset
 from scalselect_ray.errors import CorpusError
 from scalselect_ray.exports.base import Images, Picture, Row
+from scalselect_ray.io import storage
 
 _THREADS = 8  # of one task; images are fetched and written one by one
 _SUFFIX = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm)$", re.IGNORECASE)
@@ -67,7 +76,8 @@ def _row(part: Slice, row: int, record: object, resolve: ImageResolver, rank: in
 
 
 def copy_images(rows: Iterator[Row], mode: Images, target: str) -> Iterator[Row]:
-    """The rows, with those images written below `target` that have no file of their own; with COPY all of them. Raises CorpusError."""
+    """The rows, with those images written below `target` that have no file of their own; with COPY all of them. Raises
+    CorpusError."""
     with ThreadPoolExecutor(_THREADS) as threads:
         yield from _ahead(threads, lambda row: _with_copies(row, mode, target), rows)
 
@@ -110,7 +120,8 @@ def _data(row: Row, picture: Picture) -> bytes:
         data = fetched(ImageRef(picture.name, picture.data, picture.uri)).data
     except SampleRejectedError as error:
         raise CorpusError(
-            f"{storage.redact(row.shard)} row {row.row}: an image is not what it was when the sample was chosen: {error}"
+            f"{storage.redact(row.shard)} row {row.row}: an image is not what it was when the sample was chosen: "
+            f"{error}"
         ) from error
     assert data is not None
     return data

@@ -1,8 +1,8 @@
-"""The corpus is read in the order of its files and written in the order of ranks: sorted runs of rows lie between the two.
+"""The corpus is read in the order of its files and written in the order of ranks: sorted runs of rows lie between the
+two.
 
-A run is one object; the rows of one part of the export are one range of its bytes. A part is the merge of its ranges of all runs, which
-are streamed, so that neither side ever holds more than a window of what it works on.
-"""
+A run is one object; the rows of one part of the export are one range of its bytes. A part is the merge of its ranges of
+all runs, which are streamed, so that neither side ever holds more than a window of what it works on."""
 
 import heapq
 import json
@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scalselect_ray import storage
 from scalselect_ray.corpus import ImagePart, Turn
 from scalselect_ray.errors import StorageError
 from scalselect_ray.exports.base import Picture, Row
+from scalselect_ray.io import storage
 
 _HEAD = struct.Struct(">16sI")  # key, blobs; then each blob behind its length
 _LENGTH = struct.Struct(">I")
@@ -47,7 +47,8 @@ class RunWriter:
     """Collects rows and writes them as sorted runs, each when it has become large."""
 
     def __init__(self, uri: str, first_keys: Sequence[int], run_bytes: int) -> None:
-        """`uri` is the beginning of the runs' names; `first_keys` are the smallest keys of the second part and of those behind it."""
+        """`uri` is the beginning of the runs' names; `first_keys` are the smallest keys of the second part and of those
+        behind it."""
         self._uri, self._first_keys, self._run_bytes = uri, first_keys, run_bytes
         self._frames: list[tuple[int, bytes]] = []
         self._size = 0
@@ -116,9 +117,13 @@ def to_frame(key: int, row: Row) -> bytes:
     facts = {
         **{name: getattr(row, name) for name in ("rank", "source", "shard", "row", "id", "score", "uid", "problem")},
         "turns": [
-            [turn.role, [[part.index, part.written] if isinstance(part, ImagePart) else part for part in turn.parts]] for turn in row.turns
+            [turn.role, [[part.index, part.written] if isinstance(part, ImagePart) else part for part in turn.parts]]
+            for turn in row.turns
         ],
-        "pictures": [[picture.name, picture.root, picture.uri, picture.copy, picture.data is not None] for picture in row.pictures],
+        "pictures": [
+            [picture.name, picture.root, picture.uri, picture.copy, picture.data is not None]
+            for picture in row.pictures
+        ],
         "members": [name for name, _ in row.members],
     }
     data = [picture.data for picture in row.pictures if picture.data is not None]
@@ -135,6 +140,9 @@ def from_blobs(blobs: Sequence[bytes]) -> Row:
         Turn(role, tuple(part if isinstance(part, str) else ImagePart(part[0], part[1]) for part in parts))
         for role, parts in facts.pop("turns")
     ]
-    pictures = [Picture(name, root, uri, copy, next(data) if inside else None) for name, root, uri, copy, inside in facts.pop("pictures")]
+    pictures = [
+        Picture(name, root, uri, copy, next(data) if inside else None)
+        for name, root, uri, copy, inside in facts.pop("pictures")
+    ]
     members = [(name, next(data)) for name in facts.pop("members")]
     return Row(**facts, turns=tuple(turns), pictures=tuple(pictures), members=tuple(members))

@@ -1,4 +1,5 @@
-"""Charts as numbers in percent of their frame: the page's template draws them as SVG, with its labels as text beside it.
+"""Charts as numbers in percent of their frame: the page's template draws them as SVG, with its labels as text beside
+it.
 
 So a chart takes the width that a screen has and its text stays at its size, in both themes.
 """
@@ -64,7 +65,10 @@ def score_chart(scores: Scores, lines: Sequence[Line], source_lines: Mapping[str
     bins, most = len(scores.scored), max(scores.scored)
     bars = []
     for place, (count, inside) in enumerate(zip(scores.scored, scores.chosen, strict=True)):
-        where = f"{score(scores.edges[place])} to {score(scores.edges[place + 1])}: {counted(count, 'sample')}, {inside:,} chosen"
+        where = (
+            f"{score(scores.edges[place])} to {score(scores.edges[place + 1])}: {counted(count, 'sample')}, "
+            f"{inside:,} chosen"
+        )
         for kind, height in (("rest", count), ("chosen", inside)):
             if height:
                 bars.append(Bar(100 * place / bins, 100 / bins, 100 * height / most, kind, where))
@@ -82,7 +86,10 @@ def score_chart(scores: Scores, lines: Sequence[Line], source_lines: Mapping[str
         Mark(at(value), name, level if labelled else 0, at(value) > (62 if len(shown) == 1 else 30))
         for level, (name, value) in enumerate(shown)
     ]
-    describe = f"Histogram of {counted(sum(scores.scored), 'score')} from {score(scores.edges[0])} to {score(scores.edges[-1])}"
+    describe = (
+        f"Histogram of {counted(sum(scores.scored), 'score')} from {score(scores.edges[0])} to "
+        f"{score(scores.edges[-1])}"
+    )
     describe += "".join(f"; the line of {name}" for name, _ in named[:6])
     return Chart(
         "Leverage scores", describe, "score, logarithmic", bars, [], marks,
@@ -99,7 +106,8 @@ def energy_chart(spectrum: Spectrum, others: Sequence[Spectrum] = ()) -> Chart |
 
     def line(item: Spectrum) -> str:
         return " ".join(
-            f"L{100 * place / last:.2f} {100 - 100 * share:.2f}" for place, share in zip(item.directions, item.energy, strict=True)
+            f"L{100 * place / last:.2f} {100 - 100 * share:.2f}"
+            for place, share in zip(item.directions, item.energy, strict=True)
         )
 
     kinds = ["a", "b"] if others else ["chosen"]
@@ -116,7 +124,9 @@ def energy_chart(spectrum: Spectrum, others: Sequence[Spectrum] = ()) -> Chart |
         for item, name in zip(curves, names, strict=False)
     )
     ticks = [Tick(100 * value / last, number(value)) for value in linear_ticks(0, last) if value == int(value)]
-    return Chart("Energy of the subspace", describe, _first_directions(last, spectrum.dim), [], paths, marks, ticks, _shares())
+    return Chart(
+        "Energy of the subspace", describe, _first_directions(last, spectrum.dim), [], paths, marks, ticks, _shares()
+    )
 
 
 def token_chart(tokens: Tokens, title: str) -> Chart | None:
@@ -154,7 +164,14 @@ def compared_scores(scores: Sequence[Scores]) -> Chart | None:
     ]
     ticks = [Tick(at(value), tick(value)) for value in log_ticks(low, high)]
     return Chart(
-        "Leverage scores", f"Two histograms of scores from {score(low)} to {score(high)}", "score, logarithmic", [], paths, [], ticks, []
+        "Leverage scores",
+        f"Two histograms of scores from {score(low)} to {score(high)}",
+        "score, logarithmic",
+        [],
+        paths,
+        [],
+        ticks,
+        [],
     )
 
 
@@ -177,7 +194,9 @@ def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Round values in [low, high], apart by about equal factors."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 4, 6, 8), (1, 2, 5), (1, 3), (1,)):
-        ticks = [factor * 10.0**decade for decade in decades for factor in factors if low <= factor * 10.0**decade <= high]
+        ticks = [
+            factor * 10.0**decade for decade in decades for factor in factors if low <= factor * 10.0**decade <= high
+        ]
         if len(ticks) <= most:
             return ticks
     return ticks[:: -(-len(ticks) // most)]

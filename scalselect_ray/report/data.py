@@ -1,7 +1,8 @@
-"""What a report says, in numbers: what one task makes of one part of a run, how parts are put together, and the summary they make.
+"""What a report says, in numbers: what one task makes of one part of a run, how parts are put together, and the summary
+they make.
 
-Nothing here grows with the number of samples: parts become counts in bins and a few rows, chosen alike whatever the parts are.
-"""
+Nothing here grows with the number of samples: parts become counts in bins and a few rows, chosen alike whatever the
+parts are."""
 
 import hashlib
 import math
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scalselect_ray.run_tables import Key
+from scalselect_ray.store.tables import Key
 
 TOKEN_COLUMNS = ("num_tokens", "num_vision_tokens", "num_attended_tokens")
 _STEPS = 32  # bins of a score count per doubling of the score
@@ -150,7 +151,8 @@ class Limits(NamedTuple):
     random: int = 240
 
     def of(self, count: int) -> "Limits":
-        """As many rows of each kind as a corpus of so many samples has use for: the random ones alone are all of a small one."""
+        """As many rows of each kind as a corpus of so many samples has use for: the random ones alone are all of a
+        small one."""
         small = min(1.0, count / (self.best + 2 * self.line + self.worst + self.random))
         best, line, worst = (math.ceil(limit * small) for limit in (self.best, self.line, self.worst))
         return Limits(best, line, worst, self.random)
@@ -169,13 +171,21 @@ class Strata:
             self.tables[name] = held.take(pa.array(_order(name, held)[: self.limit(name)]))
 
     def limit(self, name: str) -> int:
-        return {"best": self.limits.best, "below": 4 * self.limits.line, "worst": self.limits.worst, "random": self.limits.random}[name]
+        return {
+            "best": self.limits.best,
+            "below": 4 * self.limits.line,
+            "worst": self.limits.worst,
+            "random": self.limits.random,
+        }[name]
 
 
 def strata_of(table: pa.Table, part: int, lines: Mapping[str, float], limits: Limits) -> dict[str, pa.Table]:
-    """The rows of one part of the scores that may come into the table. `lines` is the lowest chosen score of each source."""
+    """The rows of one part of the scores that may come into the table. `lines` is the lowest chosen score of each
+    source."""
     score = table["score"].to_numpy()
-    table = table.append_column("part", pa.array(np.full(len(table), part))).append_column("at", pa.array(np.arange(len(table))))
+    table = table.append_column("part", pa.array(np.full(len(table), part))).append_column(
+        "at", pa.array(np.arange(len(table)))
+    )
     table = table.append_column("dice", pa.array(_dice(table)))
     line = np.array([lines.get(source, math.inf) for source in table["source"].to_pylist()])
     strata = Strata(limits)
@@ -184,16 +194,25 @@ def strata_of(table: pa.Table, part: int, lines: Mapping[str, float], limits: Li
 
 
 def _order(name: str, table: pa.Table) -> np.ndarray:
-    """Indices of the rows of a stratum, the one wanted most first. Ties at the line: the last rows are those that were not taken."""
+    """Indices of the rows of a stratum, the one wanted most first. Ties at the line: the last rows are those that were
+    not taken."""
     score, part, at, dice = (table[column].to_numpy() for column in ("score", "part", "at", "dice"))
-    keys = {"best": (at, part, -score), "worst": (-at, -part, score), "below": (-at, -part, -score), "random": (at, part, dice)}
+    keys = {
+        "best": (at, part, -score),
+        "worst": (-at, -part, score),
+        "below": (-at, -part, -score),
+        "random": (at, part, dice),
+    }
     return np.lexsort(keys[name])
 
 
 def _dice(table: pa.Table) -> np.ndarray:
     """A number that only depends on the sample's key."""
     keys = zip(*(table[name].to_pylist() for name in Key._fields), strict=True)
-    return np.array([int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big") for key in keys], dtype=np.int64)
+    return np.array(
+        [int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big") for key in keys],
+        dtype=np.int64,
+    )
 
 
 def keys_of(table: pa.Table) -> pa.Array:

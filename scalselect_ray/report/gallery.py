@@ -30,7 +30,8 @@ def picture_of(image: Image.Image) -> Picture:
 
 
 def draw_overlay(seen: "AttentionMap") -> dict[str, Any]:
-    """The fields of a `Picture` that show its attention: a veil over the tokens that are not attended, heat over the others."""
+    """The fields of a `Picture` that show its attention: a veil over the tokens that are not attended, heat over the
+    others."""
     strength = seen.received_RC / max(float(seen.received_RC.max()), 1e-12)
     pixels = np.empty((*seen.received_RC.shape, 4), dtype=np.uint8)
     pixels[:] = _VEIL

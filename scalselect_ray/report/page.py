@@ -42,7 +42,9 @@ def render_comparison(a: Report, b: Report, change: Mapping[str, Any]) -> bytes:
             cards=cards if any(galleries for _, galleries in cards) else [],
             scores=charts.compared_scores([a.scores, b.scores]),
             energy=charts.energy_chart(a.spectrum, [b.spectrum]) if a.spectrum.k and b.spectrum.k else None,
-            sources=sorted({*a.record["sources"], *b.record["sources"]}, key=lambda name: (-_chosen(b, name), name))[:_MAX_SOURCES],
+            sources=sorted({*a.record["sources"], *b.record["sources"]}, key=lambda name: (-_chosen(b, name), name))[
+                :_MAX_SOURCES
+            ],
             differences="\n".join(differences),
         )
 
@@ -63,7 +65,9 @@ def _within(galleries: Mapping[str, Sequence[Card]], room: int) -> dict[str, lis
     """The galleries with as many pictures as there is room for, shared out so that no gallery goes without."""
     left = room
     kept: dict[tuple[str, int], Card] = {}
-    for cards in itertools.zip_longest(*([(name, place, card) for place, card in enumerate(cards)] for name, cards in galleries.items())):
+    for cards in itertools.zip_longest(
+        *([(name, place, card) for place, card in enumerate(cards)] for name, cards in galleries.items())
+    ):
         for name, place, card in filter(None, cards):
             pictures = []
             for picture in card.pictures:
@@ -71,7 +75,9 @@ def _within(galleries: Mapping[str, Sequence[Card]], room: int) -> dict[str, lis
                 if size <= left:
                     left -= size
                     pictures.append(picture)
-            kept[name, place] = replace(card, pictures=pictures, left_out=card.left_out + len(card.pictures) - len(pictures))
+            kept[name, place] = replace(
+                card, pictures=pictures, left_out=card.left_out + len(card.pictures) - len(pictures)
+            )
     return {name: [kept[name, place] for place in range(len(cards))] for name, cards in galleries.items()}
 
 
@@ -105,9 +111,13 @@ def _load(name: str) -> str | None:
 
 
 _environment = jinja2.Environment(
-    autoescape=True, loader=jinja2.FunctionLoader(_load), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    autoescape=True,
+    loader=jinja2.FunctionLoader(_load),
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
     finalize=words.visible,
-)  # fmt: skip
+)
 _environment.filters |= {
     "counted": counted,
     "budget": words.budget,

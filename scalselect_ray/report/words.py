@@ -9,7 +9,8 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u20
 
 
 def visible(value: Any) -> Any:
-    """Any text of a corpus, fit for a page: control characters are shown as signs, what is no character as a mark of that."""
+    """Any text of a corpus, fit for a page: control characters are shown as signs, what is no character as a mark of
+    that."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return value.encode(errors="replace").decode().translate(_CONTROL)

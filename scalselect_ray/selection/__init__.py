@@ -1,7 +1,16 @@
 """Scores, budgets and quotas. Plain functions on arrays."""
 
-from scalselect_ray.selection.budget import BINS, ROUNDS, Cut, chosen, histogram, narrow, resolve_budget, sortable, take_ties
-from scalselect_ray.selection.leverage import leverage
+from scalselect_ray.selection.budget import (
+    BINS,
+    ROUNDS,
+    Cut,
+    chosen,
+    histogram,
+    narrow,
+    resolve_budget,
+    sortable,
+    take_ties,
+)
 from scalselect_ray.selection.parts import Parts, Scale, cut_parts
 from scalselect_ray.selection.quotas import Bounds, Line, lower, resolve_bounds, share_out
 
@@ -16,7 +25,6 @@ __all__ = [
     "chosen",
     "cut_parts",
     "histogram",
-    "leverage",
     "lower",
     "narrow",
     "resolve_bounds",

@@ -1,8 +1,7 @@
 """The exact top of a budget, whatever the number of scores: a radix select that only ever sees histograms.
 
-A score becomes an unsigned integer of the same order; four rounds of 16 bits find the integer of the last score that fits. Scores that
-tie there go to the parts, and in a part to the rows, in their order.
-"""
+A score becomes an unsigned integer of the same order; four rounds of 16 bits find the integer of the last score that
+fits. Scores that tie there go to the parts, and in a part to the rows, in their order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ BINS = 1 << BITS
 
 
 def resolve_budget(budget: float, count: int) -> int:
-    """How many of `count` samples a budget is: a fraction (rounded down, but 1 at least), or a number when it is above 1."""
+    """How many of `count` samples a budget is: a fraction (rounded down, but 1 at least), or a number when it is above
+    1."""
     if budget > 1:
         return min(int(budget), count)
     exact = Fraction(repr(float(budget))) * count  # 0.29 * 100 is 29, not 28.999...

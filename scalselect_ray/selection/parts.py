@@ -1,4 +1,5 @@
-"""How the chosen are cut into the parts of a manifest, best first: from one histogram, so that nobody needs to see all scores."""
+"""How the chosen are cut into the parts of a manifest, best first: from one histogram, so that nobody needs to see all
+scores."""
 
 from dataclasses import dataclass
 
@@ -45,7 +46,8 @@ class Parts:
 
 
 def cut_parts(scale: Scale, counts: np.ndarray, rows: int) -> Parts:
-    """Runs of at most `rows` keys each, more only where a single step holds more; `counts` (BINS,) are those of all keys."""
+    """Runs of at most `rows` keys each, more only where a single step holds more; `counts` (BINS,) are those of all
+    keys."""
     lowest, above, inside, total = [], [0], 0, 0
     for step in np.flatnonzero(counts)[::-1].tolist():
         if inside and inside + counts[step] > rows:

@@ -8,8 +8,8 @@ import scipy.linalg
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from scalselect_ray.io.safetensors_header import header_of, read_header
 from scalselect_ray.subspace.moments import Moments
-from scalselect_ray.tensors import header_of, read_header
 
 _FORMAT = "scalselect.subspace/1"
 
@@ -55,7 +55,8 @@ class Subspace:
 
 
 def fit_transform(moments: Moments, *, standardize: bool, l2_normalize: bool) -> Transform:
-    """The transform of a corpus. A column that never changes keeps scale 1: it is zero once centred, whatever divides it."""
+    """The transform of a corpus. A column that never changes keeps scale 1: it is zero once centred, whatever divides
+    it."""
     scale_D = None
     if standardize:
         std_D = np.sqrt(np.diag(moments.scatter_DD).clip(min=0) / max(moments.count, 1))
@@ -67,17 +68,17 @@ def fit_transform(moments: Moments, *, standardize: bool, l2_normalize: bool) ->
 def dominant_subspace(moments: Moments, transform: Transform, gram_DD: np.ndarray | None, energy: float) -> Subspace:
     """Top-k right singular vectors of the transformed rows, k the fewest whose energy reaches `energy`. O(D^3).
 
-    `gram_DD` is the sum of y y^T of the transformed rows where rows were normalised (unit rows are not centred again); otherwise it
-    follows from the scatter. k is clipped to [1, rank]. A corpus whose rows are all equal has rank 0: then k is 0 and every score is 0.
-    """
+    `gram_DD` is the sum of y y^T of the transformed rows where rows were normalised (unit rows are not centred again);
+    otherwise it follows from the scatter. k is clipped to [1, rank]. A corpus whose rows are all equal has rank 0: then
+    k is 0 and every score is 0."""
     if gram_DD is None:
         gram_DD = moments.scatter_DD
         if transform.scale_D is not None:
             gram_DD = gram_DD / np.outer(transform.scale_D, transform.scale_D)
     values_D, vectors_DD = scipy.linalg.eigh(gram_DD, driver="evd", check_finite=True)
     values_D, vectors_DD = values_D[::-1].clip(min=0), vectors_DD[:, ::-1]  # rounding can push a zero below zero
-    # Eigenvalues of a Gram matrix carry an error of about max(n, d) eps times the largest: below that is noise, not rank. What is left
-    # of centring equal rows is noise as well, at the size of the mean's own rounding.
+    # Eigenvalues of a Gram matrix carry an error of about max(n, d) eps times the largest: below that is noise, not
+    # rank. What is left of centring equal rows is noise as well, at the size of the mean's own rounding.
     eps = np.finfo(np.float64).eps
     floor = max(moments.count, len(values_D)) * eps * values_D[0]
     if not transform.l2_normalize and transform.scale_D is None:
@@ -115,13 +116,16 @@ def from_bytes(data: bytes) -> Subspace:
     try:
         arrays = load(data)
         transform = Transform(arrays["mean"], arrays.get("scale"), metadata["l2_normalize"] == "True")
-        return Subspace(transform, arrays["basis"], arrays["singular_values"], arrays["spectrum"], int(arrays["count"][0]))
+        return Subspace(
+            transform, arrays["basis"], arrays["singular_values"], arrays["spectrum"], int(arrays["count"][0])
+        )
     except (SafetensorError, KeyError) as error:
         raise ValueError(str(error)) from error
 
 
 def read_spectrum(read: Callable[[int, int], bytes]) -> np.ndarray:
-    """All singular values from the bytes of `to_bytes`, without the basis; `read(start, stop)` gives bytes. (D,). Raises ValueError."""
+    """All singular values from the bytes of `to_bytes`, without the basis; `read(start, stop)` gives bytes. (D,).
+    Raises ValueError."""
     return np.frombuffer(read(*read_header(read).place("spectrum")), dtype="<f8")
 
 

@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from scipy.linalg import blas
 
-from scalselect_ray import seal
-from scalselect_ray.tensors import read_header
+from scalselect_ray.io import checksum
+from scalselect_ray.io.safetensors_header import read_header
 
 _FORMAT = "scalselect.moments/3"
 _MAX_IDS = 1 << 32
@@ -37,11 +37,12 @@ def of_rows(x_ND: np.ndarray) -> Moments:
 
 
 def accumulate(blocks: Iterable[np.ndarray], dim: int, block_rows: int = 2048) -> Moments:
-    """Moments of a stream of row blocks (n, dim), in float64. O(N D^2). Where the stream is cut into blocks changes no bit of them.
+    """Moments of a stream of row blocks (n, dim), in float64. O(N D^2). Where the stream is cut into blocks changes no
+    bit of them.
 
-    Each `block_rows` rows are centred on their own mean before they are multiplied: with a large mean the small directions would drown
-    in a plain sum of x x^T. Only one triangle is summed, in place (BLAS syrk), and the scatter between the means is added at the end.
-    """
+    Each `block_rows` rows are centred on their own mean before they are multiplied: with a large mean the small
+    directions would drown in a plain sum of x x^T. Only one triangle is summed, in place (BLAS syrk), and the scatter
+    between the means is added at the end."""
     origin_D, counts, means = np.zeros(dim), [], []
     triangle_DD = np.zeros((dim, dim), order="F")
     for first_D, y_ND in _gathered(blocks, dim, block_rows):
@@ -59,7 +60,8 @@ def accumulate(blocks: Iterable[np.ndarray], dim: int, block_rows: int = 2048) -
 
 
 def merge(*parts: Moments) -> Moments:
-    """Moments of the union of disjoint sets of rows (Chan, Golub, LeVeque 1979). O(D^2) each, in one D x D matrix beside the parts."""
+    """Moments of the union of disjoint sets of rows (Chan, Golub, LeVeque 1979). O(D^2) each, in one D x D matrix
+    beside the parts."""
     parts = tuple(part for part in parts if part.count) or parts[:1]
     if len(parts) == 1:
         return parts[0]
@@ -74,15 +76,16 @@ def merge(*parts: Moments) -> Moments:
 
 
 def _between(counts: Sequence[int], means: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of all rows from those of P parts, (D,), and rows whose sum of outer products is the scatter between the parts, (P, D)."""
+    """The mean of all rows from those of P parts, (D,), and rows whose sum of outer products is the scatter between the
+    parts, (P, D)."""
     means_PD, counts_P = np.stack(means), np.array(counts)
     mean_D = counts_P @ means_PD / counts_P.sum()
     return mean_D, np.sqrt(counts_P)[:, None] * (means_PD - mean_D)
 
 
 def _gathered(blocks: Iterable[np.ndarray], dim: int, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The rows of all blocks less the first of them, which is given as well: so means lose nothing to a large common part. `rows` at a
-    time (at the end what is left), in one float64 array that is used again and again."""
+    """The rows of all blocks less the first of them, which is given as well: so means lose nothing to a large common
+    part. `rows` at a time (at the end what is left), in one float64 array that is used again and again."""
     gathered_ND, filled, origin_D = np.empty((rows, dim)), 0, None
     for block in blocks:
         while len(block):
@@ -111,16 +114,16 @@ def set_id(slice_ids: Iterable[str]) -> str:
 
 
 def to_bytes(moments: Moments, slice_ids: Sequence[str]) -> bytes:
-    """Safetensors with the ids of the slices whose rows these moments are of, sealed. The ids are a tensor of bytes: a header holds at
-    most 100 MB, which is two million of them."""
+    """Safetensors with the ids of the slices whose rows these moments are of, sealed. The ids are a tensor of bytes: a
+    header holds at most 100 MB, which is two million of them."""
     ids = np.frombuffer("\n".join(sorted(slice_ids)).encode(), dtype=np.uint8)
     arrays = {"count": np.array([moments.count]), "mean": moments.mean_D, "scatter": moments.scatter_DD, "slices": ids}
-    return seal.sealed(save(arrays, metadata={"format": _FORMAT, "seal": seal.BLANK}))
+    return checksum.sealed(save(arrays, metadata={"format": _FORMAT, "seal": checksum.BLANK}))
 
 
 def from_bytes(data: bytes) -> Moments:
     """The inverse of `to_bytes`. Raises ValueError when the data is not what was written."""
-    if not seal.holds(data):
+    if not checksum.holds(data):
         raise ValueError("its checksum differs")
     try:
         arrays = load(data)

@@ -1,4 +1,5 @@
-"""The shape of the reduce: which leaves there are and what is merged with what. Pure, so that a result never depends on timing."""
+"""The shape of the reduce: which leaves there are and what is merged with what. Pure, so that a result never depends on
+timing."""
 
 from collections.abc import Hashable, Sequence
 from typing import TypeVar

@@ -1,8 +1,8 @@
 """The front of a VLM from its checkpoint: vision tower, projector, embeddings and decoder layer 0, and nothing else.
 
-Layer 0 is all that the method reads (paper section 3.2), so the text model is built with one layer and without its head, and only
-the safetensors files (and in them only the tensors) that this front needs are fetched and read: about 1 GB of the 15 GB of a 7B model.
-"""
+Layer 0 is all that the method reads (paper section 3.2), so the text model is built with one layer and without its
+head, and only the safetensors files (and in them only the tensors) that this front needs are fetched and read: about 1
+GB of the 15 GB of a 7B model."""
 
 import hashlib
 import json
@@ -18,19 +18,23 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from scalselect_ray import storage
 from scalselect_ray.errors import ModelError
-from scalselect_ray.tensors import read_header
+from scalselect_ray.io import storage
+from scalselect_ray.io.safetensors_header import read_header
 from scalselect_ray.vlm.families import Family, family_of
 
-# Loading a front leaves most of a checkpoint unread: transformers' report of that is long, and what matters is checked below.
+# Loading a front leaves most of a checkpoint unread: transformers' report of that is long, and what matters is checked
+# below.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
 _DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model")  # config, processor, tokenizer, chat template
-_PLAIN_TOWERS = ("clip_vision_model", "siglip_vision_model")  # whose hidden states are the layers' outputs, the last one's as well
+_PLAIN_TOWERS = (
+    "clip_vision_model",
+    "siglip_vision_model",
+)  # whose hidden states are the layers' outputs, the last one's as well
 _LATER_LAYER = re.compile(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.[1-9]\d*\.|(?:^|\.)lm_head\.")
 
 
@@ -44,7 +48,8 @@ class Checkpoint:
 
 
 def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
-    """The checkpoint a config names: a local folder, a folder in a bucket, or a hub id with an optional pinned revision.
+    """The checkpoint a config names: a local folder, a folder in a bucket, or a hub id with an optional pinned
+    revision.
 
     What is not on this machine yet is fetched, without the weights that are not needed. Raises ModelError.
     """
@@ -79,7 +84,8 @@ def _refuse_code(folder: Path, name: str) -> None:
             raise ModelError(f"{name}: {path.name} is not JSON: {error}") from error
         if any(named):
             raise ModelError(
-                f"{name}: {path.name} asks for code that comes with the checkpoint (auto_map). Code from a checkpoint is never run, and "
+                f"{name}: {path.name} asks for code that comes with the checkpoint (auto_map). Code from a checkpoint "
+                f"is never run, and "
                 "there is no option for it: use a checkpoint in the format of transformers' own classes"
             )
 
@@ -95,7 +101,9 @@ def keep_front(config: PretrainedConfig) -> None:
     layer = getattr(config, "vision_feature_layer", None)
     if config.vision_config.model_type in _PLAIN_TOWERS and isinstance(layer, int):  # LLaVA reads the last but one
         layers = config.vision_config.num_hidden_layers
-        used = layer if layer >= 0 else layers + 1 + layer  # of the hidden states: the input of layer 0, then each layer's output
+        used = (
+            layer if layer >= 0 else layers + 1 + layer
+        )  # of the hidden states: the input of layer 0, then each layer's output
         if 0 < used < layers:
             config.vision_config.num_hidden_layers, config.vision_feature_layer = used, used
 
@@ -152,7 +160,9 @@ def _local_folder(model: str, revision: str | None) -> Path:
         return _fetch_from_bucket(model)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return _fetch_from_hub(model, revision)
-    raise ModelError(f"extractor.model: no such folder: {storage.redact(model)} (nor is it a hub id of the form owner/name)")
+    raise ModelError(
+        f"extractor.model: no such folder: {storage.redact(model)} (nor is it a hub id of the form owner/name)"
+    )
 
 
 def _fetch_from_hub(repository: str, revision: str | None) -> Path:
@@ -167,7 +177,8 @@ def _fetch_from_hub(repository: str, revision: str | None) -> Path:
         return fetch([*_DESCRIPTION, *needed_files([_WEIGHTS], _weight_map(folder))])
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            f"extractor.model: {repository} is no folder here and cannot be had from the hub (revision {revision or 'main'}): {error}"
+            f"extractor.model: {repository} is no folder here and cannot be had from the hub (revision "
+            f"{revision or 'main'}): {error}"
         ) from error
 
 
@@ -177,7 +188,9 @@ def _fetch_from_bucket(uri: str) -> Path:
         if "config.json" not in files:
             raise ModelError(f"extractor.model: no config.json below {storage.redact(uri)}")
         state = json.dumps(sorted((name, file.size, file.version) for name, file in files.items()))
-        folder = Path(tempfile.gettempdir(), "scalselect-models", hashlib.sha256(f"{uri} {state}".encode()).hexdigest()[:32])
+        folder = Path(
+            tempfile.gettempdir(), "scalselect-models", hashlib.sha256(f"{uri} {state}".encode()).hexdigest()[:32]
+        )
         described = [name for name in files if any(Path(name).match(pattern) for pattern in _DESCRIPTION)]
         for name in described:
             _download(files[name], folder / name)
@@ -203,7 +216,10 @@ def _weight_map(folder: Path) -> dict[str, str]:
             raise ValueError("its weight_map maps nothing")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{index}: not a safetensors index: {error}") from error
-    if not all(isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors") for file in weight_map.values()):
+    if not all(
+        isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors")
+        for file in weight_map.values()
+    ):
         raise ModelError(f"{index}: names a file outside the model folder, or one that is no safetensors file")
     return weight_map
 
@@ -213,8 +229,14 @@ def _weight_files(folder: Path) -> list[Path]:
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-        found = f"; {pickled[0]} is there, but a pickle can run code and is never opened: save the model as safetensors" if pickled else ""
-        raise ModelError(f"{folder}: no {missing[0] if missing else _WEIGHTS}; weights are read from safetensors only{found}")
+        found = (
+            f"; {pickled[0]} is there, but a pickle can run code and is never opened: save the model as safetensors"
+            if pickled
+            else ""
+        )
+        raise ModelError(
+            f"{folder}: no {missing[0] if missing else _WEIGHTS}; weights are read from safetensors only{found}"
+        )
     return files
 
 
@@ -228,10 +250,14 @@ def _link_needed(folder: Path, view: Path) -> None:
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """A hash of all in a checkpoint that can change a feature: the description files and the bytes of every needed tensor."""
+    """A hash of all in a checkpoint that can change a feature: the description files and the bytes of every needed
+    tensor."""
     folder = checkpoint.folder
     digest = hashlib.sha256()
-    described = {path for pattern in _DESCRIPTION for path in folder.glob(pattern)} - {folder / _INDEX, folder / "README.txt"}
+    described = {path for pattern in _DESCRIPTION for path in folder.glob(pattern)} - {
+        folder / _INDEX,
+        folder / "README.txt",
+    }
     for path in sorted(described):
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
     for path in _weight_files(folder):

@@ -1,8 +1,7 @@
 """Prepared samples to representations, on one device (paper sections 3.2 and 3.3).
 
-The samples of a batch stand one behind the other in a single row of tokens, each with its own positions, and attention is computed
-sample by sample: there is no padding, so none can be attended to and none is paid for.
-"""
+The samples of a batch stand one behind the other in a single row of tokens, each with its own positions, and attention
+is computed sample by sample: there is no padding, so none can be attended to and none is paid for."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -55,7 +54,9 @@ class _Projections(NamedTuple):
     sliding_window: int | None
 
 
-def _capture(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **settings: Any) -> Any:
+def _capture(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **settings: Any
+) -> Any:
     """Stands in for an attention function: keeps queries, keys and values as the model's own code makes them."""
     module.captured = _Projections(query[0], key[0], value[0], settings["scaling"], settings.get("sliding_window"))  # type: ignore[assignment]
     return query.transpose(1, 2), None
@@ -68,13 +69,21 @@ class Extractor:
     """Holds the front of a model on a device. Costs its weights in memory, once."""
 
     def __init__(
-        self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, attention_threshold: float, batch_tokens: int
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        attention_threshold: float,
+        batch_tokens: int,
     ) -> None:
         self._family = checkpoint.family
         self.device = device
         self._threshold = attention_threshold
         self._batch_tokens = batch_tokens
-        self._image_processor: Any = AutoImageProcessor.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+        self._image_processor: Any = AutoImageProcessor.from_pretrained(
+            checkpoint.folder, local_files_only=True, trust_remote_code=False
+        )
         self._model: Any = load_front(checkpoint, dtype, device)
         self._dtype = dtype
         text = self._model.language_model
@@ -91,8 +100,8 @@ class Extractor:
     def __call__(self, samples: Sequence[Prepared]) -> list[Representation | SampleRejectedError]:
         """One answer a sample, in order. A sample that fails on its own is answered by the reason.
 
-        Images that are one object (see `share_images`) pass the vision tower once a batch: such samples are put side by side for it.
-        """
+        Images that are one object (see `share_images`) pass the vision tower once a batch: such samples are put side by
+        side for it."""
         first: dict[int, int] = {}
         order = sorted(range(len(samples)), key=lambda place: first.setdefault(id(samples[place].images), place))
         answers: dict[int, Representation | SampleRejectedError] = {}
@@ -102,7 +111,8 @@ class Extractor:
         return [answers[place] for place in range(len(samples))]
 
     def _represent_all(self, samples: Sequence[Prepared]) -> list[Representation | SampleRejectedError]:
-        """A failing batch is halved until the sample that fails stands alone: bad input, or too large for the device."""
+        """A failing batch is halved until the sample that fails stands alone: bad input, or too large for the
+        device."""
         try:
             return list(self._represent(samples))
         except (RuntimeError, ValueError, IndexError, MemoryError) as error:
@@ -114,28 +124,38 @@ class Extractor:
         return self._represent_all(samples[:half]) + self._represent_all(samples[half:])
 
     def _recover(self, message: str) -> None:
-        """Gives memory back. Raises DeviceLostError where it is not the batch that fails but the device, which then fails on everything:
-        an assert or an illegal access in a kernel leaves a process nothing to compute with, and good samples would be rejected."""
+        """Gives memory back. Raises DeviceLostError where it is not the batch that fails but the device, which then
+        fails on everything: an assert or an illegal access in a kernel leaves a process nothing to compute with, and
+        good samples would be rejected."""
         try:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             torch.ones(1, device=self.device).item()
         except RuntimeError as error:
-            raise DeviceLostError(f"{self.device} can compute nothing more in this process ({error}); before that, {message}") from error
+            raise DeviceLostError(
+                f"{self.device} can compute nothing more in this process ({error}); before that, {message}"
+            ) from error
 
     @torch.inference_mode()
     def _represent(self, samples: Sequence[Prepared]) -> Iterator[Representation | SampleRejectedError]:
         """The device is waited for twice: for the attention that decides which tokens go on, and for the features."""
         hidden_TE, projections = self._project(samples)
-        spans = [range(stop - len(sample.input_ids), stop) for sample, stop in zip(samples, _stops(samples), strict=True)]
+        spans = [
+            range(stop - len(sample.input_ids), stop) for sample, stop in zip(samples, _stops(samples), strict=True)
+        ]
         vision = [torch.from_numpy(np.flatnonzero(sample.vision)) for sample in samples]
         received = self._received(samples, projections, spans, vision)
-        attended_rows = [vision_V[attended(received_V, self._threshold)] for vision_V, received_V in zip(vision, received, strict=True)]
+        attended_rows = [
+            vision_V[attended(received_V, self._threshold)]
+            for vision_V, received_V in zip(vision, received, strict=True)
+        ]
 
         contexts = []
         for span, rows_A in zip(spans, attended_rows, strict=True):
             query_HSD, key_KSD, value_KSD = (tensor[:, span.start : span.stop] for tensor in projections[:3])
-            contexts.append(attention_output(query_HSD, key_KSD, value_KSD, rows_A, projections.scaling, projections.sliding_window))
+            contexts.append(
+                attention_output(query_HSD, key_KSD, value_KSD, rows_A, projections.scaling, projections.sliding_window)
+            )
         # The rest of the layer works token by token: only the attended vision tokens go through it.
         places = torch.cat([rows_A + span.start for span, rows_A in zip(spans, attended_rows, strict=True)])
         output_AE = hidden_TE[self._sent(places)] + self._output_projection(torch.cat(contexts))
@@ -157,8 +177,8 @@ class Extractor:
 
     @torch.inference_mode()
     def attention_maps(self, sample: Prepared, sizes: Sequence[tuple[int, int]]) -> list[AttentionMap]:
-        """A map for each picture of a sample, given their (width, height); none where its tokens are not as the family has them.
-        Tokens that lie on no picture are on no map."""
+        """A map for each picture of a sample, given their (width, height); none where its tokens are not as the family
+        has them. Tokens that lie on no picture are on no map."""
         _, projections = self._project([sample])
         vision_V = torch.from_numpy(np.flatnonzero(sample.vision))
         (received_V,) = self._received([sample], projections, [range(len(sample.input_ids))], [vision_V])
@@ -168,7 +188,9 @@ class Extractor:
         received, kept = received_V.numpy()[on_image_V], kept_V.numpy()[on_image_V]
         places = vision_V.numpy()[on_image_V]
         runs = [len(run) for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)]
-        counts = runs if len(runs) == len(sizes) else [len(places) // len(sizes)] * len(sizes)  # placeholders side by side are one run
+        counts = (
+            runs if len(runs) == len(sizes) else [len(places) // len(sizes)] * len(sizes)
+        )  # placeholders side by side are one run
         maps, start = [], 0
         for place, (count, size) in enumerate(zip(counts, sizes, strict=True)):
             grids = self._family.grids(count, size, place, sample.images, self._image_processor, self._model.config)
@@ -184,13 +206,16 @@ class Extractor:
         hidden_TE = self._embeddings(samples)
         position_ids = self._sent(torch.from_numpy(np.concatenate([sample.position_ids for sample in samples], axis=1)))
         rotary = self._rotary(hidden_TE[None], position_ids if len(position_ids) == 1 else position_ids[:, None])
-        self._layer.self_attn(self._layer.input_layernorm(hidden_TE[None]), position_embeddings=rotary, attention_mask=None)
+        self._layer.self_attn(
+            self._layer.input_layernorm(hidden_TE[None]), position_embeddings=rotary, attention_mask=None
+        )
         projections: _Projections = self._layer.self_attn.captured
         del self._layer.self_attn.captured
         return hidden_TE, projections
 
     def _embeddings(self, samples: Sequence[Prepared]) -> torch.Tensor:
-        """The input of layer 0: text embeddings, with the projected image features in the places of the placeholders. (T, E)."""
+        """The input of layer 0: text embeddings, with the projected image features in the places of the placeholders.
+        (T, E)."""
         input_ids = torch.from_numpy(np.concatenate([sample.input_ids for sample in samples]))
         places = torch.nonzero(input_ids == self._model.config.image_token_id)[:, 0]
         hidden_TE = self._embed(self._sent(input_ids.clamp(max=self._embed.num_embeddings - 1)))
@@ -198,9 +223,12 @@ class Extractor:
         return cast(torch.Tensor, hidden_TE)
 
     def _image_features(self, samples: Sequence[Prepared]) -> torch.Tensor:
-        """The projected image features of all samples, one behind the other. Images that are one object pass the vision tower once."""
+        """The projected image features of all samples, one behind the other. Images that are one object pass the vision
+        tower once."""
         distinct = list({id(sample.images): sample for sample in samples}.values())
-        images = self._family.collate([{name: torch.from_numpy(array) for name, array in sample.images.items()} for sample in distinct])
+        images = self._family.collate(
+            [{name: torch.from_numpy(array) for name, array in sample.images.items()} for sample in distinct]
+        )
         images = {name: self._sent(tensor) for name, tensor in images.items()}
         images["pixel_values"] = self._family.all_frames(self._normalise(images["pixel_values"]), self._image_processor)
         features = torch.cat(tuple(self._model.get_image_features(**images, return_dict=True).pooler_output))
@@ -221,19 +249,32 @@ class Extractor:
         settings = self._image_processor
         view = self._family.pixels_as_channels(pixel_values, len(settings.image_mean))
         scaled = settings.rescale_and_normalize(
-            view, settings.do_rescale, settings.rescale_factor, settings.do_normalize, settings.image_mean, settings.image_std
+            view,
+            settings.do_rescale,
+            settings.rescale_factor,
+            settings.do_normalize,
+            settings.image_mean,
+            settings.image_std,
         )
         return cast(torch.Tensor, scaled.reshape(pixel_values.shape).to(self._dtype))
 
     def _received(
-        self, samples: Sequence[Prepared], projections: _Projections, spans: Sequence[range], vision: Sequence[torch.Tensor]
+        self,
+        samples: Sequence[Prepared],
+        projections: _Projections,
+        spans: Sequence[range],
+        vision: Sequence[torch.Tensor],
     ) -> list[torch.Tensor]:
         """The attention that each vision token of each sample receives, (V,) a sample, on the CPU."""
         received = []
         for sample, span, vision_V in zip(samples, spans, vision, strict=True):
             query_HSD, key_KSD = (tensor[:, span.start : span.stop] for tensor in projections[:2])
             query_Q = torch.from_numpy(np.flatnonzero(sample.query))
-            received.append(attention_received(query_HSD, key_KSD, query_Q, vision_V, projections.scaling, projections.sliding_window))
+            received.append(
+                attention_received(
+                    query_HSD, key_KSD, query_Q, vision_V, projections.scaling, projections.sliding_window
+                )
+            )
         return list(torch.split(torch.cat(received).cpu(), [len(vision_V) for vision_V in vision]))
 
 

@@ -1,7 +1,7 @@
 """What differs between model families. Everything else about a VLM is asked of transformers.
 
-Adding a family: subclass `Family` (or use one that fits), add a line to `FAMILIES`, and a row to the oracle test in `tests/vlm`.
-"""
+Adding a family: subclass `Family` (or use one that fits), add a line to `FAMILIES`, and a row to the oracle test in
+`tests/vlm`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -53,7 +53,8 @@ class Family:
         return list(images)
 
     def position_ids(self, model: Any, inputs: Tensors) -> torch.Tensor:
-        """Rotary positions of one sample, (1, S), or (3, S) with multimodal rotary positions. `model` may have no weights."""
+        """Rotary positions of one sample, (1, S), or (3, S) with multimodal rotary positions. `model` may have no
+        weights."""
         return torch.arange(inputs["input_ids"].shape[-1])[None]
 
     def collate(self, samples: Sequence[Tensors]) -> dict[str, torch.Tensor]:
@@ -73,10 +74,16 @@ class Family:
         return pixel_values
 
     def grids(
-        self, tokens: int, size: tuple[int, int], place: int, inputs: Mapping[str, Any], image_processor: Any, config: Any
+        self,
+        tokens: int,
+        size: tuple[int, int],
+        place: int,
+        inputs: Mapping[str, Any],
+        image_processor: Any,
+        config: Any,
     ) -> list[Grid]:
-        """Where the `tokens` tokens of one picture of (width, height), the one at `place` of its sample, lie on it: one grid after
-        the other. Tokens beyond the grids lie nowhere."""
+        """Where the `tokens` tokens of one picture of (width, height), the one at `place` of its sample, lie on it: one
+        grid after the other. Tokens beyond the grids lie nowhere."""
         height, width = inputs["pixel_values"].shape[-2:]
         patch = config.vision_config.patch_size
         rows, columns = height // patch, width // patch
@@ -86,29 +93,45 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class AnyResolutionFamily(Family):
-    """LLaVA-NeXT and LLaVA-OneVision: a variable number of crops an image, (images, crops, C, H, W), zero-padded along crops."""
+    """LLaVA-NeXT and LLaVA-OneVision: a variable number of crops an image, (images, crops, C, H, W), zero-padded along
+    crops."""
 
     image_inputs: tuple[str, ...] = ("pixel_values", "image_sizes")
 
     def collate(self, samples: Sequence[Tensors]) -> dict[str, torch.Tensor]:
         crops = max(sample["pixel_values"].shape[1] for sample in samples)
         padded = [
-            {**sample, "pixel_values": F.pad(sample["pixel_values"], (0, 0, 0, 0, 0, 0, 0, crops - sample["pixel_values"].shape[1]))}
+            {
+                **sample,
+                "pixel_values": F.pad(
+                    sample["pixel_values"], (0, 0, 0, 0, 0, 0, 0, crops - sample["pixel_values"].shape[1])
+                ),
+            }
             for sample in samples
         ]
         return Family.collate(self, padded)
 
     def grids(
-        self, tokens: int, size: tuple[int, int], place: int, inputs: Mapping[str, Any], image_processor: Any, config: Any
+        self,
+        tokens: int,
+        size: tuple[int, int],
+        place: int,
+        inputs: Mapping[str, Any],
+        image_processor: Any,
+        config: Any,
     ) -> list[Grid]:
-        """The whole picture as one crop, then, unless it was small, all of it again from several crops with a newline a row."""
+        """The whole picture as one crop, then, unless it was small, all of it again from several crops with a newline a
+        row."""
         side = config.vision_config.image_size // config.vision_config.patch_size
         whole, rest = Grid(side, side), tokens - side * side
         shapes = [Grid(rows, rest // rows - 1, newlines=True) for rows in range(1, rest // 2 + 1) if rest % rows == 0]
         if not shapes:
             return [whole]
         aspect = size[0] / size[1]
-        return [whole, min(shapes, key=lambda grid: abs(math.log(grid.columns / grid.rows / aspect)))]  # the crops keep the aspect
+        return [
+            whole,
+            min(shapes, key=lambda grid: abs(math.log(grid.columns / grid.rows / aspect))),
+        ]  # the crops keep the aspect
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +146,8 @@ class OneVisionFamily(AnyResolutionFamily):
 
 @dataclass(frozen=True, slots=True)
 class QwenFamily(Family):
-    """Qwen-VL: native resolution, patches in one flat list (patches, C * T * P * P), multimodal rotary positions. A picture is a film of
-    T equal frames; one of them travels."""
+    """Qwen-VL: native resolution, patches in one flat list (patches, C * T * P * P), multimodal rotary positions. A
+    picture is a film of T equal frames; one of them travels."""
 
     image_inputs: tuple[str, ...] = ("pixel_values", "image_grid_thw")
     vision_marks: tuple[str, ...] = ("<|vision_start|>", "<|vision_end|>")
@@ -132,7 +155,9 @@ class QwenFamily(Family):
 
     def position_ids(self, model: Any, inputs: Tensors) -> torch.Tensor:
         positions, _ = model.get_rope_index(
-            inputs["input_ids"][None], mm_token_type_ids=inputs["mm_token_type_ids"][None], image_grid_thw=inputs["image_grid_thw"]
+            inputs["input_ids"][None],
+            mm_token_type_ids=inputs["mm_token_type_ids"][None],
+            image_grid_thw=inputs["image_grid_thw"],
         )
         return torch.as_tensor(positions[:, 0])
 
@@ -148,7 +173,13 @@ class QwenFamily(Family):
         return pixel_values.view(len(pixel_values), channels, 1, -1).expand(-1, -1, frames, -1).flatten(1)
 
     def grids(
-        self, tokens: int, size: tuple[int, int], place: int, inputs: Mapping[str, Any], image_processor: Any, config: Any
+        self,
+        tokens: int,
+        size: tuple[int, int],
+        place: int,
+        inputs: Mapping[str, Any],
+        image_processor: Any,
+        config: Any,
     ) -> list[Grid]:
         merge = config.vision_config.spatial_merge_size
         _, rows, columns = inputs["image_grid_thw"][place]
@@ -171,7 +202,9 @@ def family_of(config: PretrainedConfig, model: str) -> Family:
     try:
         return FAMILIES[config.model_type]
     except KeyError:
-        raise ModelError(f"{model}: model_type '{config.model_type}' is not supported; supported: {', '.join(FAMILIES)}") from None
+        raise ModelError(
+            f"{model}: model_type '{config.model_type}' is not supported; supported: {', '.join(FAMILIES)}"
+        ) from None
 
 
 def vision_token_ids(family: Family, processor: ProcessorMixin) -> tuple[int, list[int]]:
@@ -181,7 +214,8 @@ def vision_token_ids(family: Family, processor: ProcessorMixin) -> tuple[int, li
 
 
 def _cropped(size: tuple[int, int], crop: tuple[int, int], image_processor: Any) -> tuple[float, float, float, float]:
-    """The part of a picture of (width, height) that is left when it is resized by its shorter side and `crop` is cut from its middle."""
+    """The part of a picture of (width, height) that is left when it is resized by its shorter side and `crop` is cut
+    from its middle."""
     edge = (getattr(image_processor, "size", None) or {}).get("shortest_edge")
     if not edge or not getattr(image_processor, "do_center_crop", False):
         return (0.0, 0.0, 1.0, 1.0)

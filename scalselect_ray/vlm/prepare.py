@@ -1,7 +1,8 @@
-"""A sample to the inputs of a model, on the CPU: chat template, tokens, the roles of the tokens, images at the model's size.
+"""A sample to the inputs of a model, on the CPU: chat template, tokens, the roles of the tokens, images at the model's
+size.
 
-Pixels stay bytes here: scaling them to floats is left to the device (`Extractor`), so that what travels between machines is small.
-"""
+Pixels stay bytes here: scaling them to floats is left to the device (`Extractor`), so that what travels between
+machines is small."""
 
 import copy
 import hashlib
@@ -50,18 +51,24 @@ class Preparer:
         self._tokens = tokens
         self._max_length = max_length or checkpoint.config.text_config.max_position_embeddings
         try:
-            self._processor: Any = AutoProcessor.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+            self._processor: Any = AutoProcessor.from_pretrained(
+                checkpoint.folder, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # each processor class raises what it likes
             raise ModelError(f"{checkpoint.folder}: the processor cannot be loaded: {error}") from error
         self._image_token, marks = vision_token_ids(self._family, self._processor)
         media = (getattr(self._processor, name, None) for name in ("image_token", "video_token", "audio_token"))
         self._reserved = {token for token in (*media, *self._family.vision_marks) if token}
-        self._special = self._reserved | {str(token) for token in self._processor.tokenizer.added_tokens_decoder.values() if token.special}
+        self._special = self._reserved | {
+            str(token) for token in self._processor.tokenizer.added_tokens_decoder.values() if token.special
+        }
         self._vision_tokens = [self._image_token, *(marks if tokens == "reference" else ())]
         self._images_kwargs: dict[str, Any] = {"do_rescale": False, "do_normalize": False}
         if min_pixels or max_pixels:
             if not self._family.resizable:
-                raise ModelError(f"extractor.min_pixels and max_pixels have no meaning for {checkpoint.config.model_type} models")
+                raise ModelError(
+                    f"extractor.min_pixels and max_pixels have no meaning for {checkpoint.config.model_type} models"
+                )
             size = copy.copy(self._processor.image_processor.size)
             self._images_kwargs["size"] = {
                 "shortest_edge": min_pixels or size["shortest_edge"],
@@ -85,7 +92,9 @@ class Preparer:
             )
         except Exception as error:  # sizes and aspect ratios that the model's own processor refuses, in whatever way
             sizes = ", ".join(f"{image.width}x{image.height}" for image in images)
-            raise SampleRejectedError(Reason.IMAGE_REFUSED, f"the model's processor refuses the images ({sizes}): {error}") from error
+            raise SampleRejectedError(
+                Reason.IMAGE_REFUSED, f"the model's processor refuses the images ({sizes}): {error}"
+            ) from error
         length = len(batch["input_ids"][0])
         if length > self._max_length:
             raise SampleRejectedError(Reason.TOO_LONG, f"{length} tokens, more than the limit of {self._max_length}")
@@ -108,26 +117,31 @@ class Preparer:
             position_ids=self._family.position_ids(self._skeleton, inputs).numpy(),
             query=query,
             vision=vision,
-            images={name: inputs[name].numpy() for name in self._family.image_inputs} | {"pixel_values": pixels.numpy()},
+            images={name: inputs[name].numpy() for name in self._family.image_inputs}
+            | {"pixel_values": pixels.numpy()},
         )
 
     def _check_size(self, sample: Sample, images: Sequence[Image.Image]) -> None:
-        """Refuses what is sure to be too long, and images that the model's processor would blow up, before any work goes into them."""
+        """Refuses what is sure to be too long, and images that the model's processor would blow up, before any work
+        goes into them."""
         parts = [part for turn in sample.turns for part in turn.parts]
         characters = sum(len(part) for part in parts if isinstance(part, str))
         if max(len(parts), len(sample.turns), characters // _TOKEN_CHARACTERS) > self._max_length:
             raise SampleRejectedError(
-                Reason.TOO_LONG, f"{characters:,} characters in {len(parts):,} parts, more than the limit of {self._max_length} tokens"
+                Reason.TOO_LONG,
+                f"{characters:,} characters in {len(parts):,} parts, more than the limit of {self._max_length} tokens",
             )
         pixels = sum(map(self._scaled_pixels, images))
         if pixels > MAX_PIXELS:
             sizes = ", ".join(f"{image.width}x{image.height}" for image in images[:10])
             raise SampleRejectedError(
-                Reason.IMAGE_TOO_LARGE, f"{sizes}: {pixels:,} pixels at the size of the model's images, above {MAX_PIXELS:,}"
+                Reason.IMAGE_TOO_LARGE,
+                f"{sizes}: {pixels:,} pixels at the size of the model's images, above {MAX_PIXELS:,}",
             )
 
     def _scaled_pixels(self, image: Image.Image) -> int:
-        """About so many pixels of the image when the processor has scaled it: one of 1x60000 pixels can become 300x18000000."""
+        """About so many pixels of the image when the processor has scaled it: one of 1x60000 pixels can become
+        300x18000000."""
         size, pixels = self._processor.image_processor.size, image.width * image.height
         if self._family.resizable:
             bounds = self._images_kwargs.get("size", size)
@@ -137,15 +151,17 @@ class Preparer:
         return int(size["height"] * size["width"])
 
     def _render(self, turns: Sequence[Turn]) -> tuple[str, list[range], list[range]]:
-        """The conversation through the model's chat template, and where in it the assistant's and the user's texts stand.
+        """The conversation through the model's chat template, and where in it the assistant's and the user's texts
+        stand.
 
-        The template is rendered a second time with a mark in place of each text: what stands between the marks is the template's
-        own, so each text is found by its place and never by a search that could meet the same words elsewhere.
+        The template is rendered a second time with a mark in place of each text: what stands between the marks is the
+        template's own, so each text is found by its place and never by a search that could meet the same words
+        elsewhere.
 
-        A text must not speak for the template: a special token of the tokenizer that stands for media, or that the template itself
-        writes (whose turn it is, where it ends), would be read as if the template had put it there. Other special tokens in a text
-        (`</s>` of a web page, boxes of a grounding corpus) are what they are to the model, and change no other token's role.
-        """
+        A text must not speak for the template: a special token of the tokenizer that stands for media, or that the
+        template itself writes (whose turn it is, where it ends), would be read as if the template had put it there.
+        Other special tokens in a text (`</s>` of a web page, boxes of a grounding corpus) are what they are to the
+        model, and change no other token's role."""
         marks: list[str] = []
         texts: list[tuple[str, str]] = []
         marked: list[Turn] = []
@@ -162,9 +178,17 @@ class Preparer:
         rendered = self._apply_template(turns)
         skeleton = self._apply_template(marked)
         for token in sorted(self._special):
-            if token in rendered and rendered.count(token) > skeleton.count(token) and (token in self._reserved or token in skeleton):
-                holds = next((f"a text of the {role} holds" for role, text in texts if token in text), "the turns together make")
-                raise SampleRejectedError(Reason.SPECIAL_TOKEN, f"{holds} {token}, which the model keeps for images or for its template")
+            if (
+                token in rendered
+                and rendered.count(token) > skeleton.count(token)
+                and (token in self._reserved or token in skeleton)
+            ):
+                holds = next(
+                    (f"a text of the {role} holds" for role, text in texts if token in text), "the turns together make"
+                )
+                raise SampleRejectedError(
+                    Reason.SPECIAL_TOKEN, f"{holds} {token}, which the model keeps for images or for its template"
+                )
 
         found_ranges: dict[str, list[range]] = {"assistant": [], "user": [], "system": []}
         at_skeleton = at_rendered = 0
@@ -172,9 +196,13 @@ class Preparer:
             literal = skeleton[at_skeleton:place]
             role, text = texts[number]
             start = at_rendered + len(literal)
-            kept = next((form for form in (text, text.strip()) if rendered.startswith(literal + form, at_rendered)), None)
+            kept = next(
+                (form for form in (text, text.strip()) if rendered.startswith(literal + form, at_rendered)), None
+            )
             if place < 0 or kept is None:
-                raise SampleRejectedError(Reason.BAD_CONVERSATION, f"the model's chat template drops or rewrites a {role} turn")
+                raise SampleRejectedError(
+                    Reason.BAD_CONVERSATION, f"the model's chat template drops or rewrites a {role} turn"
+                )
             found_ranges[role].append(range(start, start + len(kept)))
             at_skeleton, at_rendered = place + len(marks[number]), start + len(kept)
         if rendered[at_rendered:] != skeleton[at_skeleton:]:
@@ -185,18 +213,24 @@ class Preparer:
         messages = [
             {
                 "role": turn.role,
-                "content": [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in turn.parts],
+                "content": [
+                    {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+                    for part in turn.parts
+                ],
             }
             for turn in turns
         ]
         try:
             return str(self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
         except Exception as error:  # templates raise what they like: an order of roles they do not know, for one
-            raise SampleRejectedError(Reason.BAD_CONVERSATION, f"the model's chat template refuses the conversation: {error}") from error
+            raise SampleRejectedError(
+                Reason.BAD_CONVERSATION, f"the model's chat template refuses the conversation: {error}"
+            ) from error
 
 
 def share_images(samples: Iterable[Prepared]) -> list[Prepared]:
-    """The samples, those with equal images holding the same object: it travels once and passes the vision tower once."""
+    """The samples, those with equal images holding the same object: it travels once and passes the vision tower
+    once."""
     seen: dict[bytes, dict[str, np.ndarray]] = {}
     shared = []
     for sample in samples:
@@ -209,7 +243,8 @@ def share_images(samples: Iterable[Prepared]) -> list[Prepared]:
 
 
 def _expanded(ranges: Sequence[range], expansions: Sequence[dict[str, Any]]) -> list[range]:
-    """Character ranges of the rendered text, moved to where they stand once each image placeholder is written out in full."""
+    """Character ranges of the rendered text, moved to where they stand once each image placeholder is written out in
+    full."""
     moved = []
     for span in ranges:
         shift = sum(

@@ -12,7 +12,8 @@ _MAX_LOGITS = 1 << 26  # float32 attention logits alive at once: 256 MiB
 
 
 def causal(rows_R: torch.Tensor, length: int, sliding_window: int | None) -> torch.Tensor:
-    """Which of `length` tokens each row token may look at: itself and those before it, within the window. (R, S) bool."""
+    """Which of `length` tokens each row token may look at: itself and those before it, within the window. (R, S)
+    bool."""
     columns_S = torch.arange(length, device=rows_R.device)
     allowed_RS = columns_S <= rows_R[:, None]
     if sliding_window is not None:
@@ -28,11 +29,12 @@ def attention_received(
     scaling: float,
     sliding_window: int | None = None,
 ) -> torch.Tensor:
-    """Attention that each vision token receives from the query tokens, mean over heads, normalised to sum 1. (V,) float32.
+    """Attention that each vision token receives from the query tokens, mean over heads, normalised to sum 1. (V,)
+    float32.
 
-    All zero (no query token stands behind a vision token) becomes uniform. Only the rows of query tokens are computed, a block of
-    rows at a time: memory is O(H S) a row and never O(H S S). Rows before the first vision token see none of them and are left out.
-    """
+    All zero (no query token stands behind a vision token) becomes uniform. Only the rows of query tokens are computed,
+    a block of rows at a time: memory is O(H S) a row and never O(H S S). Rows before the first vision token see none of
+    them and are left out."""
     heads, length, head_size = query_HSD.shape
     key_heads = key_KSD.shape[0]
     device = query_HSD.device
@@ -40,21 +42,27 @@ def attention_received(
     vision_V = vision_V.to(device)
     received_V = torch.zeros(len(vision_V), dtype=torch.float32, device=device)
     for rows_R in torch.split(query_Q, max(1, _MAX_LOGITS // (heads * length))):
-        grouped_KGD = query_HSD[:, rows_R].reshape(key_heads, -1, head_size)  # a key-value head serves H/K consecutive heads
-        logits_KGS = (key_KSD @ grouped_KGD.transpose(1, 2)).transpose(1, 2)  # many times faster on a CPU than the other way round
+        grouped_KGD = query_HSD[:, rows_R].reshape(
+            key_heads, -1, head_size
+        )  # a key-value head serves H/K consecutive heads
+        logits_KGS = (key_KSD @ grouped_KGD.transpose(1, 2)).transpose(
+            1, 2
+        )  # many times faster on a CPU than the other way round
         logits_HRS = logits_KGS.float().contiguous().view(heads, len(rows_R), length) * scaling
         logits_HRS.masked_fill_(~causal(rows_R, length, sliding_window), float("-inf"))
         received_V += logits_HRS.softmax(dim=-1)[:, :, vision_V].sum(dim=(0, 1))
     total = received_V.sum()
-    return torch.where(total == 0, torch.full_like(received_V, 1 / len(vision_V)), received_V / total)  # a NaN stays one
+    return torch.where(
+        total == 0, torch.full_like(received_V, 1 / len(vision_V)), received_V / total
+    )  # a NaN stays one
 
 
 def attended(received_V: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Places in V of the vision tokens that matter, in their order: the most attended first until their sum exceeds `threshold`.
+    """Places in V of the vision tokens that matter, in their order: the most attended first until their sum exceeds
+    `threshold`.
 
-    The token that crosses the threshold is included; there is at least one. The sum runs in float64, so that it does not depend on
-    how it is split.
-    """
+    The token that crosses the threshold is included; there is at least one. The sum runs in float64, so that it does
+    not depend on how it is split."""
     weight_V, order_V = received_V.double().sort(descending=True, stable=True)
     needed = int((weight_V.cumsum(0) <= threshold).sum()) + 1
     return order_V[:needed].sort().values
@@ -68,7 +76,8 @@ def attention_output(
     scaling: float,
     sliding_window: int | None = None,
 ) -> torch.Tensor:
-    """What the attention of the layer gives the row tokens, heads side by side, before its output projection. (A, H * D)."""
+    """What the attention of the layer gives the row tokens, heads side by side, before its output projection. (A, H *
+    D)."""
     length = int(rows_A[-1]) + 1  # rows are in order; no row looks behind itself
     rows_A = rows_A.to(query_HSD.device)
     output_HAD = F.scaled_dot_product_attention(

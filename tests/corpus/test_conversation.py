@@ -22,24 +22,43 @@ TURNS = [("user", (ImagePart(0), "What is it?")), ("assistant", (" A cat. ",))]
 @pytest.mark.parametrize(
     ("record", "images"),
     [
-        pytest.param({"id": 7, "image": "coco/1.jpg", "conversations": [HUMAN, GPT], "model": ""}, ["coco/1.jpg"], id="LLaVA-665K"),
         pytest.param(
-            {"conversations": [HUMAN, {**GPT, "text": "x", "markdown": None}], "image": ["a"]}, ["a"], id="stray keys, a list of one"
+            {"id": 7, "image": "coco/1.jpg", "conversations": [HUMAN, GPT], "model": ""},
+            ["coco/1.jpg"],
+            id="LLaVA-665K",
+        ),
+        pytest.param(
+            {"conversations": [HUMAN, {**GPT, "text": "x", "markdown": None}], "image": ["a"]},
+            ["a"],
+            id="stray keys, a list of one",
         ),
         pytest.param([HUMAN, GPT], None, id="LLaVA-Pretrain WebDataset: a bare list of turns"),
         pytest.param(
-            {"messages": [{"role": "user", "content": HUMAN["value"]}, {"role": "assistant", "content": GPT["value"]}], "images": ["a"]},
+            {
+                "messages": [
+                    {"role": "user", "content": HUMAN["value"]},
+                    {"role": "assistant", "content": GPT["value"]},
+                ],
+                "images": ["a"],
+            },
             ["a"],
             id="LLaMA-Factory",
         ),
         pytest.param(
-            {"texts": [{"user": "What is it?", "assistant": " A cat. ", "source": "x"}], "images": ["a"]}, ["a"], id="The Cauldron"
+            {"texts": [{"user": "What is it?", "assistant": " A cat. ", "source": "x"}], "images": ["a"]},
+            ["a"],
+            id="The Cauldron",
         ),
-        pytest.param({"conversation": [{"human": "What is it?", "assistant": " A cat. "}], "image": "a"}, ["a"], id="pairs"),
+        pytest.param(
+            {"conversation": [{"human": "What is it?", "assistant": " A cat. "}], "image": "a"}, ["a"], id="pairs"
+        ),
         pytest.param(
             {
                 "messages": [
-                    {"role": "user", "content": [{"type": "image", "image": "a"}, {"type": "text", "text": "What is it?"}]},
+                    {
+                        "role": "user",
+                        "content": [{"type": "image", "image": "a"}, {"type": "text", "text": "What is it?"}],
+                    },
                     {"role": "assistant", "content": [{"type": "text", "text": " A cat. "}]},
                 ]
             },
@@ -51,7 +70,10 @@ TURNS = [("user", (ImagePart(0), "What is it?")), ("assistant", (" A cat. ",))]
                 "messages": [
                     {
                         "role": "user",
-                        "content": [{"type": "image_url", "image_url": {"url": "a"}}, {"type": "text", "text": "What is it?"}],
+                        "content": [
+                            {"type": "image_url", "image_url": {"url": "a"}},
+                            {"type": "text", "text": "What is it?"},
+                        ],
                     },
                     {"role": "assistant", "content": " A cat. "},
                 ]
@@ -81,7 +103,9 @@ def test_several_images_keep_their_places():
     assert normalise(0, record, resolve).turns[0].parts == ("Is", ImagePart(0), "or", ImagePart(1), "larger?")
 
 
-@pytest.mark.parametrize("null", ["", "None", "none", "nan", "null", math.nan, None, [], [None], {"bytes": None, "path": None}])
+@pytest.mark.parametrize(
+    "null", ["", "None", "none", "nan", "null", math.nan, None, [], [None], {"bytes": None, "path": None}]
+)
 def test_images_that_are_none(null):
     with pytest.raises(SampleRejectedError) as caught:
         normalise(0, {"image": null, "conversations": [{"from": "human", "value": "Hi"}, GPT]}, resolve)
@@ -114,10 +138,27 @@ def test_what_cannot_be_used_says_why(record, reason, message):
 
 
 KEYS = st.sampled_from(
-    ["messages", "conversations", "texts", "conversation", "role", "content", "from", "value", "image", "images", "type", "id"]
+    [
+        "messages",
+        "conversations",
+        "texts",
+        "conversation",
+        "role",
+        "content",
+        "from",
+        "value",
+        "image",
+        "images",
+        "type",
+        "id",
+    ]
 )
 JSON = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.sampled_from(["human", "gpt", "<image>", "text", "image"]) | st.text(max_size=4),
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.sampled_from(["human", "gpt", "<image>", "text", "image"])
+    | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
     max_leaves=20,
 )

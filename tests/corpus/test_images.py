@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scalselect_ray import storage
 from scalselect_ray.corpus import ImageRef, Reason, SampleRejectedError, images, load_image
 from scalselect_ray.corpus.images import resolver
 from scalselect_ray.errors import StorageError
+from scalselect_ray.io import storage
 
 
 def encoded(mode: str, form: str, **options) -> bytes:
@@ -24,9 +24,19 @@ def encoded(mode: str, form: str, **options) -> bytes:
 
 @pytest.mark.parametrize(
     "data",
-    [encoded("RGB", "JPEG"), encoded("CMYK", "JPEG"), encoded("P", "PNG", transparency=0), encoded("RGBA", "PNG"), encoded("LA", "PNG"),
-     encoded("1", "PNG"), encoded("P", "GIF"), encoded("RGB", "WEBP"), encoded("RGB", "TIFF"), encoded("RGB", "BMP")],
-)  # fmt: skip
+    [
+        encoded("RGB", "JPEG"),
+        encoded("CMYK", "JPEG"),
+        encoded("P", "PNG", transparency=0),
+        encoded("RGBA", "PNG"),
+        encoded("LA", "PNG"),
+        encoded("1", "PNG"),
+        encoded("P", "GIF"),
+        encoded("RGB", "WEBP"),
+        encoded("RGB", "TIFF"),
+        encoded("RGB", "BMP"),
+    ],
+)
 def test_every_kind_becomes_rgb(data):
     picture = load_image(ImageRef("x", data=data))
     assert (picture.mode, picture.size) == ("RGB", (8, 6))
@@ -115,7 +125,9 @@ def test_of_a_large_object_no_more_is_read_than_it_takes_to_know(root, tmp_path,
     monkeypatch.setattr(images, "MAX_BYTES", 1000)
     storage.write(f"{root}/large.png", bytes(5_000))
     read = []
-    monkeypatch.setattr(storage, "read_bytes", lambda *a, original=storage.read_bytes: read.append(original(*a)) or read[-1])
+    monkeypatch.setattr(
+        storage, "read_bytes", lambda *a, original=storage.read_bytes: read.append(original(*a)) or read[-1]
+    )
     with pytest.raises(SampleRejectedError) as raised:
         load_image(resolver(root)("large.png"))
     assert raised.value.reason == Reason.IMAGE_TOO_LARGE

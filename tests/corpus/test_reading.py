@@ -16,12 +16,26 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scalselect_ray import storage
-from scalselect_ray.corpus import Reason, Reject, Slice, is_complete, list_files, plan_file, read_slices, reading_units, without_overlaps
+from scalselect_ray.corpus import (
+    Reason,
+    Reject,
+    Slice,
+    is_complete,
+    list_files,
+    plan_file,
+    read_slices,
+    reading_units,
+    without_overlaps,
+)
 from scalselect_ray.errors import CorpusError, StorageError
+from scalselect_ray.io import storage
 
 ROWS = [
-    {"id": f"é{n}", "image": "a.png", "conversations": [{"from": "human", "value": f'[{{"<image>{n}'}, {"from": "gpt", "value": "\\]"}]}
+    {
+        "id": f"é{n}",
+        "image": "a.png",
+        "conversations": [{"from": "human", "value": f'[{{"<image>{n}'}, {"from": "gpt", "value": "\\]"}],
+    }
     for n in range(23)
 ]
 
@@ -162,7 +176,9 @@ def test_slices_that_are_there_stay_and_the_rest_is_cut_around_them(name, data, 
     (tmp_path / name).write_bytes(FILES[name])
     edges = sorted(data.draw(st.sets(st.integers(0, len(ROWS)), max_size=6)))
     ranges = [pair for pair in itertools.pairwise(edges) if data.draw(st.booleans())]
-    file = list_files([Source([str(tmp_path / name)])], data.draw(st.integers(1, 30)), data.draw(st.sampled_from([300, 1 << 20])))[0]
+    file = list_files(
+        [Source([str(tmp_path / name)])], data.draw(st.integers(1, 30)), data.draw(st.sampled_from([300, 1 << 20]))
+    )[0]
     kept = [f"{file.key}-{first:09d}-{stop:09d}-of-{len(ROWS):09d}" for first, stop in ranges]
     planned = plan_file(file, kept)
     assert [part.first_row for part in planned] == [0, *(part.stop_row for part in planned[:-1])]

@@ -1,4 +1,5 @@
-"""The job on clusters of several nodes: submitted, with nodes, actors and workers that go away in the middle, and with an autoscaler."""
+"""The job on clusters of several nodes: submitted, with nodes, actors and workers that go away in the middle, and with
+an autoscaler."""
 
 import json
 import os
@@ -25,7 +26,9 @@ from scalselect_ray.cli import main
 RAYLET = Path(ray.__file__).parent / "core" / "src" / "ray" / "raylet" / "raylet"
 PROJECT = Path(__file__).parents[2]
 CORPUS, MODEL = GOLDEN / "llava", GOLDEN / "llava" / "model"
-ROWS = json.loads((CORPUS / "samples.json").read_text()) * 15  # 360 samples in 45 slices: long enough for something to happen
+ROWS = (
+    json.loads((CORPUS / "samples.json").read_text()) * 15
+)  # 360 samples in 45 slices: long enough for something to happen
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +50,12 @@ def expected(corpus, tmp_path_factory, cluster) -> pa.Table:
 def nodes() -> Iterator[Cluster]:
     """A head that does no work, with its dashboard, and two nodes of two CPUs."""
     head = {
-        "num_cpus": 0, "include_dashboard": True, "dashboard_port": 0, "object_store_memory": 200 << 20,
+        "num_cpus": 0,
+        "include_dashboard": True,
+        "dashboard_port": 0,
+        "object_store_memory": 200 << 20,
         "dashboard_agent_listen_port": free_port(),  # the default is another Ray's on this machine
-    }  # fmt: skip
+    }
     started = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
         add_node(started)
@@ -74,12 +80,18 @@ def latest(config: Path) -> tuple[dict, pa.Table]:
 
 
 def run_on(address: str, config: Path, meanwhile: Callable[[], None] = lambda: None, *overrides: str) -> str:
-    """Runs the job on a cluster by RAY_ADDRESS; calls `meanwhile` once some slices are committed; answers what is printed."""
+    """Runs the job on a cluster by RAY_ADDRESS; calls `meanwhile` once some slices are committed; answers what is
+    printed."""
     command = [sys.executable, "-m", "scalselect_ray", "run", str(config), *overrides]
     environment = {**os.environ, "RAY_ADDRESS": address}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=PROJECT) as process:
         try:
-            wait_for(lambda: process.poll() is not None or len(list((config.parent / "output").glob("features/*/*.parquet"))) >= 5)
+            wait_for(
+                lambda: (
+                    process.poll() is not None
+                    or len(list((config.parent / "output").glob("features/*/*.parquet"))) >= 5
+                )
+            )
             assert process.poll() is None, process.communicate()[1]
             meanwhile()
             _, said = process.communicate(timeout=400)
@@ -123,7 +135,9 @@ def check(config: Path, expected: pa.Table) -> None:
     assert record["slices"] == {"total": 45, "extracted": 45, "moments_reused": 0}
     committed = [path.name for path in (config.parent / "output").glob("features/*/*.parquet")]
     assert len(committed) == 45
-    assert sum(pq.read_metadata(path).num_rows for path in (config.parent / "output").glob("features/*/*.parquet")) == len(ROWS)
+    assert sum(
+        pq.read_metadata(path).num_rows for path in (config.parent / "output").glob("features/*/*.parquet")
+    ) == len(ROWS)
 
 
 def test_a_submitted_job_joins_its_cluster_and_gives_the_same_bits(nodes, corpus, expected, tmp_path):
@@ -169,7 +183,11 @@ def test_an_actor_and_a_worker_that_are_killed_in_the_middle_change_nothing(node
         killed = set()
         for name in ("ray::MapWorker", "ray::MapBatches(prepare_unit)"):
             victims: list[psutil.Process] = []
-            wait_for(lambda name=name, victims=victims: bool(victims.extend(p for r in raylets(nodes) for p in below(r, name)) or victims))
+            wait_for(
+                lambda name=name, victims=victims: bool(
+                    victims.extend(p for r in raylets(nodes) for p in below(r, name)) or victims
+                )
+            )
             victims[0].send_signal(signal.SIGKILL)
             killed.add(name)
         assert len(killed) == 2
@@ -202,30 +220,64 @@ def autoscaler(tmp_path, cluster) -> Iterator[str]:
     """
     port = free_port()
     provider = {
-        "type": "external", "module": "fake_nodes.Provider", "head_node_id": FAKE_HEAD_NODE_ID, "gcs_address": f"127.0.0.1:{port}",
-        "use_node_id_as_ip": True, "disable_node_updaters": True, "disable_launch_config_check": True,
-    }  # fmt: skip
+        "type": "external",
+        "module": "fake_nodes.Provider",
+        "head_node_id": FAKE_HEAD_NODE_ID,
+        "gcs_address": f"127.0.0.1:{port}",
+        "use_node_id_as_ip": True,
+        "disable_node_updaters": True,
+        "disable_launch_config_check": True,
+    }
     node_types = {
         "ray.head.default": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
-        "gpu": {"resources": {"CPU": 1, "GPU": 1, "memory": 8 << 30}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+        "gpu": {
+            "resources": {"CPU": 1, "GPU": 1, "memory": 8 << 30},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": 2,
+        },
     }
     config = {
-        "cluster_name": "fake", "provider": provider, "head_node_type": "ray.head.default", "available_node_types": node_types,
-        "max_workers": 2, "upscaling_speed": 1.0, "idle_timeout_minutes": 1, "auth": {}, "file_mounts": {}, "cluster_synced_files": [],
-        "file_mounts_sync_continuously": False, "rsync_exclude": [], "rsync_filter": [], "initialization_commands": [],
-        "setup_commands": [], "head_setup_commands": [], "worker_setup_commands": [], "head_start_ray_commands": [],
+        "cluster_name": "fake",
+        "provider": provider,
+        "head_node_type": "ray.head.default",
+        "available_node_types": node_types,
+        "max_workers": 2,
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 1,
+        "auth": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        "initialization_commands": [],
+        "setup_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "head_start_ray_commands": [],
         "worker_start_ray_commands": [],
-    }  # fmt: skip
+    }
     (tmp_path / "cluster.yaml").write_text(json.dumps(config))
     command = [
-        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}",
-        "--num-cpus=2", "--include-dashboard=false", f"--autoscaling-config={tmp_path / 'cluster.yaml'}",
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--head",
+        "--block",
+        "--node-ip-address=127.0.0.1",
+        f"--port={port}",
+        "--num-cpus=2",
+        "--include-dashboard=false",
+        f"--autoscaling-config={tmp_path / 'cluster.yaml'}",
         "--object-store-memory=200000000",
-    ]  # fmt: skip
+    ]
     environment = {
-        **os.environ, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+        **os.environ,
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         "PYTHONPATH": str(Path(__file__).parents[1]),
-    }  # fmt: skip
+    }
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
         wait_for(lambda: bool(below(psutil.Process(process.pid), str(RAYLET))))

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import GOLDEN, write_config
 
-from scalselect_ray import garbage, storage
 from scalselect_ray.cli import main
-from scalselect_ray.runs import Runs
+from scalselect_ray.io import storage
+from scalselect_ray.store import garbage
+from scalselect_ray.store.runs import Runs
 from scalselect_ray.subspace import decomposition, principal_angles
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -95,7 +96,9 @@ def test_a_grown_corpus_costs_its_growth_and_says_how_the_selection_changed(conf
     assert first["change"] is None
     assert change["previous"] == first["run_id"]
     assert (change["kept"], change["entered"], change["left"]) == (len(old & new), len(new - old), len(old - new))
-    bases = [decomposition.from_bytes((folder / "subspace.safetensors").read_bytes()).basis_DK for folder in (before, after)]
+    bases = [
+        decomposition.from_bytes((folder / "subspace.safetensors").read_bytes()).basis_DK for folder in (before, after)
+    ]
     degrees = np.degrees(principal_angles(*bases))
     assert change["principal_angles_degrees"]["largest"] == pytest.approx(degrees.max(), abs=1e-3)
     assert "kept" in capsys.readouterr().err
@@ -118,7 +121,12 @@ def test_a_changed_file_is_redone_and_a_removed_one_is_left_out_of_the_merge(con
 
 def test_other_settings_of_subspace_budget_and_quota_extract_nothing(config):
     run(config)
-    for override in ("subspace.energy=0.5", "selection.budget=7", "selection.per_source.made.cap=3", "subspace.standardize=true"):
+    for override in (
+        "subspace.energy=0.5",
+        "selection.budget=7",
+        "selection.per_source.made.cap=3",
+        "subspace.standardize=true",
+    ):
         record, _ = run(config, override)
         assert (record["slices"]["extracted"], record["slices"]["moments_reused"]) == (0, 4), override
         assert record["samples_per_second"] is None
@@ -139,7 +147,9 @@ def test_another_extractor_setting_is_told_before_it_is_paid_for(config, capsys)
 def test_two_runs_at_once_may_waste_but_not_corrupt(config):
     """Each in a process of its own, on a Ray of its own."""
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    commands = [[sys.executable, "-m", "scalselect_ray", "run", str(config), f"selection.budget={budget}"] for budget in (3, 4)]
+    commands = [
+        [sys.executable, "-m", "scalselect_ray", "run", str(config), f"selection.budget={budget}"] for budget in (3, 4)
+    ]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) for command in commands]
     for process in running:
         _, said = process.communicate(timeout=400)
@@ -230,7 +240,9 @@ def test_rejects_are_tried_again_once_they_are_cleaned(tmp_path, capsys):
     shutil.copy(GOLDEN / "llava" / "samples.json", tmp_path)
     late = tmp_path / "images" / Path(json.loads((tmp_path / "samples.json").read_text())[0]["images"][0]).name
     late.rename(tmp_path / "late")
-    config = write_config(tmp_path, [{"name": "s", "paths": [str(tmp_path / "samples.json")]}], GOLDEN / "llava" / "model")
+    config = write_config(
+        tmp_path, [{"name": "s", "paths": [str(tmp_path / "samples.json")]}], GOLDEN / "llava" / "model"
+    )
     before, _ = run(config, "rejects.max_fraction=0.5")
     (tmp_path / "late").rename(late)
     assert run(config, "rejects.max_fraction=0.5")[0]["rejected"] == before["rejected"] != {}
@@ -262,14 +274,18 @@ def test_several_budgets_are_first_ranks_of_one_manifest(config):
 
 
 def test_quotas_are_exact_and_the_best_of_each_source_is_taken(config, corpus):
-    sources = [{"name": name, "paths": [str(corpus / f"{name}.json")], "image_root": str(CORPUS)} for name in ("a", "b")]
+    sources = [
+        {"name": name, "paths": [str(corpus / f"{name}.json")], "image_root": str(CORPUS)} for name in ("a", "b")
+    ]
     config = config_in(config.parent, sources)
     record, folder = run(config, "selection.budget=10", "selection.per_source.a.share=0.3")
     assert {name: item["chosen"] for name, item in record["sources"].items()} == {"a": 3, "b": 7}
     table = pq.read_table(folder / "scores").to_pylist()
     for name, count in (("a", 3), ("b", 7)):
         best = sorted((row for row in table if row["source"] == name), key=lambda row: -row["score"])[:count]
-        assert {(row["shard"], row["row"]) for row in best} == {key for key in chosen(folder) if f"/{name}.json" in key[0]}
+        assert {(row["shard"], row["row"]) for row in best} == {
+            key for key in chosen(folder) if f"/{name}.json" in key[0]
+        }
     ranks = pq.read_table(folder / "manifest").sort_by("rank")["score"].to_numpy()
     assert (np.diff(ranks) <= 0).all(), "one rank order over all sources"
     assert main(["run", str(config), "selection.budget=4", "selection.per_source={a: {floor: 3}, b: {floor: 3}}"]) == 2

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import GOLDEN, write_config
 
-from scalselect_ray import representing, storage
 from scalselect_ray.cli import main
+from scalselect_ray.io import storage
+from scalselect_ray.vlm import representer as representing
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -56,7 +57,13 @@ def golden_run(cluster, tmp_path_factory) -> tuple[pa.Table, pa.Table]:
 
 @pytest.mark.parametrize(
     "override",
-    ["extractor.batch_tokens=200", "corpus.slice_rows=3", "corpus.slice_rows=100", "workers.max_extractors=2", "reduce.fan_in=2"],
+    [
+        "extractor.batch_tokens=200",
+        "corpus.slice_rows=3",
+        "corpus.slice_rows=100",
+        "workers.max_extractors=2",
+        "reduce.fan_in=2",
+    ],
 )
 def test_how_the_work_is_cut_changes_nothing(override, golden_run, tmp_path):
     scores, manifest = golden_run
@@ -75,10 +82,14 @@ def test_one_corpus_in_every_format_gives_the_same_scores(tmp_path):
     (folder / "lines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     with gzip.open(folder / "packed.jsonl.gz", "wt") as file:
         file.write("".join(json.dumps(row) + "\n\n" for row in ROWS))
-    uris = [{**row, "images": ["data:image/png;base64," + base64.b64encode(images[n]).decode() for n in row["images"]]} for row in ROWS]
+    uris = [
+        {**row, "images": ["data:image/png;base64," + base64.b64encode(images[n]).decode() for n in row["images"]]}
+        for row in ROWS
+    ]
     (folder / "inline.jsonl").write_text("".join(json.dumps(row) + "\n" for row in uris))
     structs = [
-        {**row, "id": str(row["id"]), "images": [{"bytes": images[n], "path": n} for n in row["images"]], "scene": "x"} for row in ROWS
+        {**row, "id": str(row["id"]), "images": [{"bytes": images[n], "path": n} for n in row["images"]], "scene": "x"}
+        for row in ROWS
     ]
     pq.write_table(pa.Table.from_pylist(structs), folder / "rows.parquet", row_group_size=7)
     roles = {"user": "human", "assistant": "gpt"}
@@ -87,7 +98,9 @@ def test_one_corpus_in_every_format_gives_the_same_scores(tmp_path):
             for number, row in enumerate(ROWS):
                 record = {"conversations": [{"from": roles[m["role"]], "value": m["content"]} for m in row["messages"]]}
                 members = {f"{number:04d}.json": json.dumps(record).encode()}
-                members |= {f"{number:04d}.img{i}.{n.rpartition('.')[2]}": images[n] for i, n in enumerate(row["images"])}
+                members |= {
+                    f"{number:04d}.img{i}.{n.rpartition('.')[2]}": images[n] for i, n in enumerate(row["images"])
+                }
                 for member, data in members.items():
                     info = tarfile.TarInfo(member)
                     info.size = len(data)
@@ -111,7 +124,9 @@ def test_real_corpora_in_three_formats(tmp_path, shared):
         {"name": "test", "paths": [str(nlvr / "webdataset")]},
         {"name": "hidden", "paths": [str(nlvr / "sharegpt" / "hidden.json")]},
     ]
-    record, scores, manifest, rejects = run(write_config(tmp_path, sources, MODEL), "corpus.slice_rows=256", "selection.budget=0.16")
+    record, scores, manifest, rejects = run(
+        write_config(tmp_path, sources, MODEL), "corpus.slice_rows=256", "selection.budget=0.16"
+    )
     assert record["samples"] == 12_859 == scores.num_rows + rejects.num_rows
     assert rejects.num_rows == 0
     assert np.sum(scores["score"].to_numpy()) == pytest.approx(record["k"], rel=1e-9)
@@ -163,7 +178,9 @@ def test_one_sample_has_no_subspace(tmp_path):
 
 
 def test_equal_rows_tie_and_the_first_are_taken(tmp_path):
-    record, scores, manifest, _ = run(corpus_of(tmp_path / "equal", [ROWS[0]] * 25), "selection.budget=7", "corpus.slice_rows=4")
+    record, scores, manifest, _ = run(
+        corpus_of(tmp_path / "equal", [ROWS[0]] * 25), "selection.budget=7", "corpus.slice_rows=4"
+    )
     assert record["k"] == 0
     assert set(scores["score"].to_pylist()) == {0.0}
     assert manifest["row"].to_pylist() == list(range(7))
@@ -186,10 +203,16 @@ def test_bad_samples_are_rejected_with_their_reason_and_good_ones_are_scored_as_
         "text_only": {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
         "bad_conversation": {"messages": [{"role": "wizard", "content": "Hi"}], "images": ROWS[0]["images"]},
         "broken_row": 7,
-        "special_token": {"messages": [*said, {"role": "assistant", "content": "an <image> here"}], "images": ROWS[0]["images"]},
+        "special_token": {
+            "messages": [*said, {"role": "assistant", "content": "an <image> here"}],
+            "images": ROWS[0]["images"],
+        },
         "image_unreadable": {"messages": said, "images": ["samples.json"]},
         "unsupported_media": {"messages": said, "video": "a.mp4"},
-        "too_long": {"messages": [said[0], {"role": "assistant", "content": "long " * 5000}], "images": ROWS[0]["images"]},
+        "too_long": {
+            "messages": [said[0], {"role": "assistant", "content": "long " * 5000}],
+            "images": ROWS[0]["images"],
+        },
     }
     mixed = [row for pair in zip(bad.values(), ROWS[: len(bad)], strict=True) for row in pair]
     _, scores, _, rejects = run(corpus_of(tmp_path / "bad", mixed), "rejects.max_fraction=0.6", "corpus.slice_rows=50")
@@ -198,9 +221,13 @@ def test_bad_samples_are_rejected_with_their_reason_and_good_ones_are_scored_as_
     _, clean, *_ = run(corpus_of(tmp_path / "clean", ROWS[: len(bad)]), "corpus.slice_rows=50")
     np.testing.assert_allclose(scores["score"], clean["score"], atol=1e-6)
     kept, _, manifest, rejects = run(
-        tmp_path / "bad" / "config.yaml", "rejects.max_fraction=0.6", "corpus.slice_rows=50", "selection.text_only=keep",
-        "selection.text_only_share=1.0", "selection.budget=2",
-    )  # fmt: skip
+        tmp_path / "bad" / "config.yaml",
+        "rejects.max_fraction=0.6",
+        "corpus.slice_rows=50",
+        "selection.text_only=keep",
+        "selection.text_only_share=1.0",
+        "selection.budget=2",
+    )
     assert kept["text_only_kept"] == 1
     assert "text_only" not in rejects["reason"].to_pylist()
     last = manifest.sort_by("rank").to_pylist()[-1]
@@ -235,9 +262,12 @@ def test_a_corpus_without_rows_is_unusable(name, text, tmp_path, capsys):
 
 
 def test_a_model_that_an_extractor_finds_changed_is_said(tmp_path, monkeypatch, capsys):
-    """Another revision on one node, or a folder that a training job goes on writing to: its features would be stored as the first one's."""
+    """Another revision on one node, or a folder that a training job goes on writing to: its features would be stored as
+    the first one's."""
     original = representing.description_of
-    monkeypatch.setattr(representing, "description_of", lambda extractor: original(extractor) | {"weights": "of another time"})
+    monkeypatch.setattr(
+        representing, "description_of", lambda extractor: original(extractor) | {"weights": "of another time"}
+    )
     assert main(["run", str(golden_config(tmp_path))]) == 2
     assert "is not the same in every place" in capsys.readouterr().err
     assert not list((tmp_path / "output" / "features").rglob("*.parquet"))
@@ -255,7 +285,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, capsys):
     config = corpus_of(tmp_path / "made", ROWS)
     (tmp_path / "made" / "torn.jsonl").write_bytes(b"[" * 10)
     (tmp_path / "made" / "torn.parquet").write_bytes(b"PAR1 and no more")
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"rejects": {"max_fraction": 0.5}}).replace("rows.json", "*"))
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"rejects": {"max_fraction": 0.5}}).replace("rows.json", "*")
+    )
     _, _, _, rejects = run(config)
     said = capsys.readouterr().err.replace("\n", "")
     assert "torn.parquet from row 0 on: broken Parquet" in said
@@ -268,16 +300,22 @@ def test_more_extractors_than_leave_room_for_their_input_still_get_it(tmp_path):
 
 
 def test_output_in_a_store_that_is_no_disk(tmp_path):
-    """fsspec is the only way to files: an in-memory store takes the place of a bucket for what the driver itself writes and reads."""
+    """fsspec is the only way to files: an in-memory store takes the place of a bucket for what the driver itself writes
+    and reads."""
     storage.write("memory://bucket/a/b.json", b"1")
     assert storage.list_names("memory://bucket/a") == ["b.json"]
     assert storage.exists("memory://bucket/a/b.json")
 
 
 def test_interrupted_run_goes_on_from_what_is_committed(tmp_path):
-    config = corpus_of(tmp_path / "long", ROWS * 40, corpus={
-        "sources": [{"name": "made", "paths": [str(tmp_path / "long" / "rows.json")], "image_root": str(CORPUS)}], "slice_rows": 8,
-    })  # fmt: skip
+    config = corpus_of(
+        tmp_path / "long",
+        ROWS * 40,
+        corpus={
+            "sources": [{"name": "made", "paths": [str(tmp_path / "long" / "rows.json")], "image_root": str(CORPUS)}],
+            "slice_rows": 8,
+        },
+    )
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     process = subprocess.Popen(
         [sys.executable, "-m", "scalselect_ray", "run", str(config)], stderr=subprocess.PIPE, text=True, env=environment

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import GOLDEN, write_config
 
-from scalselect_ray import storage
 from scalselect_ray.cli import main
+from scalselect_ray.io import storage
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -46,8 +46,13 @@ def corpus_in_three_formats(folder: Path) -> list[str]:
     for name, data in images.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    structs = [{**row, "id": str(row["id"]), "images": [{"bytes": images[n], "path": n} for n in row["images"]]} for row in ROWS]
-    pq.write_table(pa.Table.from_pylist(structs), folder / "rows.parquet", row_group_size=20)  # twice the size of a slice
+    structs = [
+        {**row, "id": str(row["id"]), "images": [{"bytes": images[n], "path": n} for n in row["images"]]}
+        for row in ROWS
+    ]
+    pq.write_table(
+        pa.Table.from_pylist(structs), folder / "rows.parquet", row_group_size=20
+    )  # twice the size of a slice
     with tarfile.open(folder / "shard.tar", "w") as tar:
         for number, row in enumerate(ROWS):
             members = {f"{number:04d}.json": json.dumps({**row, "images": None}).encode()}
@@ -62,7 +67,9 @@ def corpus_in_three_formats(folder: Path) -> list[str]:
 def config_below(folder: Path, root: str, names: list[str], output: str, model: str = str(MODEL)) -> str:
     folder.mkdir(exist_ok=True)
     sources = [{"name": name, "paths": [f"{root}/{name}"], "image_root": root} for name in names]
-    return str(write_config(folder, sources, Path("model"), output=output, extractor={"model": model, "dtype": "float32"}))
+    return str(
+        write_config(folder, sources, Path("model"), output=output, extractor={"model": model, "dtype": "float32"})
+    )
 
 
 def test_disk_and_bucket_give_the_same_bits(tmp_path, bucket, s3):
@@ -84,7 +91,9 @@ def test_disk_and_bucket_give_the_same_bits(tmp_path, bucket, s3):
     puts = Counter(path.partition("?")[0] for method, path in s3.paths if method == "PUT" and "/features/" in path)
     assert len(puts) == 10  # 9 slices and the description of the extractor
     assert set(puts.values()) == {1}, "a commit is one PUT"
-    assert not [path for method, path in s3.paths if method in ("POST", "DELETE")], "nothing is renamed, appended or removed"
+    assert not [path for method, path in s3.paths if method in ("POST", "DELETE")], (
+        "nothing is renamed, appended or removed"
+    )
     parquet = [path for method, path in s3.paths if path.endswith("rows.parquet") and method == "GET"]
     assert len(parquet) <= 2 + 2 * 2, "footer for plan and for each row group once, though a group holds two slices"
     saved = "".join(storage.read_bytes(f"{there}/{name}").decode() for name in ("config.yaml", "run.json"))
@@ -117,7 +126,9 @@ def test_a_missing_key_is_one_reject(tmp_path, bucket, s3):
     assert main(["run", config]) == 0
     rejects = table(f"{latest(f'{bucket}/out')}/rejects.parquet").to_pylist()
     lost = ROWS[3]["images"][0]
-    assert {(row["row"], row["reason"]) for row in rejects} == {(n, "image_missing") for n, row in enumerate(ROWS) if lost in row["images"]}
+    assert {(row["row"], row["reason"]) for row in rejects} == {
+        (n, "image_missing") for n, row in enumerate(ROWS) if lost in row["images"]
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Each export, loaded as its trainer loads it: the chosen samples in rank order, every text and every image byte for byte."""
+"""Each export, loaded as its trainer loads it: the chosen samples in rank order, every text and every image byte for
+byte."""
 
 import io
 import json
@@ -92,14 +93,18 @@ def llama_factory(target: Path) -> Iterator[tuple[dict[str, Any], str]]:
     entry = json.loads((target / "dataset_info.json").read_text())["scalselect"]
     assert entry["columns"] == {"messages": "messages", "images": "images"}
     folder = json.loads((target / "export.json").read_text())["image_folder"]
-    for row in datasets.load_dataset("json", data_files=str(target / entry["file_name"]), split="train", cache_dir=str(target / "cache")):
+    for row in datasets.load_dataset(
+        "json", data_files=str(target / entry["file_name"]), split="train", cache_dir=str(target / "cache")
+    ):
         assert sum(turn["content"].count("<image>") for turn in row["messages"]) == len(row["images"])
         yield row, folder
 
 
 def ms_swift(target: Path) -> Iterator[tuple[dict[str, Any], str]]:
     folder = json.loads((target / "export.json").read_text())["image_folder"]
-    for row in datasets.load_dataset("json", data_files=str(target / "data.jsonl"), split="train", cache_dir=str(target / "cache")):
+    for row in datasets.load_dataset(
+        "json", data_files=str(target / "data.jsonl"), split="train", cache_dir=str(target / "cache")
+    ):
         yield row, folder
 
 
@@ -127,7 +132,10 @@ def test_trainers_of_json_files(name, images, mixed, export):
     assert loaded == expected
     assert not any(shown for _, shown in loaded[-4:]), "the text-only samples stand last"
     files = {path for path in (target / "images").rglob("*") if path.is_file()}
-    assert all(re.fullmatch(r"[0-9a-f]{16}/\d{6}/\d{9}-\d\.(png|jpg)", str(path.relative_to(target / "images"))) for path in files)
+    assert all(
+        re.fullmatch(r"[0-9a-f]{16}/\d{6}/\d{9}-\d\.(png|jpg)", str(path.relative_to(target / "images")))
+        for path in files
+    )
     assert sum(len(shown) for _, shown in loaded) == len(files) or images == "reference"
 
 
@@ -140,7 +148,9 @@ def test_hugging_face_datasets(images, mixed, export, monkeypatch):
     assert loaded.features["images"] == datasets.List(datasets.Image())
     for row, manifest, (turns, _) in zip(loaded, mixed.manifest, mixed.expected, strict=True):
         assert all(picture.load() for picture in row["images"])
-        assert (row["rank"], row["source"], row["score"], row["id"]) == tuple(manifest[key] for key in ("rank", "source", "score", "id"))
+        assert (row["rank"], row["source"], row["score"], row["id"]) == tuple(
+            manifest[key] for key in ("rank", "source", "score", "id")
+        )
         assert [turn["role"] for turn in row["messages"]] == [role for role, _ in turns]
         for turn, (_, text) in zip(row["messages"], turns, strict=True):
             assert "".join("<image>" if part["type"] == "image" else part["text"] for part in turn["content"]) == text
@@ -162,7 +172,9 @@ def test_webdataset(mixed, export, monkeypatch):
     for sample, manifest, (turns, shown) in zip(samples, mixed.manifest, mixed.expected, strict=True):
         found = {name: data for name, data in sample.items() if not name.startswith("__")}
         if manifest["source"] == "tar":
-            original = {name.partition(".")[2]: data for name, data in members.items() if name.startswith(f"{manifest['id']}.")}
+            original = {
+                name.partition(".")[2]: data for name, data in members.items() if name.startswith(f"{manifest['id']}.")
+            }
             assert found == original
         else:
             record = json.loads(found.pop("json"))
@@ -205,18 +217,24 @@ def test_datacomp(mixed, export):
 
 
 def test_csv(mixed, export):
-    table = pyarrow.csv.read_csv(export("csv") / "chosen.csv", convert_options=pyarrow.csv.ConvertOptions(column_types={"id": "string"}))
+    table = pyarrow.csv.read_csv(
+        export("csv") / "chosen.csv", convert_options=pyarrow.csv.ConvertOptions(column_types={"id": "string"})
+    )
     assert table.select(list(mixed.manifest[0])).to_pylist() == mixed.manifest
 
 
 def test_the_member_order_of_a_tar_follows_what_its_record_says(tmp_path):
     """Renamed members lose the names by which the record gave their order."""
-    from scalselect_ray import storage
     from scalselect_ray.corpus.formats import Run
     from scalselect_ray.corpus.formats.webdataset import WebDataset
+    from scalselect_ray.io import storage
 
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, data in (("k.b.jpg", b"b"), ("k.json", b'{"images": ["k.a.jpg", "k.b.jpg"], "conversations": []}'), ("k.a.jpg", b"a")):
+        for name, data in (
+            ("k.b.jpg", b"b"),
+            ("k.json", b'{"images": ["k.a.jpg", "k.b.jpg"], "conversations": []}'),
+            ("k.a.jpg", b"a"),
+        ):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))

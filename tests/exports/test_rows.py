@@ -17,7 +17,10 @@ from scalselect_ray.exports.rows import suffix_of
 
 def row(*turns: tuple[str, str], images: int = 1, **more: object) -> Row:
     made = normalise(
-        0, {"messages": [{"role": role, "content": text} for role, text in turns]} | {"images": ["a.png"] * images}, resolver("/r"), True
+        0,
+        {"messages": [{"role": role, "content": text} for role, text in turns]} | {"images": ["a.png"] * images},
+        resolver("/r"),
+        True,
     )
     pictures = tuple(Picture(image.name, "/r", image.uri) for image in made.images)
     return Row(1, "s", "/c/x.json", 7, "an id", 0.5, turns=made.turns, pictures=pictures, **more)
@@ -30,18 +33,29 @@ PART = Part(Places("/out", "/r", sole_root=True))
     ("record", "texts"),
     [
         (
-            {"messages": [{"role": "user", "content": " <image>\n\nWhat? <image> "}, {"role": "assistant", "content": " A\n"}]},
+            {
+                "messages": [
+                    {"role": "user", "content": " <image>\n\nWhat? <image> "},
+                    {"role": "assistant", "content": " A\n"},
+                ]
+            },
             [" <image>\n\nWhat? <image> ", " A\n"],
         ),
         (
             {"conversations": [{"from": "human", "value": "\tWhat?"}, {"from": "gpt", "value": "A <image>"}]},
             ["<image>\n<image>\n\tWhat?", "A <image>"],
         ),
-        ({"texts": [{"user": "Q1 ", "assistant": "A1"}, {"user": "Q2", "assistant": "A2"}]}, ["<image>\n<image>\nQ1 ", "A1", "Q2", "A2"]),
+        (
+            {"texts": [{"user": "Q1 ", "assistant": "A1"}, {"user": "Q2", "assistant": "A2"}]},
+            ["<image>\n<image>\nQ1 ", "A1", "Q2", "A2"],
+        ),
         (
             {
                 "messages": [
-                    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": " Q "}, {"type": "image"}]},
+                    {
+                        "role": "user",
+                        "content": [{"type": "image"}, {"type": "text", "text": " Q "}, {"type": "image"}],
+                    },
                     {"role": "assistant", "content": [{"type": "text", "text": "A"}]},
                 ]
             },
@@ -93,7 +107,11 @@ def test_internvl_adds_a_placeholder_to_rows_with_one_path_unless_it_is_a_list()
 
 def test_system_turns_go_where_the_trainer_knows_them_and_are_missed_elsewhere():
     made = row(("system", " S"), Q, A)
-    for name, roles in (("llava", ["human", "gpt"]), ("qwen-vl", ["human", "gpt"]), ("internvl", ["system", "human", "gpt"])):
+    for name, roles in (
+        ("llava", ["human", "gpt"]),
+        ("qwen-vl", ["human", "gpt"]),
+        ("internvl", ["system", "human", "gpt"]),
+    ):
         part = Part(PART.places)
         assert [turn["from"] for turn in FORMATS[name].row(made, part)["conversations"]] == roles
         assert sum(part.notes.values()) == (len(roles) == 2)

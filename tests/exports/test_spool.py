@@ -36,7 +36,10 @@ ROWS = st.builds(
 @given(rows=st.lists(ROWS, max_size=30), data=st.data())
 def test_each_part_has_its_rows_in_order_however_runs_are_cut(rows, data, tmp_path, monkeypatch):
     monkeypatch.setattr(spool, "_WINDOW", 1)
-    ranked = [Row(**{**{name: getattr(row, name) for name in Row.__slots__}, "rank": rank}) for rank, row in enumerate(rows, start=1)]
+    ranked = [
+        Row(**{**{name: getattr(row, name) for name in Row.__slots__}, "rank": rank})
+        for rank, row in enumerate(rows, start=1)
+    ]
     first_keys = sorted(data.draw(st.lists(st.integers(1, 40), max_size=4)))
     writer = spool.RunWriter(str(tmp_path / "run"), first_keys, data.draw(st.integers(1, 3000)))
     for row in data.draw(st.permutations(ranked)):
@@ -50,8 +53,12 @@ def test_each_part_has_its_rows_in_order_however_runs_are_cut(rows, data, tmp_pa
             (row.rank, row.turns, row.pictures, row.members) for row in expected
         ]
         assert found == expected
-        written = [part.written for row in found for turn in row.turns for part in turn.parts if isinstance(part, ImagePart)]
-        assert written == [part.written for row in expected for turn in row.turns for part in turn.parts if isinstance(part, ImagePart)]
+        written = [
+            part.written for row in found for turn in row.turns for part in turn.parts if isinstance(part, ImagePart)
+        ]
+        assert written == [
+            part.written for row in expected for turn in row.turns for part in turn.parts if isinstance(part, ImagePart)
+        ]
 
 
 def test_keys_of_128_bits(tmp_path):

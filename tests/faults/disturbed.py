@@ -14,9 +14,10 @@ from pathlib import Path
 
 import ray
 
-from scalselect_ray import console, storage
+from scalselect_ray import console
 from scalselect_ray.cli import main
-from scalselect_ray.cluster import reduction
+from scalselect_ray.io import storage
+from scalselect_ray.stages import reduce
 
 
 def kill(stage: str, number: int) -> None:
@@ -38,14 +39,16 @@ def hold() -> None:
         storage.write(storage.join(store.output, "held"), b"")
         time.sleep(3600)
 
-    reduction._leaf = ray.remote(leaf)
+    reduce._leaf = ray.remote(leaf)
 
 
 def node(output: Path) -> None:
     from ray.cluster_utils import Cluster
 
     quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "_system_config": quick, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "_system_config": quick, "include_dashboard": False}
+    )
     second = cluster.add_node(num_cpus=2)
     ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
 

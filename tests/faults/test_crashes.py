@@ -21,9 +21,9 @@ import pytest
 import ray
 from conftest import GOLDEN, write_config
 
-from scalselect_ray import garbage
 from scalselect_ray.cli import main
-from scalselect_ray.cluster import extraction, scoring
+from scalselect_ray.stages import extract, score
+from scalselect_ray.store import garbage
 from scalselect_ray.vlm import DeviceLostError
 
 CORPUS, MODEL = GOLDEN / "llava", GOLDEN / "llava" / "model"
@@ -51,7 +51,11 @@ class Job:
     def results(self) -> tuple[dict, pa.Table, pa.Table]:
         """(run.json, scores, manifest) of the newest run."""
         folder = self.output / "runs" / json.loads((self.output / "latest.json").read_text())["run_id"]
-        return json.loads((folder / "run.json").read_text()), pq.read_table(folder / "scores"), pq.read_table(folder / "manifest")
+        return (
+            json.loads((folder / "run.json").read_text()),
+            pq.read_table(folder / "scores"),
+            pq.read_table(folder / "manifest"),
+        )
 
     def is_as_if_undisturbed(self, *, again: bool = True) -> dict:
         """Runs once more, and looks at everything that is there then."""
@@ -131,7 +135,8 @@ def test_a_driver_killed_at_any_moment_loses_nothing(stage, number, job):
 
 
 def test_workers_and_actors_killed_in_the_midst_lose_nothing(job, monkeypatch, tmp_path):
-    """One process of each kind dies in the midst of a slice, and one between the writing of an object and its appearing."""
+    """One process of each kind dies in the midst of a slice, and one between the writing of an object and its
+    appearing."""
 
     def first(what: str) -> bool:
         try:
@@ -148,7 +153,7 @@ def test_workers_and_actors_killed_in_the_midst_lose_nothing(job, monkeypatch, t
             die()
         yield from extraction_prepare(batch, extractor)
 
-    class ExtractSlices(extraction.ExtractSlices):
+    class ExtractSlices(extract.ExtractSlices):
         def __call__(self, batch):
             if first("extract"):
                 die()
@@ -157,9 +162,9 @@ def test_workers_and_actors_killed_in_the_midst_lose_nothing(job, monkeypatch, t
                     return super().__call__(batch)
             return super().__call__(batch)
 
-    extraction_prepare = extraction.prepare_unit
+    extraction_prepare = extract.prepare_unit
     for replaced in (prepare_unit, ExtractSlices):
-        monkeypatch.setattr(extraction, replaced.__name__, replaced)
+        monkeypatch.setattr(extract, replaced.__name__, replaced)
     assert main(["run", str(job.config)]) == 0
     assert {path.name for path in tmp_path.iterdir()} >= {"prepare", "extract", "commit"}
     assert {path.suffix for path in job.output.glob("features/*/.*")} == {".tmp"}
@@ -167,8 +172,9 @@ def test_workers_and_actors_killed_in_the_midst_lose_nothing(job, monkeypatch, t
 
 
 def test_a_slice_is_committed_while_others_wait_for_all_cpus(job, monkeypatch):
-    """What is extracted is safe only once it is committed: this must not wait until the readers have nothing more to do."""
-    features, prepare = str(job.output / "features"), extraction.prepare_unit
+    """What is extracted is safe only once it is committed: this must not wait until the readers have nothing more to
+    do."""
+    features, prepare = str(job.output / "features"), extract.prepare_unit
 
     def prepare_unit(batch, extractor):
         """The second slice of each file stands in the way until a first one is committed."""
@@ -180,7 +186,7 @@ def test_a_slice_is_committed_while_others_wait_for_all_cpus(job, monkeypatch):
                 time.sleep(0.1)
         yield from prepare(batch, extractor)
 
-    monkeypatch.setattr(extraction, "prepare_unit", prepare_unit)
+    monkeypatch.setattr(extract, "prepare_unit", prepare_unit)
     assert main(["run", str(job.config), "workers.cpus_per_extractor=2", "workers.max_extractors=1"]) == 0
     assert len(job.committed()) == SLICES
 
@@ -192,14 +198,14 @@ def test_a_worker_that_dies_again_and_again_ends_the_run_with_a_message(kind, jo
     def prepare_unit(batch, extractor):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    class ExtractSlices(extraction.ExtractSlices):
+    class ExtractSlices(extract.ExtractSlices):
         def __call__(self, batch):
             os.kill(os.getpid(), signal.SIGKILL)
 
     replaced = prepare_unit if kind == "task" else ExtractSlices
     with monkeypatch.context() as patch:
-        patch.setattr(extraction, "ATTEMPTS", 1)
-        patch.setattr(extraction, replaced.__name__, replaced)
+        patch.setattr(extract, "ATTEMPTS", 1)
+        patch.setattr(extract, replaced.__name__, replaced)
         assert main(["run", str(job.config)]) == 1
     said = capsys.readouterr().err
     assert "lost again and again" in said
@@ -210,27 +216,28 @@ def test_a_worker_that_dies_again_and_again_ends_the_run_with_a_message(kind, jo
 
 
 def test_a_device_that_is_lost_is_left_behind_and_rejects_nothing(job, monkeypatch):
-    """An assert in a kernel leaves its process nothing to compute with: the actor is started anew, the slice goes to it again."""
+    """An assert in a kernel leaves its process nothing to compute with: the actor is started anew, the slice goes to it
+    again."""
 
-    class ExtractSlices(extraction.ExtractSlices):
+    class ExtractSlices(extract.ExtractSlices):
         def __call__(self, batch):
             if not ray.get_runtime_context().was_current_actor_reconstructed:
                 self._extractor = mock.Mock(side_effect=DeviceLostError("CUDA error: device-side assert triggered"))
             return super().__call__(batch)
 
-    monkeypatch.setattr(extraction, "ExtractSlices", ExtractSlices)
+    monkeypatch.setattr(extract, "ExtractSlices", ExtractSlices)
     assert main(["run", str(job.config)]) == 0
     job.is_as_if_undisturbed(again=False)
 
 
 def test_a_device_that_is_lost_again_ends_the_run_with_a_message(job, monkeypatch, capsys):
-    class ExtractSlices(extraction.ExtractSlices):
+    class ExtractSlices(extract.ExtractSlices):
         def __call__(self, batch):
             self._extractor = mock.Mock(side_effect=DeviceLostError("CUDA error: device-side assert triggered"))
             return super().__call__(batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(extraction, "ExtractSlices", ExtractSlices)
+        patch.setattr(extract, "ExtractSlices", ExtractSlices)
         assert main(["run", str(job.config)]) == 1
     said = capsys.readouterr().err
     assert "device-side assert" in said
@@ -256,13 +263,13 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(where, job,
 
         return on_a_full_disk
 
-    class ExtractSlices(extraction.ExtractSlices):
+    class ExtractSlices(extract.ExtractSlices):
         def __call__(self, batch):
             return filled(super().__call__)(batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(extraction, "ExtractSlices", ExtractSlices)
-        patch.setattr(scoring, "_score_group", ray.remote(filled(scoring._score_group._function)))
+        patch.setattr(extract, "ExtractSlices", ExtractSlices)
+        patch.setattr(score, "_score_group", ray.remote(filled(score._score_group._function)))
         patch.setattr(os, "fsync", no_room)  # the driver's own writes
         assert main(["run", str(job.config)]) == 1
     said = capsys.readouterr().err

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from scalselect_ray.cli import main
 from scalselect_ray.errors import DamagedObjectError
-from scalselect_ray.features import FeatureStore, feature_table
+from scalselect_ray.store.features import FeatureStore, feature_table
 from scalselect_ray.subspace import moments, of_rows
 
 CORPUS = GOLDEN / "llava"
@@ -46,7 +46,11 @@ def written(store) -> tuple[Path, bytes]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), columns=st.sampled_from([None, ["feature"], ["row", "reason"]]))
+@given(
+    place=st.floats(0, 1, exclude_max=True),
+    flip=st.integers(1, 255),
+    columns=st.sampled_from([None, ["feature"], ["row", "reason"]]),
+)
 def test_a_flipped_byte_anywhere_in_a_feature_file_is_found(store, written, place, flip, columns):
     path, data = written
     damaged = bytearray(data)

@@ -1,4 +1,5 @@
-"""Broken and malicious files: what can be read is scored, the rest is one reject that names the file, and little is spent on it."""
+"""Broken and malicious files: what can be read is scored, the rest is one reject that names the file, and little is
+spent on it."""
 
 import gzip
 import io
@@ -77,19 +78,24 @@ def gzip_bomb(head: bytes, block: bytes, blocks: int) -> bytes:
 
 def broken_group(rows: list[dict]) -> bytes:
     """A Parquet file whose second row group is overwritten."""
-    structs = [{**row, "images": [{"bytes": (CORPUS / n).read_bytes(), "path": n} for n in row["images"]]} for row in rows]
+    structs = [
+        {**row, "images": [{"bytes": (CORPUS / n).read_bytes(), "path": n} for n in row["images"]]} for row in rows
+    ]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(structs), sink, row_group_size=len(rows) // 2, compression="zstd")
     data = bytearray(sink.getvalue())
     group = pq.ParquetFile(pa.BufferReader(bytes(data))).metadata.row_group(1)
-    start = min(group.column(n).dictionary_page_offset or group.column(n).data_page_offset for n in range(group.num_columns))
+    start = min(
+        group.column(n).dictionary_page_offset or group.column(n).data_page_offset for n in range(group.num_columns)
+    )
     data[start : start + 400] = b"\xff" * 400
     return bytes(data)
 
 
 @pytest.mark.usefixtures("cluster")
 def test_a_broken_file_is_one_reject_and_what_lies_before_the_break_is_scored(tmp_path, capsys):
-    """All golden rows are there once, in files that are fine, escape, break off or lie; their scores are those of the golden corpus."""
+    """All golden rows are there once, in files that are fine, escape, break off or lie; their scores are those of the
+    golden corpus."""
     first, second, third, fourth = ROWS[:6], ROWS[6:12], ROWS[12:18], ROWS[18:]
     whole = tar_of(members_of(second)).rstrip(b"\0")  # without its end mark
     whole += bytes(-len(whole) % 512)
@@ -119,12 +125,15 @@ def test_a_broken_file_is_one_reject_and_what_lies_before_the_break_is_scored(tm
     counts = dict.fromkeys(files, 1) | {"a.json": 0, "c-group.parquet": 6, "d-escape.tar": 0, "j-device.tar": 0}
     assert {name: len(messages) for name, messages in by_file.items()} == counts
     assert all(name in message for name, messages in by_file.items() if counts[name] == 1 for message in messages)
-    words = {"b-cut.tar": "cut", "e-noise.parquet": "broken Parquet", "f-page.json": "not JSON", "g-empty.tar.gz": "cut",
+    words = {"b-cut.tar": "cut", "e-noise.parquet": "broken Parquet", "f-page.json": "not "
+    "JSON", "g-empty.tar.gz": "cut",
              "h-bomb.jsonl.gz": "a bomb", "i-claim.tar": "cut"}  # fmt: skip
     assert {name for name, word in words.items() if word not in by_file[name][0]} == set()
     scores = {row["id"]: row["score"] for row in pq.read_table(run / "scores").to_pylist()}
     assert set(scores) == {row["id"] for row in ROWS}
-    np.testing.assert_allclose([scores[row["id"]] for row in ROWS], np.load(CORPUS / "expected.npz")["scores"], atol=1e-6)
+    np.testing.assert_allclose(
+        [scores[row["id"]] for row in ROWS], np.load(CORPUS / "expected.npz")["scores"], atol=1e-6
+    )
 
 
 LINE = json.dumps(ROW).encode() + b"\n"
@@ -133,8 +142,14 @@ BOMBS = {
     "lines.jsonl.gz": (gzip_bomb(LINE, bytes(1 << 24), 8), "a bomb"),
     "blank.jsonl.gz": (gzip_bomb(LINE, b"\n" * (1 << 24), 8), "blank lines"),
     "member.tar.gz": (gzip_bomb(with_size(tar_of(MEMBERS), 0, 1 << 31)[:512], bytes(1 << 24), 8), "0.png claims"),
-    "members.tar.gz": (gzip_bomb(b"", with_size(tar_of({"0.png": b""}), 0, 1 << 24)[:512] + bytes(1 << 24), 8), "0.png claims"),
-    "name.tar.gz": (gzip_bomb(with_size(tar_of(MEMBERS), 0, 1 << 31, b"L")[:512], b"x" * (1 << 24), 8), "a header claims 2,147,483,648"),
+    "members.tar.gz": (
+        gzip_bomb(b"", with_size(tar_of({"0.png": b""}), 0, 1 << 24)[:512] + bytes(1 << 24), 8),
+        "0.png claims",
+    ),
+    "name.tar.gz": (
+        gzip_bomb(with_size(tar_of(MEMBERS), 0, 1 << 31, b"L")[:512], b"x" * (1 << 24), 8),
+        "a header claims 2,147,483,648",
+    ),
     "tail.tar.gz": (gzip_bomb(tar_of(MEMBERS), bytes(1 << 24), 8), "a bomb"),
     "claim.tar": (with_size(tar_of(MEMBERS), 1, 10 << 30), "cut"),
     "pax.tar": (with_size(tar_of(MEMBERS), 0, 10 << 30, b"x"), "a header claims 10,737,418,240"),
@@ -204,7 +219,9 @@ def test_one_bad_value_of_a_row_group_is_one_reject(tmp_path):
     texts = pa.array([json.dumps(n).encode() for n in range(10)]).cast(pa.binary())
     bad = pa.array([b"\xff\xfe" if n == 4 else value.as_py() for n, value in enumerate(texts)], pa.binary())
     turns = pa.array([ROW["conversations"]] * 10)
-    table = pa.table({"id": pa.Array.from_buffers(pa.string(), 10, bad.buffers()), "image": ["a.png"] * 10, "conversations": turns})
+    table = pa.table(
+        {"id": pa.Array.from_buffers(pa.string(), 10, bad.buffers()), "image": ["a.png"] * 10, "conversations": turns}
+    )
     pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False)
     found = read(tmp_path / "a.parquet")
     assert [type(row) for row in found] == [Sample] * 4 + [Reject] + [Sample] * 5
@@ -212,7 +229,10 @@ def test_one_bad_value_of_a_row_group_is_one_reject(tmp_path):
 
 
 def test_one_row_of_a_json_list_in_another_encoding_is_one_reject(tmp_path):
-    rows = [json.dumps({**ROW, "id": f"é{n}"}, ensure_ascii=False).encode("latin-1" if n == 2 else "utf-8") for n in range(4)]
+    rows = [
+        json.dumps({**ROW, "id": f"é{n}"}, ensure_ascii=False).encode("latin-1" if n == 2 else "utf-8")
+        for n in range(4)
+    ]
     (tmp_path / "a.json").write_bytes(b"[" + b",\n".join([*rows, b"[" * 900 + b"]" * 900]) + b"]")
     found = read(tmp_path / "a.json")
     assert [row.id for row in found] == ["é0", "é1", None, "é3", None]
@@ -230,8 +250,15 @@ def test_a_mutated_file_gives_rows_and_rejects_and_no_other_error(name, dice, tm
         assert fuzz_readers.file_outcome(tmp_path, name, content)
 
 
-FIELDS = st.sampled_from(["messages", "conversations", "texts", "role", "content", "from", "value", "image", "images", "id"])
-LEAVES = st.none() | st.integers() | st.floats() | st.sampled_from(["human", "gpt", "<image>", "text", "../x", "data:x,%", "s3://b/x"])
+FIELDS = st.sampled_from(
+    ["messages", "conversations", "texts", "role", "content", "from", "value", "image", "images", "id"]
+)
+LEAVES = (
+    st.none()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["human", "gpt", "<image>", "text", "../x", "data:x,%", "s3://b/x"])
+)
 INNER = st.sampled_from(["bytes", "path", "url", "image_url", "type", "text", "user", "assistant", "human"])
 JSON = st.recursive(
     LEAVES | st.text(st.characters(), max_size=4) | st.sampled_from(["\ud800", "\0", "x" * 5000]),

@@ -1,4 +1,5 @@
-"""Bad rows between good ones, by the job's command line: every good one is scored as if the bad were not there, every bad one says why."""
+"""Bad rows between good ones, by the job's command line: every good one is scored as if the bad were not there, every
+bad one says why."""
 
 import io
 import json
@@ -95,8 +96,10 @@ BAD_ROWS: list[tuple[str | bytes, str, str]] = [
     (with_turns(("user", "<image>a\ud800b"), ANSWER), "bad_conversation", "half a character"),
     (with_turns(("user", "<image>Hi")), "bad_conversation", "assistant turn"),
     (with_turns(("user", "<image><image>"), ANSWER), "placeholder_mismatch", "2 image placeholders but 1 images"),
-    (with_turns(("user", "<image>"), ANSWER, images=[IMAGE] * 3), "placeholder_mismatch", "1 image placeholders but 3 images"),
-    (with_turns(("user", "<image>"), ("assistant", "an <image>")), "special_token", "a text of the assistant holds <image>"),
+    (with_turns(("user", "<image>"), ANSWER, images=[IMAGE] * 3), "placeholder_mismatch", "1 image placeholders but 3 "
+    "images"),
+    (with_turns(("user", "<image>"), ("assistant", "an <image>")), "special_token", "a text of the assistant holds "
+    "<image>"),
     (with_turns(("user", "<image>"), ("assistant", "long " * 2000)), "too_long", "tokens, more than the limit of 4096"),
     (with_turns(("user", "<image>"), ("assistant", "long " * 100_000)), "too_long", "500,000 characters"),
     (with_turns(("user", "<image>"), *[ANSWER, ("user", "?")] * 3000), "too_long", "6,001 parts"),
@@ -125,18 +128,29 @@ def test_bad_rows_are_rejected_with_their_reason_and_good_ones_are_scored_as_if_
     shutil.copy(CORPUS / IMAGE, tmp_path / "secret.png")
     (root / "images" / "link.png").symlink_to(tmp_path / "secret.png")
     good = [json.dumps(row) for row in ROWS]
-    lines = [line for pair in zip(BAD_ROWS, [*good, *[None] * len(BAD_ROWS)], strict=False) for line in (pair[0][0], pair[1]) if line]
+    lines = [
+        line
+        for pair in zip(BAD_ROWS, [*good, *[None] * len(BAD_ROWS)], strict=False)
+        for line in (pair[0][0], pair[1])
+        if line
+    ]
     data = b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines)
     (tmp_path / "rows.jsonl").write_bytes(data)
     source = {"name": "mixed", "paths": [str(tmp_path / "rows.jsonl")], "image_root": str(root)}
 
-    assert main(["run", str(write_config(tmp_path, [source], model_with_a_nan(tmp_path))), "rejects.max_fraction=0.9"]) == 0
+    assert (
+        main(["run", str(write_config(tmp_path, [source], model_with_a_nan(tmp_path))), "rejects.max_fraction=0.9"])
+        == 0
+    )
 
     said = capsys.readouterr().err
     assert "Traceback" not in said
     run = next((tmp_path / "output" / "runs").iterdir())
     rejects = pq.read_table(run / "rejects.parquet").sort_by("row").to_pylist()
-    found = [(row["reason"], expected in row["message"], row["message"]) for row, (_, _, expected) in zip(rejects, BAD_ROWS, strict=True)]
+    found = [
+        (row["reason"], expected in row["message"], row["message"])
+        for row, (_, _, expected) in zip(rejects, BAD_ROWS, strict=True)
+    ]
     assert [item for item, (_, reason, _) in zip(found, BAD_ROWS, strict=True) if item[:2] != (reason, True)] == []
     assert max(len(row["message"]) for row in rejects) <= 1000, "messages are bounded"
     assert max(len(row["id"] or "") for row in rejects) == 1000, "ids are bounded"

@@ -12,8 +12,8 @@ import tenacity
 import torch
 from conftest import GOLDEN, write_config
 
-from scalselect_ray import storage
 from scalselect_ray.cli import main
+from scalselect_ray.io import storage
 
 CORPUS, MODEL = GOLDEN / "llava", GOLDEN / "llava" / "model"
 ROWS = json.loads((CORPUS / "samples.json").read_text())
@@ -68,7 +68,9 @@ def test_what_a_run_leaves_holds_no_secret_and_no_pickle(tmp_path, s3):
     s3.clear()
     rows = [{**row, "images": [{"path": row["images"][0]}]} for row in ROWS if len(row["images"]) == 1]
     for row in rows:
-        storage.write(f"s3://bucket/secrets/{row['images'][0]['path']}", (CORPUS / row["images"][0]["path"]).read_bytes())
+        storage.write(
+            f"s3://bucket/secrets/{row['images'][0]['path']}", (CORPUS / row["images"][0]["path"]).read_bytes()
+        )
     storage.write("s3://bucket/secrets/rows.jsonl", "\n".join(map(json.dumps, [*rows, 7])).encode())
     root = os.environ["AWS_ENDPOINT_URL"].replace("://", "://user:hunter2@") + "/bucket/secrets"
     sources = [{"name": "web", "paths": [f"{root}/rows.jsonl"], "image_root": root}]
@@ -107,7 +109,11 @@ def kind(data: bytes) -> str:
         ("s3://KEY:SEC/RET@bucket/x", "", "s3://***@bucket/x"),
         ("https://token@host/x", "", "https://***@host/x"),
         ("https://host:9000/a@b.json", "", "https://host:9000/a@b.json"),
-        ("https://h/a?AWSAccessKeyId=K&Signature=S&Expires=1", "", "https://h/a?AWSAccessKeyId=***&Signature=***&Expires=1"),
+        (
+            "https://h/a?AWSAccessKeyId=K&Signature=S&Expires=1",
+            "",
+            "https://h/a?AWSAccessKeyId=***&Signature=***&Expires=1",
+        ),
         ("https://h/a?sv=1&sig=abc%3D", "", "https://h/a?sv=1&sig=***"),
         ('Invalid bucket name "KEY:SECRET@bucket"', "s3://KEY:SECRET@bucket/x", 'Invalid bucket name "***@bucket"'),
         ('Invalid bucket name "KEY:SEC"', "s3://KEY:SEC/RET@bucket/x", 'Invalid bucket name "***:***"'),
@@ -118,7 +124,9 @@ def test_redacted_is_what_a_uri_can_carry(text, uri, expected):
     assert storage.redact(text, uri) == expected
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"]
+)
 @pytest.mark.parametrize("known", [True, False], ids=["of a known type", "of an unknown type"])
 def test_a_checkpoint_that_brings_code_is_refused_and_its_code_not_run(name, known, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("transformers asks on the terminal"))
@@ -168,7 +176,9 @@ def test_a_model_index_cannot_lead_outside_its_folder(index, tmp_path, capsys):
     assert "safetensors" in refused(golden_config(tmp_path, model), capsys)
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "{", "", '{"model_type": 3}', '{"model_type": "llava", "text_config": 7}', "\xff"])
+@pytest.mark.parametrize(
+    "text", ["[]", "3", "{", "", '{"model_type": 3}', '{"model_type": "llava", "text_config": 7}', "\xff"]
+)
 def test_a_broken_model_config_is_said_plainly(text, tmp_path, capsys):
     model = tmp_path / "model"
     shutil.copytree(MODEL, model)

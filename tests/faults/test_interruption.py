@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM (preemption, `ray job stop`): the process ends soon, says so, leaves what is committed and no process behind."""
+"""Ctrl-C and SIGTERM (preemption, `ray job stop`): the process ends soon, says so, leaves what is committed and no
+process behind."""
 
 import os
 import signal
@@ -21,7 +22,10 @@ def processes(mark: str) -> dict[int, str]:
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if mark.encode() in (folder / "environ").read_bytes() and (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            if (
+                mark.encode() in (folder / "environ").read_bytes()
+                and (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            ):
                 found[int(folder.name)] = (folder / "comm").read_text().strip()
         except OSError:
             continue
@@ -48,7 +52,9 @@ def wait_for(what: Callable[[], object]) -> None:
 def test_an_interrupted_run_ends_soon_and_leaves_no_process(number, stage, times, tmp_path):
     sources = [{"name": "golden", "paths": [str(CORPUS / "samples.json")]}]
     output = tmp_path / "output"
-    config = write_config(tmp_path, sources, CORPUS / "model", corpus={"sources": sources, "slice_rows": 1 if stage == "extract" else 12})
+    config = write_config(
+        tmp_path, sources, CORPUS / "model", corpus={"sources": sources, "slice_rows": 1 if stage == "extract" else 12}
+    )
     mark = f"SCALSELECT_TEST={uuid.uuid4()}"
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | dict([mark.split("=")])
     command = [*DISTURBED, "hold", "run", str(config)]

@@ -9,14 +9,14 @@ import torch
 from conftest import GOLDEN
 from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
-from scalselect_ray.cluster import extraction
 from scalselect_ray.cluster.session import own_errors
 from scalselect_ray.config import ExtractorConfig
 from scalselect_ray.corpus import SampleRejectedError, plan_file
 from scalselect_ray.corpus.planning import CorpusFile
 from scalselect_ray.corpus.reading import read_slices
 from scalselect_ray.errors import ClusterError
-from scalselect_ray.storage import stat
+from scalselect_ray.io.storage import stat
+from scalselect_ray.stages import extract
 from scalselect_ray.vlm import DeviceLostError, Extractor, Prepared, Representation, open_checkpoint
 
 CORPUS, MODEL = GOLDEN / "llava", GOLDEN / "llava" / "model"
@@ -26,8 +26,12 @@ SETTINGS = ExtractorConfig(model=str(MODEL), dtype="float32")
 def rows(name: str = "samples.json") -> list:
     """The samples of the golden corpus, prepared as a task does it."""
     file = CorpusFile("golden", stat(str(CORPUS / name)), str(CORPUS), 100, 1 << 26)
-    preparer = extraction._preparer(SETTINGS)
-    return [extraction._prepare_row(preparer, sample)[0][1] for _, samples in read_slices(plan_file(file)) for sample in samples]
+    preparer = extract._preparer(SETTINGS)
+    return [
+        extract._prepare_row(preparer, sample)[0][1]
+        for _, samples in read_slices(plan_file(file))
+        for sample in samples
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +42,18 @@ def prepared() -> list[Prepared]:
 @pytest.fixture
 def extractor() -> Extractor:
     return Extractor(
-        open_checkpoint(str(MODEL)), dtype=torch.float32, device=torch.device("cpu"), attention_threshold=0.9, batch_tokens=1 << 20
+        open_checkpoint(str(MODEL)),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        attention_threshold=0.9,
+        batch_tokens=1 << 20,
     )
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), MemoryError()])
-def test_a_batch_too_large_for_memory_is_halved_until_each_sample_fits_or_stands_alone(error, extractor, prepared, monkeypatch):
+def test_a_batch_too_large_for_memory_is_halved_until_each_sample_fits_or_stands_alone(
+    error, extractor, prepared, monkeypatch
+):
     expected = extractor(prepared)
     longest = max(len(sample.input_ids) for sample in prepared)
     tried = []
@@ -95,14 +105,16 @@ def test_a_device_that_fails_on_everything_rejects_nothing(extractor, prepared, 
 
     monkeypatch.setattr(extractor, "_represent", fail)
     answers = extractor(prepared[:2])
-    assert [answer.reason for answer in answers] == ["extraction_failed"] * 2, "the device still works: it is the samples"
+    assert [answer.reason for answer in answers] == ["extraction_failed"] * 2, (
+        "the device still works: it is the samples"
+    )
     monkeypatch.setattr(torch, "ones", fail)
     with pytest.raises(DeviceLostError, match="illegal memory access"):
         extractor(prepared[:2])
 
 
 def test_a_sample_too_large_to_prepare_is_rejected_alone(monkeypatch):
-    preparer = type(extraction._preparer(SETTINGS))
+    preparer = type(extract._preparer(SETTINGS))
     prepare = preparer.__call__
 
     def limited(self, sample, images):

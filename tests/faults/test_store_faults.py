@@ -9,17 +9,29 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import GOLDEN, write_config
 
-from scalselect_ray import storage
 from scalselect_ray.cli import main
+from scalselect_ray.io import storage
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
 CORPUS, MODEL = GOLDEN / "llava", GOLDEN / "llava" / "model"
-STAGES = ["features", "moments", "subspace.safetensors", "scores", "manifest", "rejects.parquet", "config.yaml", "run.json", "latest.json"]
+STAGES = [
+    "features",
+    "moments",
+    "subspace.safetensors",
+    "scores",
+    "manifest",
+    "rejects.parquet",
+    "config.yaml",
+    "run.json",
+    "latest.json",
+]
 
 
 def read(folder: str) -> pa.Table:
-    return pa.concat_tables(pq.read_table(pa.BufferReader(storage.read_bytes(f"{folder}/{name}"))) for name in storage.list_names(folder))
+    return pa.concat_tables(
+        pq.read_table(pa.BufferReader(storage.read_bytes(f"{folder}/{name}"))) for name in storage.list_names(folder)
+    )
 
 
 def results(output: str) -> tuple[pa.Table, pa.Table]:

@@ -19,14 +19,17 @@ from scalselect_ray.report.data import (
     spectrum_of,
     token_statistics,
 )
-from scalselect_ray.run_tables import Key
+from scalselect_ray.store.tables import Key
 
 HOSTILE = '<img src=x onerror="window.hit=1">\'"</script><script>window.hit=1</script>{{7*7}}'
-HOSTILE += "\u202e\0\ud800 \U0001f469\u200d\U0001f52c \u0645\u0631\u062d\u0628\u0627"  # right to left, NUL, half a pair, emoji, Arabic
+# right to left, NUL, half a pair, emoji, Arabic
+HOSTILE += "\u202e\0\ud800 \U0001f469\u200d\U0001f52c \u0645\u0631\u062d\u0628\u0627"
 
 
 def record(samples: int, chosen: int, sources: int = 3, **more: Any) -> dict[str, Any]:
-    each = {f"source-{place:02d}": {"scored": samples // sources, "chosen": chosen // sources} for place in range(sources)}
+    each = {
+        f"source-{place:02d}": {"scored": samples // sources, "chosen": chosen // sources} for place in range(sources)
+    }
     return {
         "run_id": "20261124T101112131Z-0a1b2c3d",
         "finished": "2026-11-24T10:15:12+00:00",
@@ -51,7 +54,12 @@ def record(samples: int, chosen: int, sources: int = 3, **more: Any) -> dict[str
 
 
 def report(
-    samples: int = 100_000, chosen: int = 16_000, text: str = "a sample", image: str = "data:,", cards: int = 24, **more: Any
+    samples: int = 100_000,
+    chosen: int = 16_000,
+    text: str = "a sample",
+    image: str = "data:,",
+    cards: int = 24,
+    **more: Any,
 ) -> Report:
     """A report of gamma-distributed scores; `text` stands wherever a corpus may put its own."""
     rng = np.random.default_rng(0)
@@ -75,7 +83,9 @@ def report(
         "record": made,
         "config": f"output: {text}\n",
         "scores": score_histogram(count_scores(scores), count_scores(scores[:chosen])),
-        "lines": [Line(name, count, float(scores[count - 1]) if count else None) for name, count in made["budgets"].items()],
+        "lines": [
+            Line(name, count, float(scores[count - 1]) if count else None) for name, count in made["budgets"].items()
+        ],
         "source_lines": dict.fromkeys(made["sources"], float(scores[max(chosen, 1) - 1])) if samples else {},
         "quotas": {},
         "spectrum": spectrum_of(np.geomspace(1, 1e-3, 64), made["k"]),

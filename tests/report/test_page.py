@@ -38,7 +38,9 @@ def test_a_report_is_json():
 @pytest.mark.parametrize("compared", [False, True], ids=["one run", "two runs"])
 def test_hostile_strings_stay_text(compared):
     rejected = {HOSTILE: 3}
-    hostile = report(500, 100, text=HOSTILE, record={"rejected": rejected, "sources": {HOSTILE: {"scored": 500, "chosen": 100}}})
+    hostile = report(
+        500, 100, text=HOSTILE, record={"rejected": rejected, "sources": {HOSTILE: {"scored": 500, "chosen": 100}}}
+    )
     hostile = replace(hostile, source_lines={HOSTILE: 1e-5}, quotas={HOSTILE: HOSTILE})
     page = render_comparison(hostile, replace(hostile, config=HOSTILE), CHANGE) if compared else render(hostile)
     tags = Tags(page)
@@ -51,7 +53,11 @@ def test_hostile_strings_stay_text(compared):
     said = "".join(tags.text)
     assert "<img src=x onerror=" in said
     assert "{{7*7}}" in said
-    policy = next(attributes["content"] for tag, attributes in tags.found if attributes.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        attributes["content"]
+        for tag, attributes in tags.found
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy.startswith("default-src 'none'; img-src data:;")
     assert "script-src 'sha256-" in policy
     assert "unsafe-inline" not in policy.partition("script-src")[2]
@@ -63,7 +69,11 @@ def test_hostile_strings_stay_text(compared):
     ids=["busy pictures", "far too much of everything"],
 )
 def test_a_page_is_below_its_limit_and_says_what_is_left_out(image, text):
-    large = report(text=text, image=image, record={"sources": {f"{place} {text}": {"scored": 9, "chosen": 3} for place in range(1000)}})
+    large = report(
+        text=text,
+        image=image,
+        record={"sources": {f"{place} {text}": {"scored": 9, "chosen": 3} for place in range(1000)}},
+    )
     for page in (render(large), render_comparison(large, large, CHANGE)):
         assert len(page) < MAX_BYTES
         assert "more pictures not shown" in page.decode()
@@ -91,19 +101,43 @@ def test_every_gallery_keeps_some_of_its_pictures_when_there_are_too_many():
             report(600, 60, record={"rejected": {"text_only": 3, "too_long": 2}, "text_only_kept": 8}),
             ["+ 8 text-only", "5 rejected"],
         ),
-        (report(600, 60, record={"budgets": {"0.02": 12, "0.05": 30, "60": 60}}), ["2%, 5%, 60", "The manifest is in rank order"]),
-        (report(600, 60, quotas={"source-01": "floor 0.2, cap 0.5"}), ["floor 0.2, cap 0.5"]),
-        (report(600, 60, record={"change": CHANGE | {"previous": "20261123T101112131Z-0a1b2c3d"}}), ["2 entered, 1 left", "1.00°"]),
         (
-            report(600, 60, record={"change": {"previous": "p", "kept": 0, "entered": 60, "left": 0, "principal_angles_degrees": None}}),
+            report(600, 60, record={"budgets": {"0.02": 12, "0.05": 30, "60": 60}}),
+            ["2%, 5%, 60", "The manifest is in rank order"],
+        ),
+        (report(600, 60, quotas={"source-01": "floor 0.2, cap 0.5"}), ["floor 0.2, cap 0.5"]),
+        (
+            report(600, 60, record={"change": CHANGE | {"previous": "20261123T101112131Z-0a1b2c3d"}}),
+            ["2 entered, 1 left", "1.00°"],
+        ),
+        (
+            report(
+                600,
+                60,
+                record={
+                    "change": {"previous": "p", "kept": 0, "entered": 60, "left": 0, "principal_angles_degrees": None}
+                },
+            ),
             ["Compared with"],
         ),
         (report(600, 60, tokens=[], galleries={}, tokens_of=0), ["600 samples"]),
         (report(600, 60, tokens_of=100), ["from 100 samples spread over the corpus"]),
     ],
-    ids=["all equal", "one sample", "nothing chosen", "60 sources", "one source", "text-only", "budgets", "quotas", "change", "no overlap",
-         "features gone", "tokens of some"],
-)  # fmt: skip
+    ids=[
+        "all equal",
+        "one sample",
+        "nothing chosen",
+        "60 sources",
+        "one source",
+        "text-only",
+        "budgets",
+        "quotas",
+        "change",
+        "no overlap",
+        "features gone",
+        "tokens of some",
+    ],
+)
 def test_edges_are_said_in_words(made, words):
     text = " ".join("".join(Tags(render(made)).text).split())
     assert all(word in text for word in words), text[:600]
@@ -132,7 +166,9 @@ def test_charts_stay_inside_their_frame():
             numbers = [float(item) for item in path.d.translate(str.maketrans("MLZ", "   ")).split()]
             assert min(numbers) >= -0.01
             assert max(numbers) <= 100.01
-    assert sum(bar.height for bar in drawn[0].bars if bar.kind == "rest") > sum(bar.height for bar in drawn[0].bars if bar.kind == "chosen")
+    assert sum(bar.height for bar in drawn[0].bars if bar.kind == "rest") > sum(
+        bar.height for bar in drawn[0].bars if bar.kind == "chosen"
+    )
     assert charts.score_chart(empty_report().scores, [Line("7", 7, 0.0)], {}) is None
     assert charts.energy_chart(empty_report().spectrum) is None
 

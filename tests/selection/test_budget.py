@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from scalselect_ray.selection import ROUNDS, Cut, chosen, histogram, narrow, resolve_budget, sortable, take_ties
 
-SCORES = st.lists(st.one_of(st.sampled_from([0.0, -0.0, 1.0, 5e-324, 1e308, -1.0]), st.floats(-2, 2)), min_size=1, max_size=60)
+SCORES = st.lists(
+    st.one_of(st.sampled_from([0.0, -0.0, 1.0, 5e-324, 1e308, -1.0]), st.floats(-2, 2)), min_size=1, max_size=60
+)
 
 
 def selected(parts, budget):
@@ -38,7 +40,17 @@ def test_sortable_keeps_the_order(scores):
 
 @pytest.mark.parametrize(
     ("budget", "count", "expected"),
-    [(0.16, 12_859, 2057), (0.29, 100, 29), (1, 7, 7), (1.0, 7, 7), (2, 7, 2), (50, 7, 7), (0, 7, 0), (0.001, 7, 1), (0.5, 0, 0)],
+    [
+        (0.16, 12_859, 2057),
+        (0.29, 100, 29),
+        (1, 7, 7),
+        (1.0, 7, 7),
+        (2, 7, 2),
+        (50, 7, 7),
+        (0, 7, 0),
+        (0.001, 7, 1),
+        (0.5, 0, 0),
+    ],
 )
 def test_budget_is_a_fraction_or_a_count(budget, count, expected):
     assert resolve_budget(budget, count) == expected

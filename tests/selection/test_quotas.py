@@ -25,7 +25,11 @@ def counts_by_greed(scores: dict[str, np.ndarray], bounds: dict[str, Bounds], bu
     seen = dict.fromkeys(scores, 0)
     for _, _, source in order:
         seen[source] += 1
-        if seen[source] > bounds[source].least and counts[source] < bounds[source].most and sum(counts.values()) < budget:
+        if (
+            seen[source] > bounds[source].least
+            and counts[source] < bounds[source].most
+            and sum(counts.values()) < budget
+        ):
             counts[source] += 1
     return counts
 
@@ -44,7 +48,9 @@ def test_the_line_finds_what_greed_finds(data):
 
 
 def test_bounds_are_counts_that_a_source_has():
-    bounds = resolve_bounds({"a": (0.5, 0.5), "b": (None, 3), "c": (0.3, None)}, {"a": 100, "b": 50, "c": 2, "d": 9}, 20)
+    bounds = resolve_bounds(
+        {"a": (0.5, 0.5), "b": (None, 3), "c": (0.3, None)}, {"a": 100, "b": 50, "c": 2, "d": 9}, 20
+    )
     assert bounds == {"a": Bounds(10, 10), "b": Bounds(0, 3), "c": Bounds(2, 2), "d": Bounds(0, 9)}
 
 

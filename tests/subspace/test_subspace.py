@@ -7,7 +7,6 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from scalselect_ray.selection import leverage
 from scalselect_ray.subspace import (
     MergeTree,
     accumulate,
@@ -20,6 +19,7 @@ from scalselect_ray.subspace import (
     of_rows,
     principal_angles,
 )
+from scalselect_ray.subspace.leverage import leverage
 
 
 def rows(count=300, dim=12, mean=1e4, seed=0):
@@ -38,7 +38,9 @@ def dense_leverage(x, energy):
 def solve(x, energy=0.9, **settings):
     found = of_rows(x)
     transform = fit_transform(found, **({"standardize": False, "l2_normalize": False} | settings))
-    return dominant_subspace(found, transform, of_rows(transform(x)).gram_DD if transform.l2_normalize else None, energy)
+    return dominant_subspace(
+        found, transform, of_rows(transform(x)).gram_DD if transform.l2_normalize else None, energy
+    )
 
 
 @pytest.mark.parametrize("energy", [0.5, 0.9, 0.99, 1.0])
@@ -105,7 +107,10 @@ def test_a_stream_is_as_exact_as_two_passes_even_if_its_first_rows_are_unlike_th
     two_passes = float((np.abs(centred.T @ centred - exact) / size).max())
     streamed = accumulate(np.split(x, 40), 12, block_rows=250)
     merged = merge(*(accumulate(np.split(part, 4), 12, block_rows=250) for part in np.split(x, 4)))
-    for found, bound in ((streamed, 2 * two_passes), (merged, max(2 * two_passes, 1e-17 * mean))):  # a mean is stored rounded
+    for found, bound in (
+        (streamed, 2 * two_passes),
+        (merged, max(2 * two_passes, 1e-17 * mean)),
+    ):  # a mean is stored rounded
         assert float((np.abs(found.scatter_DD - exact) / size).max()) < bound
         np.testing.assert_allclose(found.mean_D, x.mean(0, dtype=np.longdouble).astype(float), rtol=1e-15, atol=1e-14)
 
@@ -140,7 +145,9 @@ def test_memory_is_that_of_one_matrix_beside_what_goes_in():
     dim = 512
     matrix = dim * dim * 8
     x = rows(2048, dim=dim)
-    assert peak_bytes(lambda: accumulate(np.split(x, 16), dim, block_rows=256)) < 1.7 * matrix  # half of one is the rows
+    assert (
+        peak_bytes(lambda: accumulate(np.split(x, 16), dim, block_rows=256)) < 1.7 * matrix
+    )  # half of one is the rows
     parts = [of_rows(part) for part in np.split(x, 8)]
     assert peak_bytes(lambda: merge(*parts)) < 1.3 * matrix
 
@@ -169,7 +176,9 @@ def test_basis_is_orthonormal_and_signs_are_fixed():
 
 
 @pytest.mark.parametrize(
-    "x", [rows(1), np.full((9, 12), 0.1, np.float32), np.repeat(rows(1), 40, 0)], ids=["one row", "constant", "equal rows"]
+    "x",
+    [rows(1), np.full((9, 12), 0.1, np.float32), np.repeat(rows(1), 40, 0)],
+    ids=["one row", "constant", "equal rows"],
 )
 def test_rows_without_spread_have_no_subspace(x):
     subspace = solve(x)
@@ -190,7 +199,9 @@ def test_constant_column_survives_standardising():
 def test_a_column_that_is_constant_but_for_rounding_has_no_part_in_the_standardised_subspace():
     x = rows()
     constant = np.insert(x, 3, np.float32(0.1), axis=1)
-    np.testing.assert_allclose(leverage(constant, solve(constant, standardize=True)), leverage(x, solve(x, standardize=True)), rtol=1e-9)
+    np.testing.assert_allclose(
+        leverage(constant, solve(constant, standardize=True)), leverage(x, solve(x, standardize=True)), rtol=1e-9
+    )
 
 
 def test_the_slices_of_stored_moments_may_be_many():

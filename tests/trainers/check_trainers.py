@@ -27,7 +27,9 @@ def test_llama_factory(tmp_path):
     from llamafactory.hparams import DataArguments, ModelArguments
     from transformers import Seq2SeqTrainingArguments
 
-    data = DataArguments(dataset="scalselect", dataset_dir=str(EXPORTS / "llama-factory"), media_dir=image_folder("llama-factory"))
+    data = DataArguments(
+        dataset="scalselect", dataset_dir=str(EXPORTS / "llama-factory"), media_dir=image_folder("llama-factory")
+    )
     training = Seq2SeqTrainingArguments(output_dir=str(tmp_path))
     model = ModelArguments(model_name_or_path="none", cache_dir=str(tmp_path))
     rows = _get_merged_dataset(["scalselect"], model, data, training, "sft")
@@ -40,7 +42,9 @@ def test_llama_factory(tmp_path):
         images = row["_images"] or []
         assert digests(images) == expected["images"]
         plugin._validate_messages(said, images, [], [])
-        assert len(plugin._regularize_images(images, image_max_pixels=1 << 20, image_min_pixels=1)["images"]) == len(images)
+        assert len(plugin._regularize_images(images, image_max_pixels=1 << 20, image_min_pixels=1)["images"]) == len(
+            images
+        )
     data.max_samples = 5
     first = _get_merged_dataset(["scalselect"], model, data, training, "sft")
     assert [row["_response"] for row in first] == [row["_response"] for row in rows.select(range(5))]
@@ -79,7 +83,15 @@ def test_webdataset():
 
 
 def test_energon(tmp_path):
-    from megatron.energon import Cooker, CrudeSample, DefaultTaskEncoder, WorkerConfig, get_loader, get_train_dataset, stateless
+    from megatron.energon import (
+        Cooker,
+        CrudeSample,
+        DefaultTaskEncoder,
+        WorkerConfig,
+        get_loader,
+        get_train_dataset,
+        stateless,
+    )
     from megatron.energon.flavors.webdataset import BaseWebdatasetFactory
 
     shutil.copy(FOLDER / "shard.tar", tmp_path)

@@ -26,7 +26,10 @@ def make(folder: Path) -> None:
     with session():  # one for all
         assert main(["run", str(folder / "config.yaml")]) == 0
         for name in FORMATS:
-            assert main(["export", str(folder / "config.yaml"), "--to", name, "--out", str(folder / "exports" / name)]) == 0
+            assert (
+                main(["export", str(folder / "config.yaml"), "--to", name, "--out", str(folder / "exports" / name)])
+                == 0
+            )
     selected = mixed_corpus.Selected(folder / "output", folder, rows)
     expected = [
         {**manifest, "turns": turns, "images": [hashlib.sha256(image).hexdigest() for image in images]}

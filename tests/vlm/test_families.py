@@ -1,4 +1,5 @@
-"""Every family against a slow, plain oracle: the full model with eager attention, one sample at a time, written from the paper."""
+"""Every family against a slow, plain oracle: the full model with eager attention, one sample at a time, written from
+the paper."""
 
 import io
 from dataclasses import replace
@@ -15,9 +16,21 @@ from scalselect_ray.corpus import ImagePart, ImageRef, Reason, Sample, SampleRej
 from scalselect_ray.vlm import Extractor, Prepared, Preparer, open_checkpoint, share_images
 
 CONVERSATIONS = [
-    [("user", 1, "What is it?"), ("assistant", 0, "is")],  # the answer's word stands in the question and in the role's name
-    [("system", 0, "Be kind."), ("user", 1, "Where?"), ("assistant", 0, "Here, on the left."), ("user", 0, "Sure?"), ("assistant", 0, "e")],
-    [("user", 2, "Which of the two is larger?"), ("assistant", 0, "The second one, by far, as everybody can see at once.")],
+    [
+        ("user", 1, "What is it?"),
+        ("assistant", 0, "is"),
+    ],  # the answer's word stands in the question and in the role's name
+    [
+        ("system", 0, "Be kind."),
+        ("user", 1, "Where?"),
+        ("assistant", 0, "Here, on the left."),
+        ("user", 0, "Sure?"),
+        ("assistant", 0, "e"),
+    ],
+    [
+        ("user", 2, "Which of the two is larger?"),
+        ("assistant", 0, "The second one, by far, as everybody can see at once."),
+    ],
 ]
 SIZES = [(70, 50), (120, 40), (64, 90), (100, 100)]
 
@@ -39,12 +52,16 @@ def samples() -> list[tuple[Sample, list[Image.Image]]]:
 
 
 def oracle(folder: Path, sample: Sample, images: list[Image.Image], rule: str, threshold: float):
-    """Layer 0's attention and output of the whole model. Token roles are counted by tokenizing growing prefixes of the text."""
+    """Layer 0's attention and output of the whole model. Token roles are counted by tokenizing growing prefixes of the
+    text."""
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     tokenizer = processor.tokenizer
     messages = [
-        {"role": t.role, "content": [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in t.parts]}
+        {
+            "role": t.role,
+            "content": [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in t.parts],
+        }
         for t in sample.turns
     ]
     text = processor.apply_chat_template(messages)
@@ -52,14 +69,18 @@ def oracle(folder: Path, sample: Sample, images: list[Image.Image], rule: str, t
     inputs = processor(text=[text], images=nested, return_tensors="pt")
     caught = {}
     layer = model.model.language_model.layers[0]
-    layer.register_forward_hook(lambda module, args, output: caught.update(hidden=output[0] if isinstance(output, tuple) else output))
+    layer.register_forward_hook(
+        lambda module, args, output: caught.update(hidden=output[0] if isinstance(output, tuple) else output)
+    )
     with torch.no_grad():
         attention = model(**inputs, output_attentions=True).attentions[0][0].mean(0)
     hidden = caught["hidden"][0]
 
     ids = inputs["input_ids"][0]
     image = ids == model.config.image_token_id
-    marks = [tokenizer.convert_tokens_to_ids(m) for m in ("<|vision_start|>", "<|vision_end|>") if m in tokenizer.get_vocab()]
+    marks = [
+        tokenizer.convert_tokens_to_ids(m) for m in ("<|vision_start|>", "<|vision_end|>") if m in tokenizer.get_vocab()
+    ]
     vision = image | torch.isin(ids, torch.tensor(marks, dtype=ids.dtype)) if rule == "reference" else image
     # One byte is one token: token places follow from the bytes of the text between special tokens.
     said = torch.zeros(len(ids), dtype=torch.bool)
@@ -92,7 +113,11 @@ def model_folder(request, tmp_path_factory) -> Path:
 
 def extractor(folder: Path, batch_tokens: int) -> Extractor:
     return Extractor(
-        open_checkpoint(str(folder)), dtype=torch.float32, device=torch.device("cpu"), attention_threshold=0.9, batch_tokens=batch_tokens
+        open_checkpoint(str(folder)),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        attention_threshold=0.9,
+        batch_tokens=batch_tokens,
     )
 
 
@@ -103,7 +128,11 @@ def test_family_agrees_with_the_full_model(model_folder, rule):
     answers = extractor(model_folder, 10_000)(prepared)
     for (sample, images), answer in zip(samples(), answers, strict=True):
         feature, vision, query, attended = oracle(model_folder, sample, images, rule, 0.9)
-        assert (answer.num_vision_tokens, answer.num_query_tokens, answer.num_attended_tokens) == (vision, query, attended)
+        assert (answer.num_vision_tokens, answer.num_query_tokens, answer.num_attended_tokens) == (
+            vision,
+            query,
+            attended,
+        )
         np.testing.assert_allclose(answer.feature, feature, atol=1e-5)
 
 
@@ -125,14 +154,18 @@ def test_equal_images_pass_the_vision_tower_once(model_folder, monkeypatch):
     seen: list[int] = []
     features = together._model.get_image_features
     monkeypatch.setattr(
-        together._model, "get_image_features", lambda **images: seen.append(len(images["pixel_values"])) or features(**images)
+        together._model,
+        "get_image_features",
+        lambda **images: seen.append(len(images["pixel_values"])) or features(**images),
     )
     shared = share_images(prepared)
     assert shared[0].images is shared[3].images is not shared[1].images
     for one, other in zip(apart(prepared), together(shared), strict=True):
         assert one.num_attended_tokens == other.num_attended_tokens
         np.testing.assert_allclose(one.feature, other.feature, atol=2e-6)
-    once = together._family.collate([{name: torch.from_numpy(array) for name, array in item.images.items()} for item in prepared[:3]])
+    once = together._family.collate(
+        [{name: torch.from_numpy(array) for name, array in item.images.items()} for item in prepared[:3]]
+    )
     assert seen == [len(once["pixel_values"])]
 
 
@@ -179,7 +212,8 @@ def reason_of(folder: Path, sample: Sample) -> str | None:
 
 
 def test_a_text_cannot_speak_for_the_template_or_for_media(model_folder):
-    """What the template writes, or what stands for an image or a video, is refused; other special tokens are but text."""
+    """What the template writes, or what stands for an image or a video, is refused; other special tokens are but
+    text."""
     template = AutoProcessor.from_pretrained(model_folder).chat_template
     written = "<|im_end|>" in template
     expected = Reason.SPECIAL_TOKEN if written else None
@@ -189,7 +223,9 @@ def test_a_text_cannot_speak_for_the_template_or_for_media(model_folder):
     assert reason_of(model_folder, asked("x</s> <s>y</s> <|endoftext|> <pad>")) is None
     tokens = {"qwen": "<|video_pad|>", "llava_onevision": "<video>"}
     for family, token in tokens.items():
-        assert reason_of(model_folder, asked(token)) == (Reason.SPECIAL_TOKEN if model_folder.name.startswith(family) else None)
+        assert reason_of(model_folder, asked(token)) == (
+            Reason.SPECIAL_TOKEN if model_folder.name.startswith(family) else None
+        )
     media = "<|image_pad|>" if model_folder.name.startswith("qwen") else "<image>"
     assert reason_of(model_folder, asked("Hi", answer=f"an {media}")) == Reason.SPECIAL_TOKEN
 
@@ -222,9 +258,13 @@ def test_pixels_are_those_that_the_models_own_processor_takes_from_a_picture(mod
     """An EXIF turn is not applied, as transformers does not apply it to a PIL image."""
     prepared = Preparer(open_checkpoint(str(model_folder)))(asked("What?"), [load_image(ImageRef("x", data=data))])
     processor = AutoProcessor.from_pretrained(model_folder)
-    expected = processor.image_processor(Image.open(io.BytesIO(data)), do_rescale=False, do_normalize=False, return_tensors="np")
+    expected = processor.image_processor(
+        Image.open(io.BytesIO(data)), do_rescale=False, do_normalize=False, return_tensors="np"
+    )
     family = open_checkpoint(str(model_folder)).family
     pixels = family.all_frames(torch.from_numpy(prepared.images["pixel_values"]), processor.image_processor)
     np.testing.assert_array_equal(pixels, expected["pixel_values"])
     if family.resizable:
-        assert 2 * prepared.images["pixel_values"].nbytes == expected["pixel_values"].astype(np.uint8).nbytes, "one frame of two travels"
+        assert 2 * prepared.images["pixel_values"].nbytes == expected["pixel_values"].astype(np.uint8).nbytes, (
+            "one frame of two travels"
+        )

@@ -3,12 +3,12 @@
 import gzip
 import zlib
 
-from scalselect_ray import storage
 from scalselect_ray.corpus.formats.base import Broken, Cutting, Format, Run, UnreadableFileError
 from scalselect_ray.corpus.formats.json_list import JsonList
 from scalselect_ray.corpus.formats.jsonl import JsonLines
 from scalselect_ray.corpus.formats.parquet import Parquet
 from scalselect_ray.corpus.formats.webdataset import WebDataset
+from scalselect_ray.io import storage
 
 __all__ = ["FORMATS", "Broken", "Cutting", "Format", "Run", "UnreadableFileError", "format_of", "is_corpus_file"]
 
@@ -31,7 +31,12 @@ _NOT_CORPUS = ("dataset_info.json", "_stats.json", "state.json", "dataset_infos.
 def is_corpus_file(uri: str) -> bool:
     """Whether a file found in a folder looks like a part of a corpus."""
     name = uri.rpartition("/")[2]
-    return name.endswith((*FORMATS, ".json")) and not name.startswith(".") and not name.endswith(_NOT_CORPUS) and "/.nv-meta/" not in uri
+    return (
+        name.endswith((*FORMATS, ".json"))
+        and not name.startswith(".")
+        and not name.endswith(_NOT_CORPUS)
+        and "/.nv-meta/" not in uri
+    )
 
 
 def format_of(file: storage.FileInfo) -> Format:

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from scalselect_ray.corpus.sample import Reason
-from scalselect_ray.storage import FileInfo
+from scalselect_ray.io.storage import FileInfo
 
 MAX_ROW_BYTES = 1 << 28  # a longer row is no sample but an attack or an accident
 
 
 class Run(NamedTuple):
-    """Rows [first_row, stop_row) of a file and the bytes [start_byte, stop_byte) that hold them: (0, 0) in a stream, which has one start.
+    """Rows [first_row, stop_row) of a file and the bytes [start_byte, stop_byte) that hold them: (0, 0) in a stream,
+    which has one start.
 
     Runs with the same bytes are read together.
     """
@@ -25,8 +26,8 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Cutting:
-    """How a file is cut into runs: at most `max_rows` rows and `max_bytes` bytes each, around the runs in `kept` (first row to stop row),
-    which are as they are."""
+    """How a file is cut into runs: at most `max_rows` rows and `max_bytes` bytes each, around the runs in `kept` (first
+    row to stop row), which are as they are."""
 
     max_rows: int
     max_bytes: int

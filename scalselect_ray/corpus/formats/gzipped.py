@@ -6,7 +6,7 @@ import zlib
 from typing import Any, BinaryIO, cast
 
 from scalselect_ray.corpus.formats.base import UnreadableFileError
-from scalselect_ray.storage import FileInfo
+from scalselect_ray.io.storage import FileInfo
 
 _BLOCK = 1 << 16
 _FREE = 1 << 26  # bytes that any file may inflate to
@@ -16,9 +16,8 @@ _RATIO = 200  # what a larger one may inflate to, in its own sizes: text comes t
 def inflated(raw: BinaryIO, file: FileInfo) -> BinaryIO:
     """The content of a gzip file that is open as `raw`; checked by the file's own checksum, as far as it is read.
 
-    Reads raise UnreadableFileError where the gzip is broken, or where it turns out to be a bomb: little memory is spent before that,
-    and little time.
-    """
+    Reads raise UnreadableFileError where the gzip is broken, or where it turns out to be a bomb: little memory is spent
+    before that, and little time."""
     return cast(BinaryIO, io.BufferedReader(_Inflated(raw, max_inflated(file)), _BLOCK))
 
 
@@ -42,6 +41,8 @@ class _Inflated(io.RawIOBase):
             raise UnreadableFileError(f"broken gzip: {error}") from error
         self._at += len(data)
         if self._at > self._limit:
-            raise UnreadableFileError(f"the gzip inflates to more than {self._limit:,} bytes, {_RATIO} times its size: a bomb")
+            raise UnreadableFileError(
+                f"the gzip inflates to more than {self._limit:,} bytes, {_RATIO} times its size: a bomb"
+            )
         buffer[: len(data)] = data
         return len(data)

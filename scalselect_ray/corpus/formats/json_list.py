@@ -4,9 +4,9 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from scalselect_ray import storage
 from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Cutting, Run, UnreadableFileError, cut, parse_row
-from scalselect_ray.storage import FileInfo
+from scalselect_ray.io import storage
+from scalselect_ray.io.storage import FileInfo
 
 _WINDOW = 1 << 22  # bytes read at once
 _BLANKS = re.compile(r"[ \t\r\n]*")
@@ -54,7 +54,9 @@ def _elements(file: FileInfo) -> Iterator[tuple[int, int]]:
                     return
                 elif expect_comma:
                     if character != ",":
-                        raise UnreadableFileError(f"broken JSON behind row {row - 1}, at byte {offset + at}: expected ',' or ']'")
+                        raise UnreadableFileError(
+                            f"broken JSON behind row {row - 1}, at byte {offset + at}: expected ',' or ']'"
+                        )
                     expect_comma, at = False, at + 1
                 else:
                     try:
@@ -62,14 +64,18 @@ def _elements(file: FileInfo) -> Iterator[tuple[int, int]]:
                     except (ValueError, RecursionError) as error:
                         if block and len(text) - at < MAX_ROW_BYTES:
                             break  # may go on in the next window
-                        raise UnreadableFileError(f"broken JSON in row {row}, at byte {offset + at}: {error}") from error
+                        raise UnreadableFileError(
+                            f"broken JSON in row {row}, at byte {offset + at}: {error}"
+                        ) from error
                     if end == len(text) and block:
                         break  # a number could go on
                     yield offset + at, offset + end
                     row, expect_comma, at = row + 1, True, end
             window, offset = window[at:], offset + at
             if not block:
-                raise UnreadableFileError(f"the JSON list breaks off behind row {row - 1}" if opened else "the file is empty")
+                raise UnreadableFileError(
+                    f"the JSON list breaks off behind row {row - 1}" if opened else "the file is empty"
+                )
 
 
 def _split(block: bytes) -> Iterator[bytes]:

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from scalselect_ray import storage
 from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Cutting, Run, UnreadableFileError, cut, parse_row
 from scalselect_ray.corpus.formats.gzipped import inflated
-from scalselect_ray.storage import FileInfo
+from scalselect_ray.io import storage
+from scalselect_ray.io.storage import FileInfo
 
 _MAX_BLANK = 1 << 16  # bytes of lines without a row, at most
 

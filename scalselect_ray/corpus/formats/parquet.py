@@ -1,4 +1,5 @@
-"""Parquet: slices are rows, whole row groups where these are near the wanted size; only the columns of a sample are read."""
+"""Parquet: slices are rows, whole row groups where these are near the wanted size; only the columns of a sample are
+read."""
 
 import bisect
 import itertools
@@ -9,25 +10,29 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalselect_ray import storage
 from scalselect_ray.corpus.conversation import COLUMNS
 from scalselect_ray.corpus.formats.base import Broken, Cutting, Run, UnreadableFileError
 from scalselect_ray.corpus.sample import Reason
 from scalselect_ray.errors import StorageError
-from scalselect_ray.storage import FileInfo
+from scalselect_ray.io import storage
+from scalselect_ray.io.storage import FileInfo
 
 
 class Parquet:
     """Reads the footer to plan, and the row groups that a slice touches to read it.
 
-    A run has the bytes from its first row group to its last, so that the parts of one large group are seen to share them.
-    """
+    A run has the bytes from its first row group to its last, so that the parts of one large group are seen to share
+    them."""
 
     def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[Run]:
         with storage.open_random(file.uri) as stream:
             metadata = _open(stream).metadata
-        if not 0 <= metadata.num_rows <= file.size or any(metadata.row_group(n).num_rows < 0 for n in range(metadata.num_row_groups)):
-            raise UnreadableFileError(f"broken Parquet: its footer claims {metadata.num_rows:,} rows in {file.size:,} bytes")
+        if not 0 <= metadata.num_rows <= file.size or any(
+            metadata.row_group(n).num_rows < 0 for n in range(metadata.num_row_groups)
+        ):
+            raise UnreadableFileError(
+                f"broken Parquet: its footer claims {metadata.num_rows:,} rows in {file.size:,} bytes"
+            )
         return _around(_runs(metadata, cutting.max_rows, cutting.max_bytes), cutting.kept)
 
     def read(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[object]]]:
@@ -66,7 +71,8 @@ def _runs(metadata: pq.FileMetaData, max_rows: int, max_bytes: int) -> Iterator[
 
 
 def _around(runs: Iterator[Run], kept: Mapping[int, int]) -> Iterator[Run]:
-    """The same rows with the runs of `kept` (first row to stop row) as they are: what lies in one of them goes, the rest ends at it."""
+    """The same rows with the runs of `kept` (first row to stop row) as they are: what lies in one of them goes, the
+    rest ends at it."""
     at, firsts = 0, sorted(kept)
     for run in runs:
         at = max(at, run.first_row)
@@ -95,7 +101,9 @@ def _is_trouble(error: Exception) -> bool:
 
 def _without_columns(names: list[str]) -> Iterator[object]:
     """What each row is of a file that has none of a sample's columns."""
-    return itertools.repeat(Broken(f"no conversation: none of the columns {', '.join(COLUMNS)} among {sorted(names)[:12]}"))
+    return itertools.repeat(
+        Broken(f"no conversation: none of the columns {', '.join(COLUMNS)} among {sorted(names)[:12]}")
+    )
 
 
 def _rows(parquet: pq.ParquetFile, columns: list[str], first: int, stop: int) -> Iterator[object]:
@@ -106,7 +114,9 @@ def _rows(parquet: pq.ParquetFile, columns: list[str], first: int, stop: int) ->
         at, end = max(first, group_start), min(stop, group_stop)
         problem = "it has fewer rows than the footer says"
         try:
-            for record in _group_rows(parquet, columns, number, at - group_start, end - group_start) if at < end else ():
+            for record in (
+                _group_rows(parquet, columns, number, at - group_start, end - group_start) if at < end else ()
+            ):
                 yield record
                 at += 1
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:

@@ -1,4 +1,5 @@
-"""WebDataset tar shards: neighbouring members with one key are one sample. Members are read from the stream, never extracted."""
+"""WebDataset tar shards: neighbouring members with one key are one sample. Members are read from the stream, never
+extracted."""
 
 import io
 import json
@@ -7,18 +8,24 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple, Self, TypeVar, cast
 
-from scalselect_ray import storage
 from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Broken, Cutting, Run, UnreadableFileError, cut
 from scalselect_ray.corpus.formats.gzipped import inflated, max_inflated
 from scalselect_ray.corpus.sample import Reason
 from scalselect_ray.errors import StorageError
-from scalselect_ray.storage import FileInfo
+from scalselect_ray.io import storage
+from scalselect_ray.io.storage import FileInfo
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _BLOCK = 512
 _END = 2 * _BLOCK  # zeros, the end mark
 _MAX_EXTENSION = 1 << 14  # bytes of a header that extends another one, such as a long name
-_EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_EXTENSIONS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 _TAIL = 1 << 16  # bytes read at once behind the end mark: tools fill up their last record with zeros
 T = TypeVar("T")
 
@@ -57,7 +64,8 @@ class WebDataset:
                 yield _key(members[0].info)
 
     def members(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[list[tuple[str, bytes]]]]]:
-        """(name, content) of the members of each row of consecutive runs; the images in the order in which the row names them."""
+        """(name, content) of the members of each row of consecutive runs; the images in the order in which the row
+        names them."""
         return self._read(file, runs, _members, lambda name, size: [])
 
     def _read(
@@ -123,8 +131,8 @@ class _Header(tarfile.TarInfo):
 
 
 def _groups(tar: tarfile.TarFile, limit: int | None = None) -> Iterator[list[_Member]]:
-    """The members of each key, of a stream where a `limit` of its bytes is given. Raises UnreadableFileError where the tar is cut, after
-    the whole keys before."""
+    """The members of each key, of a stream where a `limit` of its bytes is given. Raises UnreadableFileError where the
+    tar is cut, after the whole keys before."""
     group: list[_Member] = []
     at = -1
     while True:
@@ -236,7 +244,9 @@ def _members(tar: tarfile.TarFile, members: list[_Member]) -> list[tuple[str, by
     record = _record(tar, members)
     images = [image["path"] for image in record["images"]] if isinstance(record, dict) else []
     found = {info.name: read if read is not None else _content(tar, info) for info, read in members}
-    return [(name, data) for name, data in found.items() if name not in images] + [(name, found[name]) for name in images]
+    return [(name, data) for name, data in found.items() if name not in images] + [
+        (name, found[name]) for name in images
+    ]
 
 
 def _ordered(record: dict[str, object], images: dict[str, dict[str, object]]) -> list[dict[str, object]]:
@@ -244,5 +254,9 @@ def _ordered(record: dict[str, object], images: dict[str, dict[str, object]]) ->
     named = record.get("images", record.get("image"))
     names = [named] if isinstance(named, str) else named if isinstance(named, list) else []
     by_name = {posixpath.basename(name): image for name, image in images.items()}
-    found = [by_name[posixpath.basename(name)] for name in names if isinstance(name, str) and posixpath.basename(name) in by_name]
+    found = [
+        by_name[posixpath.basename(name)]
+        for name in names
+        if isinstance(name, str) and posixpath.basename(name) in by_name
+    ]
     return found if len(found) == len(images) else list(images.values())

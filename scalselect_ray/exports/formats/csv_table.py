@@ -6,8 +6,8 @@ from typing import BinaryIO
 import pyarrow as pa
 from pyarrow import csv
 
-from scalselect_ray import storage
 from scalselect_ray.exports.base import Finish, Format, Part, Usage, join_parts
+from scalselect_ray.io import storage
 
 _COLUMNS = ["rank", "source", "shard", "row", "id", "score"]
 

@@ -1,8 +1,7 @@
 """DataComp's subset file: a sorted array of 128-bit keys.
 
-The key of a row is its `uid`, or else its `id`, where that is 32 hexadecimal digits; of any other row the first 128 bits of the SHA-256 of
-source, shard URI and row number, joined by NUL.
-"""
+The key of a row is its `uid`, or else its `id`, where that is 32 hexadecimal digits; of any other row the first 128
+bits of the SHA-256 of source, shard URI and row number, joined by NUL."""
 
 import hashlib
 import re
@@ -11,8 +10,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from scalselect_ray import storage
 from scalselect_ray.exports.base import Finish, Format, Part, Row, Usage, join_parts
+from scalselect_ray.io import storage
 
 _UID = re.compile(r"^[0-9a-fA-F]{32}$")
 
@@ -38,7 +37,11 @@ class DataComp(Format):
 
     def finish(self, finish: Finish) -> Usage:
         uri = storage.join(finish.target, "subset.npy")
-        header: dict[str, Any] = {"descr": [("f0", "<u8"), ("f1", "<u8")], "fortran_order": False, "shape": (finish.count,)}
+        header: dict[str, Any] = {
+            "descr": [("f0", "<u8"), ("f1", "<u8")],
+            "fortran_order": False,
+            "shape": (finish.count,),
+        }
         with storage.open_write(uri) as stream:
             np.lib.format.write_array_header_1_0(stream, header)
             join_parts(stream, finish.parts)

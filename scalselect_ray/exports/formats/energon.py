@@ -1,4 +1,5 @@
-"""Megatron-Energon: a split file for the WebDataset shards that are there, which excludes what is not chosen. Nothing is copied."""
+"""Megatron-Energon: a split file for the WebDataset shards that are there, which excludes what is not chosen. Nothing
+is copied."""
 
 import json
 import re
@@ -7,9 +8,9 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from scalselect_ray import storage
 from scalselect_ray.errors import CorpusError
 from scalselect_ray.exports.base import Finish, Format, Part, Shard, Usage, common_folder
+from scalselect_ray.io import storage
 
 
 class Energon(Format):
@@ -31,14 +32,21 @@ class Energon(Format):
         for number, source in enumerate(sources):
             shards = [shard for shard in finish.shards if shard.source == source]
             root = _dataset_folder(shards)
-            name = "split.yaml" if len(sources) == 1 else f"split-{number}-{re.sub('[^A-Za-z0-9_-]+', '-', source)[:60]}.yaml"
+            name = (
+                "split.yaml"
+                if len(sources) == 1
+                else f"split-{number}-{re.sub('[^A-Za-z0-9_-]+', '-', source)[:60]}.yaml"
+            )
             uri = storage.join(finish.target, name)
             with storage.open_write(uri) as stream:
                 _write_split(stream, root, shards, parts)
             lines.append(
-                f"copy {uri} to {storage.join(root, '.nv-meta', f'scalselect-{name}')}; in the metadataset: split_config: scalselect-{name}"
+                f"copy {uri} to {storage.join(root, '.nv-meta', f'scalselect-{name}')}; in the metadataset: "
+                f"split_config: scalselect-{name}"
             )
-        return Usage(lines, ["the shards are read in their own order: Energon cannot take a prefix by rank of this export"])
+        return Usage(
+            lines, ["the shards are read in their own order: Energon cannot take a prefix by rank of this export"]
+        )
 
 
 def _dataset_folder(shards: Sequence[Shard]) -> str:

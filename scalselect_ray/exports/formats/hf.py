@@ -73,7 +73,9 @@ class HuggingFace(Format):
 def _item(row: Row, part: Part) -> dict[str, Any]:
     return {
         "messages": [{"role": turn.role, "content": _content(turn)} for turn in row.turns],
-        "images": [{"bytes": image.data, "path": image.name if image.data is not None else image.uri} for image in row.pictures],
+        "images": [
+            {"bytes": image.data, "path": image.name if image.data is not None else image.uri} for image in row.pictures
+        ],
         "id": None if row.id is None else str(row.id),
         "source": row.source,
         "rank": row.rank,
@@ -82,4 +84,7 @@ def _item(row: Row, part: Part) -> dict[str, Any]:
 
 
 def _content(turn: Turn) -> list[dict[str, str | None]]:
-    return [{"type": "image", "text": None} if isinstance(part, ImagePart) else {"type": "text", "text": part} for part in turn.parts]
+    return [
+        {"type": "image", "text": None} if isinstance(part, ImagePart) else {"type": "text", "text": part}
+        for part in turn.parts
+    ]

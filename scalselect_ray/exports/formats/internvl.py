@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-from scalselect_ray import storage
 from scalselect_ray.corpus import PLACEHOLDER
 from scalselect_ray.exports.base import Finish, Part, Row, Usage
 from scalselect_ray.exports.formats.json_files import JsonFile, check_counts, conversations, one_or_list, row_id
+from scalselect_ray.io import storage
 
 
 class InternVL(JsonFile):
@@ -20,11 +20,19 @@ class InternVL(JsonFile):
         paths = [part.places.path(picture) for picture in row.pictures]
         image = one_or_list(paths)
         if paths and PLACEHOLDER not in turns[0]["value"]:
-            image = {"image": paths}  # to a row with one path and no placeholder in its first turn the trainer adds one there
+            image = {
+                "image": paths
+            }  # to a row with one path and no placeholder in its first turn the trainer adds one there
         return {**row_id(row), **image, "conversations": turns}
 
     def usage(self, finish: Finish, file: str) -> Usage:
-        entry = {"root": finish.places.folder, "annotation": file, "data_augment": False, "repeat_time": 1, "length": finish.count}
+        entry = {
+            "root": finish.places.folder,
+            "annotation": file,
+            "data_augment": False,
+            "repeat_time": 1,
+            "length": finish.count,
+        }
         meta = storage.join(finish.target, "meta.json")
         storage.write(meta, json.dumps({"scalselect": entry}, indent=2).encode())
         return Usage([f"--meta_path {meta}"], smaller="a repeat_time below 1 in meta.json keeps the first part")

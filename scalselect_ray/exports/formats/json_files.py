@@ -5,15 +5,26 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, ClassVar
 
-from scalselect_ray import storage
 from scalselect_ray.corpus import PLACEHOLDER
-from scalselect_ray.exports.base import Finish, Format, Images, NotExportableError, Part, Row, Usage, join_parts, text_of
+from scalselect_ray.exports.base import (
+    Finish,
+    Format,
+    Images,
+    NotExportableError,
+    Part,
+    Row,
+    Usage,
+    join_parts,
+    text_of,
+)
+from scalselect_ray.io import storage
 
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
 class JsonFile(Format):
-    """Rows to objects of one file in rank order: lines, or with the suffix `.json` a list. ASCII with escapes: every locale reads the same.
+    """Rows to objects of one file in rank order: lines, or with the suffix `.json` a list. ASCII with escapes: every
+    locale reads the same.
 
     Parts are written side by side and put together at the end.
     """
@@ -43,7 +54,9 @@ class JsonFile(Format):
         opening, closing = (b"[\n", b"\n]\n") if self.file.endswith(".json") else (b"", b"\n")
         with storage.open_write(file) as stream:
             stream.write(opening)
-            join_parts(stream, [uri for uri, count in zip(finish.parts, finish.counts, strict=True) if count], self._between)
+            join_parts(
+                stream, [uri for uri, count in zip(finish.parts, finish.counts, strict=True) if count], self._between
+            )
             stream.write(closing)
         return self.usage(finish, file)
 
@@ -82,7 +95,8 @@ def check_counts(row: Row, roles: Sequence[str], others: Sequence[str] = ()) -> 
 
 
 def check_turns(row: Row, pairs: bool = False) -> None:
-    """Refuses rows in which user and assistant do not take turns; with `pairs` also those in which the user has the last word."""
+    """Refuses rows in which user and assistant do not take turns; with `pairs` also those in which the user has the
+    last word."""
     roles = [turn.role for turn in row.turns if turn.role != "system"]
     if any(role != ("user", "assistant")[number % 2] for number, role in enumerate(roles)):
         raise NotExportableError("user and assistant do not take turns")

@@ -3,14 +3,20 @@
 import json
 from typing import Any
 
-from scalselect_ray import storage
 from scalselect_ray.exports.base import Finish, Part, Row, Usage
 from scalselect_ray.exports.formats.json_files import JsonFile, check_counts, check_turns, messages
+from scalselect_ray.io import storage
 
 _ENTRY = {
     "formatting": "sharegpt",
     "columns": {"messages": "messages", "images": "images"},
-    "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant", "system_tag": "system"},
+    "tags": {
+        "role_tag": "role",
+        "content_tag": "content",
+        "user_tag": "user",
+        "assistant_tag": "assistant",
+        "system_tag": "system",
+    },
 }
 
 

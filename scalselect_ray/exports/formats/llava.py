@@ -3,7 +3,14 @@
 from typing import Any
 
 from scalselect_ray.exports.base import Finish, NotExportableError, Part, Row, Usage
-from scalselect_ray.exports.formats.json_files import JsonFile, check_counts, check_turns, one_or_list, row_id, without_system
+from scalselect_ray.exports.formats.json_files import (
+    JsonFile,
+    check_counts,
+    check_turns,
+    one_or_list,
+    row_id,
+    without_system,
+)
 
 
 class Llava(JsonFile):
@@ -18,7 +25,11 @@ class Llava(JsonFile):
 
     def row(self, row: Row, part: Part) -> dict[str, Any]:
         turns = without_system(row, part, "LLaVA has one of its own")
-        return {**row_id(row), **one_or_list([part.places.path(picture) for picture in row.pictures]), "conversations": turns}
+        return {
+            **row_id(row),
+            **one_or_list([part.places.path(picture) for picture in row.pictures]),
+            "conversations": turns,
+        }
 
     def usage(self, finish: Finish, file: str) -> Usage:
         return Usage([f"--data_path {file} --image_folder {finish.places.folder}"])

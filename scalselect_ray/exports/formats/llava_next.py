@@ -3,9 +3,16 @@
 import json
 from typing import Any
 
-from scalselect_ray import storage
 from scalselect_ray.exports.base import Finish, Part, Row, Usage
-from scalselect_ray.exports.formats.json_files import JsonFile, check_counts, check_turns, one_or_list, row_id, without_system
+from scalselect_ray.exports.formats.json_files import (
+    JsonFile,
+    check_counts,
+    check_turns,
+    one_or_list,
+    row_id,
+    without_system,
+)
+from scalselect_ray.io import storage
 
 
 class LlavaNext(JsonFile):
@@ -17,7 +24,11 @@ class LlavaNext(JsonFile):
 
     def row(self, row: Row, part: Part) -> dict[str, Any]:
         turns = without_system(row, part, "LLaVA-NeXT has one of its own")
-        return {**row_id(row), **one_or_list([part.places.path(picture) for picture in row.pictures]), "conversations": turns}
+        return {
+            **row_id(row),
+            **one_or_list([part.places.path(picture) for picture in row.pictures]),
+            "conversations": turns,
+        }
 
     def usage(self, finish: Finish, file: str) -> Usage:
         listed = storage.join(finish.target, "datasets.yaml")

@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-from scalselect_ray import storage
 from scalselect_ray.corpus import PLACEHOLDER, ImagePart
 from scalselect_ray.exports.base import Finish, NotExportableError, Part, Row, Usage
 from scalselect_ray.exports.formats.json_files import JsonFile, check_counts, one_or_list, row_id, without_system
+from scalselect_ray.io import storage
 
 
 class QwenVL(JsonFile):
@@ -19,7 +19,11 @@ class QwenVL(JsonFile):
 
     def row(self, row: Row, part: Part) -> dict[str, Any]:
         turns = without_system(row, part, "the trainer takes every turn that is not the user's for an answer")
-        return {**row_id(row), **one_or_list([part.places.path(picture) for picture in row.pictures]), "conversations": turns}
+        return {
+            **row_id(row),
+            **one_or_list([part.places.path(picture) for picture in row.pictures]),
+            "conversations": turns,
+        }
 
     def usage(self, finish: Finish, file: str) -> Usage:
         entry = {"annotation_path": file, "data_path": finish.places.folder}

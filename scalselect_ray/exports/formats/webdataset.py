@@ -1,4 +1,5 @@
-"""Tars of the chosen samples in rank order. Members of tars stay what they were, byte for byte; only their keys are new."""
+"""Tars of the chosen samples in rank order. Members of tars stay what they were, byte for byte; only their keys are
+new."""
 
 import io
 import json
@@ -7,10 +8,10 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from scalselect_ray import storage
 from scalselect_ray.exports.base import Finish, Format, Images, Part, Row, Usage
 from scalselect_ray.exports.formats.json_files import messages
 from scalselect_ray.exports.rows import suffix_of
+from scalselect_ray.io import storage
 
 
 class WebDatasetShards(Format):

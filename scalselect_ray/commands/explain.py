@@ -1,0 +1,286 @@
+"""Why one sample has its score: from what a run has stored, a part at a time. The corpus and the model are not read."""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from scalselect_ray.console import Console
+from scalselect_ray.corpus import slice_range
+from scalselect_ray.errors import CorpusError
+from scalselect_ray.io import storage
+from scalselect_ray.store.features import COUNTS, FeatureStore, features_of
+from scalselect_ray.store.runs import Runs
+from scalselect_ray.store.tables import Key, part_uris, read_batches, rejects_uri, text_only_uri
+from scalselect_ray.subspace import Subspace, decomposition
+
+_THREADS = 16  # that look for the sample's feature file
+_MOST_MATCHES = 50  # that are listed
+_MOST_DIRECTIONS = 10  # that are shown
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A sample of the run that is meant by what was asked for."""
+
+    key: Key
+    id: str | None
+    score: float | None  # None: it was not scored, by `reason`
+    reason: str | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Direction:
+    """One direction of the basis: what of the score it brings."""
+
+    number: int  # from 1, in the order of their energy
+    contribution: float  # ((y . v_j) / s_j)^2; these sum to the score
+    share: float  # of the score
+    energy: float  # share of the corpus's energy along this direction
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One scored sample against the corpus."""
+
+    match: Match
+    place: int  # among all scored samples, from 1, best first; equal scores share the best place
+    scored: int
+    below: int  # scored samples with a lower score
+    rank: int | None  # in the manifest; None: not chosen
+    line: float | None  # lowest chosen score: of its source where sources have quotas; None: nothing of it is chosen
+    mean: float  # score of the corpus
+    tokens: Mapping[str, int] | None  # None: its feature file is gone
+    directions: list[Direction]  # largest contribution first
+    k: int
+
+
+def explain(output: str, wanted: str, run: str, console: Console) -> dict[str, Any]:
+    """Prints and returns why the sample that `wanted` names has its score; when several have that id, which these
+    are."""
+    record = Runs(output).find(run)
+    folder = Runs(output).folder(record["run_id"])
+    matches = _matches(folder, wanted)
+    if not matches:
+        raise CorpusError(
+            f"run {record['run_id']} has no sample '{storage.redact(wanted)}'; expected an id as in the manifest, or "
+            f"SHARD:ROW "
+            "(the file's URI or the end of it, and the row's number from 0)"
+        )
+    if len(matches) > 1:
+        shown = matches[:_MOST_MATCHES]
+        console.note(f"{_some(matches)} samples are called {storage.redact(wanted)}; name one by its place:")
+        for match in shown:
+            console.note(f"  {match.key}  {match.reason if match.score is None else f'score {match.score:.6g}'}")
+        return {"run_id": record["run_id"], "matches": [_match(match) for match in shown]}
+    match = matches[0]
+    if match.score is None:
+        console.note(
+            f"{match.key}  id {match.id}\n  it has no score: "
+            f"{match.reason}{f': {match.message}' if match.message else ''}"
+        )
+        return {"run_id": record["run_id"], "matches": [_match(match)]}
+    found = _explain(output, record, folder, match)
+    _show(found, record, console)
+    answer = asdict(found)
+    del answer["match"]
+    percentile = 100 * found.below / found.scored
+    return {"run_id": record["run_id"], "matches": [_match(match)], "percentile": percentile, **answer}
+
+
+def _explain(output: str, record: Mapping[str, Any], folder: str, match: Match) -> Explanation:
+    config = yaml.safe_load(storage.read_bytes(storage.join(folder, "config.yaml")))
+    scored = above = below = 0
+    total = 0.0
+    for table in _tables(folder, "scores", ["score"]):
+        score = table["score"].to_numpy()
+        scored, above, below = (
+            scored + len(score),
+            above + int((score > match.score).sum()),
+            below + int((score < match.score).sum()),
+        )
+        total += float(score.sum())
+    rank, line = None, None
+    for table in _tables(folder, "manifest", [*Key._fields, "score", "rank"]):
+        ours = table.filter(pc.equal(table["row"], match.key.row))
+        rank = rank or next(
+            (row["rank"] for row in ours.to_pylist() if Key(*(row[name] for name in Key._fields)) == match.key), None
+        )
+        if config["selection"].get("per_source"):
+            table = table.filter(pc.equal(table["source"], match.key.source))
+        lowest = pc.min(table["score"]).as_py()
+        line = lowest if line is None else line if lowest is None else min(line, lowest)
+    data = storage.read_bytes(storage.join(folder, "subspace.safetensors"))
+    subspace = decomposition.from_bytes(data)
+    row, contribution_K = _features_row(FeatureStore(output, record["extractor"]), match, subspace)
+    energy_D = np.square(subspace.spectrum_D)
+    order = np.argsort(-contribution_K, kind="stable").tolist()
+    return Explanation(
+        match,
+        above + 1,
+        scored,
+        below,
+        rank,
+        line,
+        total / scored,
+        None if row is None else {name: row[name] for name in COUNTS},
+        [
+            Direction(
+                place + 1,
+                float(contribution_K[place]),
+                _part(contribution_K[place], match.score),
+                _part(energy_D[place], energy_D.sum()),
+            )
+            for place in order[:_MOST_DIRECTIONS]
+        ],
+        subspace.k,
+    )
+
+
+def _part(value: float, whole: float | None) -> float:
+    return float(value / whole) if whole else 0.0
+
+
+def _matches(folder: str, wanted: str) -> list[Match]:
+    """The samples that have this id, or lie at this SHARD:ROW or SOURCE:SHARD:ROW: scored ones, rejects, text-only ones
+    that were kept."""
+    place, _, number = wanted.rpartition(":")
+    at = int(number) if place and number.isascii() and number.isdecimal() and len(number) < 19 else None
+
+    def meant(table: pa.Table) -> Iterator[dict[str, Any]]:
+        is_it = pc.fill_null(pc.equal(table["id"], wanted), False)
+        if at is not None:
+            is_it = pc.or_(is_it, pc.equal(table["row"], at))
+        for row in table.filter(is_it).to_pylist():
+            key = Key(row["source"], row["shard"], row["row"])
+            if (
+                row["id"] == wanted
+                or str(key) == wanted
+                or place in (key.shard, f"{key.source}:{key.shard}")
+                or key.shard.endswith(f"/{place}")
+            ):
+                yield row
+
+    found: list[Match] = []
+    columns = [*Key._fields, "id"]
+    for table in _tables(folder, "scores", [*columns, "score"]):
+        found += [Match(Key(row["source"], row["shard"], row["row"]), row["id"], row["score"]) for row in meant(table)]
+    for table in read_batches(rejects_uri(folder), [*columns, "reason", "message"]):
+        found += [
+            Match(Key(row["source"], row["shard"], row["row"]), row["id"], None, row["reason"], row["message"])
+            for row in meant(table)
+        ]
+    kept = text_only_uri(folder)
+    for table in read_batches(kept, columns) if storage.exists(kept) else ():
+        found += [
+            Match(Key(row["source"], row["shard"], row["row"]), row["id"], None, "text_only", "kept")
+            for row in meant(table)
+        ]
+    return found
+
+
+def _features_row(store: FeatureStore, match: Match, subspace: Subspace) -> tuple[dict[str, Any] | None, np.ndarray]:
+    """The sample's row of the feature store, and what each direction brings (K,); (None, empty) when it is gone.
+
+    Slices are named by what their file was, not by its path: those that can hold the row are asked, and of several (a
+    file that has changed since) the one whose feature has the stored score is it."""
+    assert match.score is not None
+    for slice_id in _holding(store, match.key):
+        table = store.read(slice_id, ["row", "reason", *COUNTS, "feature"])
+        table = table.filter(pc.and_(pc.equal(table["row"], match.key.row), pc.is_null(table["reason"])))
+        if len(table):
+            y_D = subspace.transform(features_of(table))[0]
+            contribution_K = np.square(y_D @ (subspace.basis_DK / subspace.singular_values_K))
+            if np.isclose(contribution_K.sum(), match.score, rtol=1e-6):
+                return table.to_pylist()[0], contribution_K
+    return None, np.empty(0)
+
+
+def _holding(store: FeatureStore, key: Key) -> Iterator[str]:
+    """Ids of the slices that hold a row of a file, by a look at each that has rows of this number."""
+
+    def holds(slice_id: str) -> bool:
+        table = store.peek(slice_id, ["source", "shard"])  # None: gone or damaged, and a run mends it
+        return (
+            table is not None
+            and len(table) > 0
+            and (table["source"][0].as_py(), table["shard"][0].as_py()) == (key.source, key.shard)
+        )
+
+    def may_hold(slice_id: str) -> bool:
+        _, first, stop, _ = slice_range(slice_id)
+        return first <= key.row < stop
+
+    some = sorted(filter(may_hold, store.committed()))
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for start in range(0, len(some), 4 * _THREADS):
+            chunk = some[start : start + 4 * _THREADS]
+            yield from (slice_id for slice_id, it_does in zip(chunk, threads.map(holds, chunk), strict=True) if it_does)
+
+
+def _tables(folder: str, name: str, columns: list[str]) -> Iterator[pa.Table]:
+    """The parts of a stored table, a bounded number of rows at a time."""
+    for uri in part_uris(folder, name):
+        yield from read_batches(uri, columns)
+
+
+def _match(match: Match) -> dict[str, Any]:
+    return {**match.key._asdict(), **{name: value for name, value in asdict(match).items() if name != "key"}}
+
+
+def _some(matches: list[Match]) -> str:
+    return f"{len(matches):,}" if len(matches) <= _MOST_MATCHES else f"{len(matches):,} ({_MOST_MATCHES} are shown)"
+
+
+def _show(found: Explanation, record: Mapping[str, Any], console: Console) -> None:
+    match = found.match
+    assert match.score is not None
+    if found.rank is not None:
+        state = f"chosen, rank {found.rank:,} of {record['chosen']:,}"
+    elif found.line is None:
+        state = "not chosen; nothing of its source is" if record["chosen"] else "not chosen; nothing is"
+    elif found.line > match.score:
+        state = f"not chosen: {100 * (1 - match.score / found.line):.2g}% below the line ({found.line:.6g})"
+    else:
+        state = f"not chosen: its score is the line's ({found.line:.6g}), and samples before it filled the budget"
+    console.note(f"{match.key}  id {match.id}")
+    facts: dict[str, object] = {
+        "score": f"{match.score:.6g}, {match.score / found.mean:.3g} times the corpus's mean"
+        if found.mean
+        else f"{match.score:.6g}",
+        "state": state,
+        "place": f"{found.place:,} of {found.scored:,} scored: higher than {100 * found.below / found.scored:.4g}% of "
+        "them",
+    }
+    if found.tokens is None:
+        facts["tokens"] = "not known: its feature file is gone; the next run makes it anew"
+    else:
+        total, vision, query, attended = (found.tokens[name] for name in COUNTS)
+        facts["tokens"] = (
+            f"{total:,}: {vision:,} vision, {query:,} query; {attended:,} of the vision tokens are attended and make "
+            f"the feature"
+        )
+    console.facts(facts)
+    if found.directions:
+        console.note(
+            f"  where the score comes from: {len(found.directions)} of {found.k:,} directions of the subspace, "
+            f"largest share first"
+        )
+        console.table(
+            ("  direction", "of the score", "contribution", "of the corpus's energy"),
+            [
+                (
+                    f"  {item.number}",
+                    f"{100 * item.share:.1f}%",
+                    f"{item.contribution:.4g}",
+                    f"{100 * item.energy:.2g}%",
+                )
+                for item in found.directions
+            ],
+        )

@@ -1,0 +1,101 @@
+"""Which rows of which files a run chose: the manifest, turned from ranks to places."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from scalselect_ray.cluster.tasks import completed
+from scalselect_ray.corpus import CorpusFile
+from scalselect_ray.errors import CorpusError
+from scalselect_ray.io import storage
+from scalselect_ray.store.features import FeatureStore
+from scalselect_ray.store.tables import part_uris, read_part
+from scalselect_ray.subspace import moments
+
+FILE_ROWS = 1 << 40  # more than any file has: (number of a file, row) as one number
+
+
+class Chosen:
+    """The manifest by files of the corpus: sorted keys of each part in Ray's object store, counts here."""
+
+    def __init__(self, run_folder: str, files: Sequence[CorpusFile]) -> None:
+        self.files = files
+        numbers = {(file.source, storage.redact(file.file.uri)): number for number, file in enumerate(files)}
+        self.uris = part_uris(run_folder, "manifest")
+        self.parts: list[Any] = [None] * len(self.uris)
+        self.by_file = np.zeros(len(files), dtype=np.int64)
+        shared = ray.put(numbers)
+        missing: set[tuple[str, str]] = set()
+        for place, refs in completed(_index_part.options(num_returns=2), [(uri, shared) for uri in self.uris]):
+            self.parts[place] = refs[0]
+            counts, unknown = ray.get(refs[1])
+            self.by_file += counts
+            missing.update(unknown)
+        if missing:
+            source, shard = min(missing)
+            raise CorpusError(
+                f"{storage.redact(shard)} (source '{source}') has chosen samples and is no longer in the corpus: "
+                f"bring it back, "
+                "or run again"
+            )
+
+    @property
+    def count(self) -> int:
+        return int(self.by_file.sum())
+
+    def check_unchanged(self, store: FeatureStore, record: dict[str, Any]) -> None:
+        """Every file with chosen samples must be what the run has read: row numbers mean nothing in another."""
+        uri = storage.join(store.output, "moments", store.extractor_id, f"{record['moments']}.safetensors")
+        try:
+            slice_ids: Any = moments.stored_slices(lambda start, stop: storage.read_bytes(uri, start, stop))
+        except (
+            FileNotFoundError,
+            ValueError,
+        ):  # of an older run, and removed; or damaged: what was ever extracted must do
+            slice_ids = store.committed()
+        keys = {slice_id.partition("-")[0] for slice_id in slice_ids}
+        for file, count in zip(self.files, self.by_file, strict=True):
+            if count and file.key not in keys:
+                raise CorpusError(
+                    f"{storage.redact(file.file.uri)} (source '{file.source}') has changed since the run: its rows "
+                    f"are not the chosen ones "
+                    "any more. Bring the old file back, or run again: only what changed is extracted"
+                )
+
+
+@ray.remote
+def _index_part(uri: str, numbers: dict[tuple[str, str], int]) -> tuple[Any, Any]:
+    """(keys, ranks, scores) of one part of the manifest sorted by file and row, and (counts by file, places that are no
+    file)."""
+    table = read_part(uri, ["source", "shard", "row", "rank", "score"])
+    places = list(zip(table["source"].to_pylist(), table["shard"].to_pylist(), strict=True))
+    unknown = {place for place in set(places) if place not in numbers}
+    if unknown:
+        return None, (np.zeros(len(numbers), dtype=np.int64), unknown)
+    file = np.array([numbers[place] for place in places], dtype=np.int64)
+    keys = file * FILE_ROWS + table["row"].to_numpy()
+    order = np.argsort(keys, kind="stable")
+    scores = table["score"].to_numpy()  # NaN where null
+    return (keys[order], table["rank"].to_numpy()[order], scores[order]), (
+        np.bincount(file, minlength=len(numbers)),
+        set(),
+    )
+
+
+def count_wanted(parts: Sequence[Any], number: int, first: int, stop: int) -> int:
+    edges = [number * FILE_ROWS + first, number * FILE_ROWS + stop]
+    return sum(int(np.diff(np.searchsorted(keys, edges))[0]) for keys, _, _ in parts)
+
+
+def wanted(parts: Sequence[Any], number: int, first: int, stop: int) -> Iterator[tuple[int, int, float]]:
+    """(row, rank, score) of the chosen rows [first, stop) of a file."""
+    for keys, ranks, scores in parts:
+        low, high = np.searchsorted(keys, [number * FILE_ROWS + first, number * FILE_ROWS + stop])
+        yield from zip(
+            (keys[low:high] - number * FILE_ROWS).tolist(),
+            ranks[low:high].tolist(),
+            scores[low:high].tolist(),
+            strict=True,
+        )

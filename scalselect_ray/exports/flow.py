@@ -1,0 +1,394 @@
+"""The flow of an export: manifest and corpus -> rows in the order of files -> sorted runs -> parts in the order of
+ranks -> the files.
+
+Tasks do the reading and the writing; the driver sees slices, counts and the places of runs.
+"""
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from scalselect_ray.cluster.preflight import missing_by_node
+from scalselect_ray.cluster.session import own_errors, session
+from scalselect_ray.cluster.tasks import completed, in_order
+from scalselect_ray.config import JobConfig, parse_config
+from scalselect_ray.console import Console
+from scalselect_ray.corpus import CorpusFile, Slice, list_files, plan_file, reading_units
+from scalselect_ray.corpus.formats import UnreadableFileError, format_of
+from scalselect_ray.corpus.formats.webdataset import WebDataset
+from scalselect_ray.errors import ConfigError, CorpusError, OutputError
+from scalselect_ray.exports import FORMATS
+from scalselect_ray.exports.base import (
+    SPOOL,
+    Finish,
+    Format,
+    Images,
+    NotExportableError,
+    Part,
+    Places,
+    Row,
+    Shard,
+    Usage,
+    common_folder,
+    join_parts,
+)
+from scalselect_ray.exports.chosen import FILE_ROWS, Chosen, count_wanted, wanted
+from scalselect_ray.exports.rows import copy_images, fetch_images, read_rows
+from scalselect_ray.exports.spool import Run, RunWriter, merged
+from scalselect_ray.io import storage
+from scalselect_ray.store.features import FeatureStore
+from scalselect_ray.store.runs import Runs
+from scalselect_ray.store.tables import read_part
+
+_RUN_BYTES = 64 << 20  # of a sorted run: what a reading task holds
+_TASK_BYTES = 128 << 20  # about so many bytes of the corpus in one reading task,
+_TASK_ROWS, _TASKS = 5_000, 1_000  # and about so many chosen rows: at least, unless that makes more tasks than this
+_PART_ROWS, _PARTS = 20_000, 200  # the same for parts that are put together to one file
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is exported, how and to where."""
+
+    run_id: str
+    folder: str  # of the run
+    name: str
+    format: Format
+    mode: Images | None
+    target: str
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        return {"run_id": self.run_id, "to": self.name, "images": self.mode}
+
+
+def export(output: str, run_id: str, name: str, target: str, images: str | None, console: Console) -> dict[str, Any]:
+    """Writes the selection of a finished run (its id, or latest) for one trainer; returns what `export.json` holds.
+
+    Raises ScalSelectError.
+    """
+    known = FORMATS.get(name)
+    if known is None:
+        listed = "".join(f"\n  {format_name:<15}{each.about}" for format_name, each in FORMATS.items())
+        raise ConfigError(f"'{name}' is no export format; there are{listed}")
+    if images is not None and images not in known.modes:
+        can = f"only {' or '.join(known.modes)}" if known.modes else "it names no images"
+        raise ConfigError(f"export to {name} does not support --images {images}: {can}")
+    mode = Images(images) if images is not None else next(iter(known.modes), None)
+    runs = Runs(output)
+    record = runs.find(run_id)
+    work = Export(record["run_id"], runs.folder(record["run_id"]), name, known, mode, storage.absolute(target))
+    config = _config_of(work)
+    _check_target(work)
+    with session(), own_errors():
+        files = list_files(config.corpus.sources, config.corpus.slice_rows, config.corpus.slice_bytes)
+        chosen = Chosen(work.folder, files)
+        chosen.check_unchanged(FeatureStore(output, record["extractor"]), record)
+        _claim(work)
+        with console.stage("export", chosen.count, "samples") as stage:
+            if known.needs == "manifest":
+                written = _write_parts(
+                    work,
+                    Places(work.target, work.target, False),
+                    [(_from_manifest, uri) for uri in chosen.uris],
+                    stage.advance,
+                )
+            elif known.needs == "shards":
+                written = _write_shards(work, chosen, console, stage.advance)
+            else:
+                written = _write_rows(work, chosen, stage.advance)
+            if not written.finish.count:
+                reasons = "; ".join(sorted(written.reasons)) or "no chosen sample is in a file that it can use"
+                raise OutputError(f"nothing can be exported to {name}: {reasons}")
+            usage = ray.get(_finish.remote(work, written.finish, written.left_out))
+            if usage.smaller and not config.selection.per_source:
+                usage = replace(usage, lines=[*usage.lines, f"a smaller budget: {usage.smaller}"])
+    return _commit(work, chosen.count, written, usage, console)
+
+
+def _config_of(work: Export) -> JobConfig:
+    uri = storage.join(work.folder, "config.yaml")
+    return parse_config(storage.read_bytes(uri).decode(), where=uri)
+
+
+def _check_target(work: Export) -> None:
+    """The target folder must be empty, or hold this same export, finished or not."""
+    for uri in (_claim_of(work), storage.join(work.target, "export.json")):
+        try:
+            found = json.loads(storage.read_bytes(uri))
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            continue
+        if {name: found.get(name) for name in work.identity} == work.identity:
+            return
+        raise OutputError(
+            f"{storage.redact(work.target)} holds another export ({found.get('to')} of run {found.get('run_id')}): "
+            f"choose another folder"
+        )
+    if storage.list_names(work.target) or storage.list_folders(work.target):
+        raise OutputError(f"{storage.redact(work.target)} is not empty: choose another folder")
+
+
+def _claim(work: Export) -> None:
+    """From here on the folder is this export's, and not finished."""
+    storage.write(_claim_of(work), json.dumps(work.identity).encode())
+    storage.delete([storage.join(work.target, "export.json")])
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    if len(nodes) > 1 and storage.is_local(work.target) and any(missing_by_node(nodes, [_claim_of(work)])):
+        raise OutputError(
+            f"{work.target} is not there on every node of the cluster: use a bucket, or a folder that all nodes share"
+        )
+
+
+def _claim_of(work: Export) -> str:
+    return storage.join(work.target, SPOOL, "export.json")
+
+
+@dataclass
+class _Written:
+    """What the driver knows once all parts are there."""
+
+    finish: Finish
+    reasons: Counter[str]  # of rows that were left out
+    notes: Counter[str]
+    left_out: list[str]  # URIs
+    copied: bool = False
+
+
+def _write_rows(work: Export, chosen: Chosen, advance: Any) -> _Written:
+    tasks = _reading_tasks(chosen)
+    known = work.format
+    part_rows = (
+        max(_PART_ROWS, -(-chosen.count // _PARTS)) if known.part_rows is None else known.part_rows or chosen.count
+    )
+    count = max(1, -(-chosen.count // part_rows))
+    first_keys = [1 + number * part_rows for number in range(1, count)]
+    runs: list[list[Run]] = [[] for _ in tasks]
+    roots: set[str] = set()
+    copied = False
+    for place, ref in completed(
+        _read, [(work, task, chosen.parts, f"{number:05d}", first_keys) for number, task in enumerate(tasks)]
+    ):
+        runs[place], found, has_copies = ray.get(ref)
+        roots.update(found)
+        copied |= has_copies
+    folders = sorted(roots) + ([work.target] if copied else [])
+    places = Places(
+        work.target, common_folder(folders) if folders else work.target, sole_root=len(folders) == 1 and not copied
+    )
+    shared = ray.put([run for some in runs for run in some])
+    written = _write_parts(work, places, [(_from_runs, (shared, part)) for part in range(count)], advance)
+    written.copied = copied
+    return written
+
+
+def _reading_tasks(chosen: Chosen) -> list[list[tuple[int, list[Slice]]]]:
+    """(number of the file, slices) of each reading unit with chosen rows, grouped for tasks."""
+    numbers = [number for number, count in enumerate(chosen.by_file) if count]
+    planned = in_order(_plan_wanted, [(chosen.files[number], number, chosen.parts) for number in numbers])
+    most = max(_TASK_ROWS, -(-chosen.count // _TASKS))
+    tasks: list[list[tuple[int, list[Slice]]]] = []
+    rows = size = 0
+    for number, units in zip(numbers, planned, strict=True):
+        for unit, count in units:
+            if not tasks or rows >= most or size >= _TASK_BYTES:
+                tasks.append([])
+                rows = size = 0
+            tasks[-1].append((number, unit))
+            rows += count
+            size += unit[0].stop_byte - unit[0].start_byte
+    return tasks
+
+
+@ray.remote
+def _plan_wanted(file: CorpusFile, number: int, parts: Sequence[Any]) -> list[tuple[list[Slice], int]]:
+    """The reading units of a file, of each the slices with chosen rows and how many these are."""
+    known = ray.get(list(parts))
+    found = []
+    for unit in reading_units([part for part in plan_file(file) if part.problem is None]):
+        counts = [count_wanted(known, number, part.first_row, part.stop_row) for part in unit]
+        if sum(counts):
+            found.append(([part for part, count in zip(unit, counts, strict=True) if count], sum(counts)))
+    if sum(count for _, count in found) != count_wanted(known, number, 0, FILE_ROWS):
+        raise CorpusError(
+            f"{storage.redact(file.file.uri)} cannot be read to its last chosen row: bring back the file that the run "
+            f"has read"
+        )
+    return found
+
+
+@ray.remote
+def _read(
+    work: Export, units: Sequence[tuple[int, list[Slice]]], parts: Sequence[Any], name: str, first_keys: Sequence[int]
+) -> tuple[list[Run], set[str], bool]:
+    """Sorted runs of the chosen rows of some units; the image roots they refer to; whether images were copied to
+    files."""
+    known = ray.get(list(parts))
+    writer = RunWriter(storage.join(work.target, SPOOL, "rows", name), first_keys, _RUN_BYTES)
+    roots: set[str] = set()
+    copied = False
+    for number, slices in units:
+        places = {
+            row: (rank, None if np.isnan(score) else score)
+            for row, rank, score in wanted(known, number, slices[0].first_row, slices[-1].stop_row)
+        }
+        rows: Iterator[Row] = (
+            _checked(row, work.format) for row in read_rows(slices, places, with_members=work.format.needs == "members")
+        )
+        if work.mode is not None and not work.format.embeds:
+            rows = copy_images(rows, work.mode, work.target)
+        for row in rows:
+            writer.add(work.format.order(row), row)
+            roots.update(
+                picture.root for picture in row.pictures if picture.uri is not None and picture.root is not None
+            )
+            copied |= any(picture.copy is not None for picture in row.pictures)
+    writer.flush()
+    return writer.runs, roots if not work.format.embeds else set(), copied
+
+
+def _checked(row: Row, known: Format) -> Row:
+    """The row, or what is left of it when the trainer could not read it. Without images when the format names none."""
+    try:
+        if row.problem is None:
+            known.check(row)
+    except NotExportableError as error:
+        row = replace(row, problem=str(error))
+    return row if row.problem is None and known.modes else replace(row, turns=(), pictures=(), members=())
+
+
+def _write_shards(work: Export, chosen: Chosen, console: Console, advance: Any) -> _Written:
+    """One part for each tar with chosen samples."""
+    numbers = [number for number, is_tar in enumerate(in_order(_is_tar, [(file,) for file in chosen.files])) if is_tar]
+    elsewhere = chosen.count - int(chosen.by_file[numbers].sum())
+    if elsewhere:
+        console.warn(
+            f"{elsewhere:,} chosen samples lie in files that are no plain tar: they are no part of this export"
+        )
+    shards = [
+        Shard(
+            chosen.files[number].source,
+            chosen.files[number].file.uri,
+            chosen.files[number].file.size,
+            int(chosen.by_file[number]),
+        )
+        for number in numbers
+    ]
+    suppliers = [
+        (functools.partial(_from_tar, number=number, parts=chosen.parts), shard)
+        for number, shard in zip(numbers, shards, strict=True)
+        if shard.chosen
+    ]
+    return _write_parts(work, Places(work.target, work.target, False), suppliers, advance, shards)
+
+
+@ray.remote
+def _is_tar(file: CorpusFile) -> bool:
+    try:
+        kind = format_of(file.file)
+    except (UnreadableFileError, OSError):
+        return False
+    return isinstance(kind, WebDataset) and not kind.sequential
+
+
+def _from_manifest(uri: str, work: Export) -> Iterator[pa.Table]:
+    yield read_part(uri)
+
+
+def _from_runs(supplied: tuple[Any, int], work: Export) -> Iterator[Row]:
+    runs, part = supplied
+    rows = merged([run.range(part) for run in ray.get(runs)])
+    return fetch_images(rows) if work.format.embeds and work.mode is Images.COPY else rows
+
+
+def _from_tar(shard: Shard, work: Export, number: int, parts: Sequence[Any]) -> Iterator[tuple[str, bool]]:
+    rows = {row for row, _, _ in wanted(ray.get(list(parts)), number, 0, FILE_ROWS)}
+    for row, key in enumerate(WebDataset().keys(storage.FileInfo(shard.uri, shard.size, ""))):
+        yield key, row in rows
+
+
+def _write_parts(
+    work: Export, places: Places, suppliers: Sequence[tuple[Any, Any]], advance: Any, shards: Sequence[Shard] = ()
+) -> _Written:
+    uris = [storage.join(work.target, work.format.part(number, len(suppliers))) for number in range(len(suppliers))]
+    counts = [0] * len(uris)
+    left_out: list[str | None] = [None] * len(uris)
+    written = _Written(Finish(places, uris, counts, work.run_id, shards), Counter(), Counter(), [])
+
+    tasks = [
+        (work, places, *supplier, place, uri) for place, (supplier, uri) in enumerate(zip(suppliers, uris, strict=True))
+    ]
+    for place, ref in completed(_write_part, tasks):
+        counts[place], reasons, notes = ray.get(ref)
+        written.reasons.update(reasons)
+        written.notes.update(notes)
+        left_out[place] = _left_out_uri(work, place) if reasons else None
+        advance(counts[place])
+    written.left_out += [uri for uri in left_out if uri]
+    return written
+
+
+def _left_out_uri(work: Export, place: int) -> str:
+    return storage.join(work.target, SPOOL, "left-out", f"{place:05d}")
+
+
+@ray.remote
+def _write_part(
+    work: Export, places: Places, supply: Any, supplied: Any, place: int, uri: str
+) -> tuple[int, Counter[str], Counter[str]]:
+    """Streams one part: (items, rows left out by reason, notes)."""
+    part = Part(places)
+    with storage.open_write(uri) as stream:
+        count = work.format.write(supply(supplied, work), part, stream)
+    if part.left_out:
+        lines = "".join(json.dumps(row) + "\n" for row in part.left_out)
+        storage.write(_left_out_uri(work, place), lines.encode())
+    return count, Counter(row["reason"] for row in part.left_out), part.notes
+
+
+@ray.remote
+def _finish(work: Export, finish: Finish, left_out: Sequence[str]) -> Usage:
+    if left_out:
+        with storage.open_write(storage.join(work.target, "left-out.jsonl")) as stream:
+            join_parts(stream, left_out)
+    return work.format.finish(finish)
+
+
+def _commit(work: Export, chosen: int, written: _Written, usage: Usage, console: Console) -> dict[str, Any]:
+    """`export.json` is written last: an export without it is not finished."""
+    record = {
+        **work.identity,
+        "format": "scalselect.export/1",
+        "target": storage.redact(work.target),
+        "chosen": chosen,
+        "written": written.finish.count,
+        "left_out": dict(sorted(written.reasons.items())),
+        "image_folder": storage.redact(written.finish.places.folder)
+        if work.mode is not None and not work.format.embeds
+        else None,
+        "use": [storage.redact(line) for line in usage.lines],
+    }
+    storage.write(storage.join(work.target, "export.json"), json.dumps(record, indent=2).encode())
+    storage.delete_folder(storage.join(work.target, SPOOL))
+    console.note(
+        f"{written.finish.count:,} of {chosen:,} chosen samples of run {work.run_id} to {storage.redact(work.target)}"
+    )
+    for reason, count in written.reasons.most_common():
+        console.warn(f"{count:,} left out, see left-out.jsonl: {reason}")
+    for note, count in written.notes.most_common():
+        console.warn(f"{count:,} {note}")
+    if written.copied:
+        console.note("  images that are bytes in the corpus, or were to be copied, lie below images/")
+    for line in usage.lines:
+        console.note(f"  {storage.redact(line)}")
+    if not storage.is_local(work.target) and work.format.modes and not work.format.embeds:
+        console.note("  the trainer reads local files: copy or mount them first")
+    for warning in usage.warnings:
+        console.warn(warning)
+    return record

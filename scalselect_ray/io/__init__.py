@@ -1,0 +1,1 @@
+"""Bytes by URI: storage, checksums, headers of safetensors files."""

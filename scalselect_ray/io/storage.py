@@ -1,0 +1,438 @@
+"""Files by URI: the one place that talks to fsspec.
+
+A URI is a string with a scheme (`s3://`, `file://`, `memory://`, ...) or a plain local path. File systems are made in
+the process that uses them and never pickled; credentials stay where fsspec finds them (environment, profile, instance
+role).
+
+Whatever a store's client raises comes out as FileNotFoundError (or a kin of it), NoPermissionError or StorageError.
+What may pass (throttling, resets, time-outs, errors of the store itself) is tried again for about half a minute, on top
+of the client's own retries."""
+
+import contextlib
+import errno
+import io
+import os
+import posixpath
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, BinaryIO, TypeVar, cast
+
+import fsspec
+import tenacity
+from fsspec.core import url_to_fs
+
+from scalselect_ray.errors import ConfigError, NoPermissionError, ScalSelectError, StorageError
+
+T = TypeVar("T")
+_ANSWERS = (
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    MemoryError,
+    ScalSelectError,
+)  # not its trouble
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PATIENCE = tenacity.Retrying(
+    retry=tenacity.retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, _ANSWERS)),
+    wait=tenacity.wait_random_exponential(multiplier=1, max=16),
+    stop=tenacity.stop_after_attempt(5),
+    reraise=True,
+)
+_STREAM_BYTES = 1 << 23  # asked for at once by a reader that goes through a whole object
+_UPLOAD_BYTES = 1 << 25  # in one part of an upload: 10,000 of these are the most that a store takes
+_OPTIONS = {"s3": {"max_concurrency": 1}}  # one GET an object without a HEAD before it; many tasks read at once anyway
+_CONTENT_TYPE = {"s3": "ContentType", "gs": "content_type", "gcs": "content_type"}
+_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub"}
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """A file as a listing shows it. `version` changes when the content does: an etag, or else the modification time."""
+
+    uri: str
+    size: int  # bytes
+    version: str
+    modified: float = 0.0  # seconds since the epoch; 0 where the store does not tell
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """The fsspec file system of `uri` and the path in it. Raises ConfigError when its package is not installed."""
+    scheme = uri.partition("://")[0]
+    try:
+        return cast(tuple[Any, str], url_to_fs(uri, **_OPTIONS.get(scheme, {})))
+    except (ImportError, ValueError) as error:
+        package = _PACKAGES.get(scheme)
+        cure = (
+            f"install it with 'pip install {package}'"
+            if package
+            else f"known schemes: {', '.join(sorted(_PACKAGES))}, file"
+        )
+        raise ConfigError(f"{redact(uri)}: no file system for the scheme '{scheme}': {cure}") from error
+
+
+def is_local(uri: str) -> bool:
+    """Whether `uri` is a path of this machine."""
+    return "://" not in uri or uri.startswith(("file://", "local://"))
+
+
+def absolute(uri: str) -> str:
+    """The one way this program writes a URI: local paths absolute and without a scheme, no slash at the end."""
+    if is_local(uri):
+        return os.path.abspath(os.path.expanduser(re.sub(r"^(file|local)://", "", uri)))
+    scheme, separator, path = uri.partition("://")
+    return scheme + separator + path.rstrip("/")
+
+
+def join(base: str, *parts: str) -> str:
+    """`base` with path components appended."""
+    return posixpath.join(base, *parts)
+
+
+_USERINFO = re.compile(
+    r"(?<=://)(?<!abfs://)(?<!abfss://)(?<!wasb://)(?<!wasbs://)(?:[^/@\s:]+:(?!\d+/)[^\s\"']*|[^/@\s]+)@"
+)
+_SIGNED = re.compile(r"(?i)(?<=[?&])([^=&\s]*(?:sig|token|credential|key|secret|passw|pwd)[^=&\s]*)=([^&\s\"']+)")
+
+
+def redact(text: str, uri: str = "") -> str:
+    """`text` without the secrets a URI can carry: userinfo and the query of a signed URL. Those of `uri` are found in
+    any place.
+
+    A password may hold a slash (keys of S3 do), so `user:` up to the last `@` is taken for userinfo, unless it is a
+    port."""
+    userinfo = [found[:-1] for found in _USERINFO.findall(uri)]
+    pieces = [
+        piece for found in userinfo for piece in re.split("[:/]", found) if len(piece) > 2
+    ]  # a client may have cut it anywhere
+    for secret in [*userinfo, *pieces, *(value for _, value in _SIGNED.findall(uri))]:
+        text = text.replace(secret, "***")
+    return _SIGNED.sub(r"\1=***", _USERINFO.sub("***@", text))
+
+
+def stat(uri: str) -> FileInfo:
+    """The listing entry of one file. Raises FileNotFoundError, StorageError."""
+    fs, path = filesystem(uri)
+    return _file_info(fs, _patiently(uri, lambda: fs.info(path)))
+
+
+def expand(pattern: str) -> list[FileInfo]:
+    """The files a path or glob names, sorted by URI; a folder stands for every file below it. Empty when nothing
+    matches.
+
+    A `[` that is part of an existing name is no glob. Raises StorageError.
+    """
+    fs, path = filesystem(pattern)
+
+    def found() -> Iterable[dict[str, Any]]:
+        fs.invalidate_cache()
+        if "*" in path or "?" in path or ("[" in path and not fs.exists(path)):
+            return [info for info in fs.glob(path, detail=True).values() if info["type"] == "file"]
+        info = fs.info(path)
+        return [info] if info["type"] != "directory" else list(fs.find(path, detail=True).values())
+
+    try:
+        listed = _patiently(pattern, found)
+    except FileNotFoundError:
+        return []
+    files = []
+    for info in listed:
+        with contextlib.suppress(FileNotFoundError):  # gone meanwhile, or a link to nothing
+            files.append(_file_info(fs, info))
+    return sorted(files, key=lambda file: file.uri)
+
+
+def open_read(uri: str) -> BinaryIO:
+    """`uri` opened to be read from its start to its end; seekable. Raises FileNotFoundError, StorageError."""
+    if is_local(uri):
+        return cast(BinaryIO, _patiently(uri, lambda: open(absolute(uri), "rb")))
+    return cast(BinaryIO, io.BufferedReader(_Ranges(uri), _STREAM_BYTES))
+
+
+def open_random(uri: str) -> BinaryIO:
+    """`uri` opened to read ranges of it: each read of an object is one request for just its bytes. Raises as
+    `open_read`."""
+    return open_read(uri) if is_local(uri) else cast(BinaryIO, _Ranges(uri))
+
+
+def read_bytes(uri: str, start: int | None = None, stop: int | None = None) -> bytes:
+    """The bytes [start, stop) of `uri`, all by default. Raises FileNotFoundError, StorageError."""
+    if is_local(uri):
+        return _patiently(uri, lambda: _read_here(absolute(uri), start, stop))
+    fs, path = filesystem(uri)
+
+    def read() -> bytes:
+        data = cast(bytes, fs.cat_file(path, start=start, end=stop))
+        if start is not None and stop is not None and len(data) > stop - start:
+            raise OSError(f"the store answers {len(data)} bytes where {stop - start} are asked for")
+        return data
+
+    return _patiently(uri, read)
+
+
+def read_start(uri: str, size: int) -> bytes:
+    """The first `size` bytes of `uri`, or all where it has fewer. Raises FileNotFoundError, StorageError."""
+    try:
+        return read_bytes(uri, 0, size)
+    except StorageError as error:
+        if "not satisfiable" in str(error):  # what stores answer for a range of an empty object
+            return b""
+        raise
+
+
+def write(uri: str, data: bytes, content_type: str | None = None) -> None:
+    """Writes one object whole: it is there with all of `data`, or it is not there. Raises StorageError.
+
+    An object store makes a PUT visible at once; locally the bytes go beside it, reach the disk, and are moved there.
+    `content_type` is what a browser is told of it, where the store can keep that."""
+    fs, path = filesystem(uri)
+    keyword = _CONTENT_TYPE.get(uri.partition("://")[0])
+    options = {keyword: content_type} if keyword and content_type else {}
+    try:
+        if is_local(uri):
+            _write_here(path, data)
+        else:
+            _patiently(uri, lambda: fs.pipe_file(path, data, **options))
+    except PermissionError as error:
+        raise NoPermissionError(f"{redact(uri)}: no permission to write there") from error
+    except OSError as error:
+        cure = "; make room there and run again: what is committed stays" if error.errno in _FULL else ""
+        raise StorageError(f"{redact(uri)} cannot be written: {redact(str(error), uri)}{cure}") from error
+
+
+@contextlib.contextmanager
+def open_write(uri: str) -> Iterator[BinaryIO]:
+    """One object to be written from its start to its end, of any size: it is there when the block ends well, and else
+    it is not there.
+
+    Raises StorageError.
+    """
+    try:
+        with _written_here(absolute(uri)) if is_local(uri) else _uploaded(uri) as file:
+            yield file
+    except ScalSelectError:
+        raise
+    except PermissionError as error:
+        raise NoPermissionError(f"{redact(uri)}: no permission to write there") from error
+    except OSError as error:
+        raise StorageError(f"{redact(uri)} cannot be written: {redact(str(error))}") from error
+
+
+def delete_folder(uri: str) -> None:
+    """Removes a folder with all that lies in it. One that is gone already is no error. Raises StorageError."""
+    if is_local(uri):
+        shutil.rmtree(absolute(uri), ignore_errors=True)
+    else:
+        delete(file.uri for file in expand(uri))
+
+
+def delete(uris: Iterable[str]) -> None:
+    """Removes objects, in as few requests as the store allows. One that is gone already is no error. Raises
+    StorageError."""
+    listed = list(uris)
+    if not listed:
+        return
+    fs = filesystem(listed[0])[0]
+    paths = [filesystem(uri)[1] for uri in listed]
+    if is_local(listed[0]):
+        for path in paths:
+            _remove(path)
+        return
+    for start in range(0, len(paths), 1000):
+        _patiently(listed[start], lambda some=paths[start : start + 1000]: fs.rm(some))  # type: ignore[misc]
+
+
+def download(uri: str, target: str) -> None:
+    """Copies one object to a local path; the path is there whole or not at all. Raises FileNotFoundError,
+    StorageError."""
+    fs, path = filesystem(uri)
+    target = os.path.abspath(target)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    temporary = _beside(target)
+    try:
+        _patiently(uri, lambda: fs.get_file(path, temporary))
+        os.replace(temporary, target)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def list_names(folder: str) -> list[str]:
+    """The names of the files right inside `folder`, sorted; empty when it does not exist. Raises StorageError."""
+    return [name for name, kind in _entries(folder) if kind == "file"]
+
+
+def list_folders(folder: str) -> list[str]:
+    """The names of the folders right inside `folder`, sorted; empty when it does not exist. Raises StorageError."""
+    return [name for name, kind in _entries(folder) if kind == "directory"]
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there. Raises StorageError."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache(path)
+    try:
+        _patiently(uri, lambda: fs.info(path))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+class _Ranges(io.RawIOBase):
+    """An object of a store as a file: each read is a request of its own, with the patience of `read_bytes`."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri, self._size, self._at = uri, stat(uri).size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._at + len(buffer), self._size)
+        if stop <= self._at:
+            return 0
+        data = read_bytes(self._uri, self._at, stop)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def _patiently(uri: str, call: Callable[[], T]) -> T:
+    """`call()`, tried again while the error may pass, with its error in the words of this module."""
+    return _told(uri, call if is_local(uri) else lambda: _PATIENCE.copy()(call))
+
+
+def _told(uri: str, call: Callable[[], T]) -> T:
+    """`call()`, with its error in the words of this module."""
+    try:
+        return call()
+    except ScalSelectError:
+        raise
+    except PermissionError as error:
+        raise NoPermissionError(f"{redact(uri)}: no permission ({redact(str(error), uri)})") from error
+    except _ANSWERS:
+        raise
+    except OSError as error:
+        raise StorageError(f"{redact(uri)}: {redact(str(error), uri) or type(error).__name__}") from error
+    except Exception as error:  # clients of stores raise what they like
+        if "Credentials" in type(error).__name__:
+            raise NoPermissionError(f"{redact(uri)}: no credentials ({redact(str(error), uri)})") from error
+        raise StorageError(f"{redact(uri)}: {type(error).__name__}: {redact(str(error), uri)}") from error
+
+
+def _entries(folder: str) -> list[tuple[str, str]]:
+    """(name, file or directory) of what lies right inside `folder`, hidden ones aside."""
+    fs, path = filesystem(folder)
+
+    def listed() -> list[tuple[str, str]]:
+        if is_local(folder):
+            with os.scandir(path) as found:  # fsspec would ask the disk for the status of each
+                return [(entry.path, "directory" if entry.is_dir() else "file") for entry in found]
+        fs.invalidate_cache(path)
+        return [(entry["name"].rstrip("/"), entry["type"]) for entry in fs.ls(path, detail=True)]
+
+    try:
+        entries = _patiently(folder, listed)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    here = path.rstrip("/")  # a listing can show the folder itself, as the marker object some tools leave
+    named = ((posixpath.basename(name), kind) for name, kind in entries if name != here)
+    return sorted((name, kind) for name, kind in named if not name.startswith("."))
+
+
+def _read_here(path: str, start: int | None, stop: int | None) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(start or 0)
+        return file.read(-1 if stop is None else stop - (start or 0))
+
+
+def _write_here(path: str, data: bytes) -> None:
+    with _written_here(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def _written_here(path: str) -> Iterator[BinaryIO]:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = _beside(path)
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def _uploaded(uri: str) -> Iterator[BinaryIO]:
+    """In parts, which become an object only at the end."""
+    fs, path = filesystem(uri)
+    file = _told(uri, lambda: fs.open(path, "wb", block_size=_UPLOAD_BYTES, autocommit=False))
+    try:
+        stream = io.BufferedWriter(_Upload(uri, file), _STREAM_BYTES)
+        yield cast(BinaryIO, stream)
+        stream.flush()
+        _told(uri, file.close)
+        _told(uri, file.commit)
+    except BaseException:
+        with contextlib.suppress(Exception):  # the store may be what failed
+            file.discard()
+        file.closed = True  # its end must not send the rest
+        raise
+
+
+class _Upload(io.RawIOBase):
+    """An fsspec file that is written, with its errors in the words of this module. Its client tries each part again by
+    itself."""
+
+    def __init__(self, uri: str, file: Any) -> None:
+        self._uri, self._file = uri, file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return int(_told(self._uri, lambda: self._file.write(data)))
+
+
+def _beside(path: str) -> str:
+    """A new hidden name in the folder of `path`, which no listing of ours shows."""
+    return os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}.tmp")
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _file_info(fs: Any, info: dict[str, Any]) -> FileInfo:
+    if isinstance(fs, fsspec.get_filesystem_class("file")):
+        status = os.stat(info["name"])  # of what a link points to: the content is what is versioned
+        return FileInfo(info["name"], status.st_size, str(status.st_mtime_ns), status.st_mtime)
+    modified = (
+        info.get("LastModified")
+        or info.get("mtime")
+        or info.get("updated")
+        or info.get("last_modified")
+        or info.get("created")
+    )
+    version = info.get("ETag") or info.get("etag") or modified or ""
+    seconds = modified.timestamp() if isinstance(modified, datetime) else 0.0
+    return FileInfo(fs.unstrip_protocol(info["name"]), info["size"] or 0, str(version).strip('"'), seconds)

@@ -1,0 +1,297 @@
+"""A finished run to the numbers and pictures of its report: tasks over parts, the driver sees counts and a few rows."""
+
+import functools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from scalselect_ray.cluster.tasks import completed
+from scalselect_ray.config import parse_config
+from scalselect_ray.corpus import slice_range
+from scalselect_ray.errors import ScalSelectError
+from scalselect_ray.io import storage
+from scalselect_ray.report.data import (
+    TOKEN_COLUMNS,
+    Limits,
+    Line,
+    RejectExample,
+    Report,
+    Row,
+    Strata,
+    count_scores,
+    evenly,
+    keys_of,
+    score_histogram,
+    spectrum_of,
+    strata_of,
+    token_statistics,
+)
+from scalselect_ray.report.samples import show
+from scalselect_ray.store.features import FeatureStore
+from scalselect_ray.store.tables import Key, part_uris, read_batches, read_part, rejects_uri
+from scalselect_ray.subspace import decomposition
+
+_STAT_SLICES = 256  # whose token counts are read: their rows stand for the corpus
+_STAT_ROWS = 256  # of one slice
+_SLICES_A_TASK = 16
+_EXAMPLES = 3  # of each reason
+
+
+def gather(output: str, record: Mapping[str, Any], limits: Limits = Limits()) -> Report:  # noqa: B008
+    """The report of the run that `record` (its `run.json`) tells of. Reads what is stored, and the corpus for a few
+    samples."""
+    folder = storage.join(output, "runs", record["run_id"])
+    limits = limits.of(record["scored"])
+    subspace = storage.join(folder, "subspace.safetensors")
+    config = storage.read_bytes(storage.join(folder, "config.yaml")).decode()
+    chosen = _chosen(folder, sorted({*record["budgets"].values(), record["chosen"]}), limits.line)
+    lines = dict.fromkeys(record["sources"], min(chosen.lowest.values(), default=float("inf"))) | chosen.lowest
+    scored = _scored(folder, lines, limits)
+
+    files = _Files(FeatureStore(output, record["extractor"]), scored.files, record["finished"])
+    stats, tokens = files.tokens([row.key for row in scored.rows(chosen.last)])
+    keys = [
+        *(row.key for row in scored.rows(chosen.last)),
+        *zip(*(stats[name].to_pylist() for name in Key._fields), strict=True),
+    ]
+    ranks = _ranks(folder, keys)
+    rows = [
+        replace(row, rank=ranks.get(row.key), tokens=tokens.get(row.key))
+        for row in scored.rows(chosen.last, ranks, limits.line)
+    ]
+    report = Report(
+        record=dict(record),
+        config=config,
+        scores=score_histogram(scored.counts, chosen.counts),
+        lines=[
+            Line(name, count, chosen.at_rank.get(min(count, record["chosen"])))
+            for name, count in record["budgets"].items()
+        ],
+        source_lines=chosen.lowest,
+        quotas=_quotas(config),
+        spectrum=spectrum_of(decomposition.read_spectrum(functools.partial(storage.read_bytes, subspace)), record["k"]),
+        tokens=token_statistics(
+            stats, np.array([Key(*key) in ranks for key in keys[len(keys) - len(stats) :]], dtype=bool)
+        ),
+        tokens_of=len(stats),
+        rejects=ray.get(_reject_examples.remote(rejects_uri(folder))),
+        rows=rows,
+    )
+    return replace(report, galleries=show(config, rows, files.keys))
+
+
+def _quotas(config: str) -> dict[str, str]:
+    """The bounds of each source that has any."""
+    try:
+        bounds = parse_config(config).selection.per_source
+    except ScalSelectError:  # a copy without its secrets need not be usable
+        return {}
+    return {
+        name: ", ".join(
+            f"{bound} {value:g}" for bound in ("share", "floor", "cap") if (value := getattr(quota, bound)) is not None
+        )
+        for name, quota in bounds.items()
+    }
+
+
+@dataclass
+class _Chosen:
+    """What the manifest tells."""
+
+    counts: Counter[int]
+    lowest: dict[str, float]  # score by source
+    at_rank: dict[int, float]
+    last: pa.Table  # the last rows in rank order
+
+
+def _chosen(folder: str, ranks: list[int], last: int) -> _Chosen:
+    found = _Chosen(Counter(), {}, {}, pa.table({}))
+    for _, ref in completed(_manifest_part, [(uri, ranks, last) for uri in part_uris(folder, "manifest")]):
+        part: _Chosen = ray.get(ref)
+        found.counts += part.counts
+        found.at_rank |= part.at_rank
+        for source, score in part.lowest.items():
+            found.lowest[source] = min(score, found.lowest.get(source, score))
+        tail = pa.concat_tables([found.last, part.last]) if found.last.num_columns else part.last
+        found.last = tail.sort_by("rank").slice(max(0, len(tail) - last))
+    return found
+
+
+@ray.remote
+def _manifest_part(uri: str, ranks: list[int], last: int) -> _Chosen:
+    table = read_part(uri)
+    table = table.filter(pc.is_valid(table["score"]))  # text-only samples have none
+    lowest = table.group_by("source").aggregate([("score", "min")])
+    at_rank = table.filter(pc.is_in(table["rank"], value_set=pa.array(ranks, pa.int64())))
+    return _Chosen(
+        count_scores(table["score"].to_numpy()),
+        dict(zip(lowest["source"].to_pylist(), lowest["score_min"].to_pylist(), strict=True)),
+        dict(zip(at_rank["rank"].to_pylist(), at_rank["score"].to_pylist(), strict=True)),
+        table.sort_by("rank").slice(max(0, len(table) - last)),
+    )
+
+
+@dataclass
+class _Scored:
+    """What the scores tell."""
+
+    counts: Counter[int]
+    strata: Strata
+    files: set[tuple[str, str]]  # (source, shard)
+
+    def rows(self, last: pa.Table, ranks: Mapping[Key, int] | None = None, line: int = 0) -> list[Row]:
+        """The rows of the table, each once. With `ranks`, what is chosen is no row just outside the line."""
+        named = {"best": "best", "last": "just in", "below": "just out", "worst": "worst", "random": "random"}
+        rows: dict[Key, Row] = {}
+        for name, stratum in named.items():
+            table = last if name == "last" else self.strata.tables.get(name)
+            if table is None or not table.num_columns:
+                continue
+            columns = (*Key._fields, "id", "score")
+            found = [
+                Row(Key(*key), name, score, stratum)
+                for *key, name, score in zip(*(table[column].to_pylist() for column in columns), strict=True)
+            ]
+            if stratum == "just out" and ranks is not None:
+                found = [row for row in found if row.key not in ranks][:line]
+            for row in found:
+                rows.setdefault(row.key, row)
+        return list(rows.values())
+
+
+def _scored(folder: str, lines: Mapping[str, float], limits: Limits) -> _Scored:
+    found = _Scored(Counter(), Strata(limits), set())
+    parts = enumerate(part_uris(folder, "scores"))
+    for _, ref in completed(_score_part, [(uri, place, lines, limits) for place, uri in parts]):
+        counts, strata, files = ray.get(ref)
+        found.counts += counts
+        found.strata.add(strata)
+        found.files.update(files)
+    return found
+
+
+@ray.remote
+def _score_part(
+    uri: str, place: int, lines: Mapping[str, float], limits: Limits
+) -> tuple[Counter[int], dict[str, pa.Table], list[Any]]:
+    table = read_part(uri)
+    files = table.group_by(["source", "shard"]).aggregate([])
+    pairs = list(zip(files["source"].to_pylist(), files["shard"].to_pylist(), strict=True))
+    return count_scores(table["score"].to_numpy()), strata_of(table, place, lines, limits), pairs
+
+
+def _ranks(folder: str, keys: Sequence[Any]) -> dict[Key, int]:
+    """The rank of each of the keys that is in the manifest."""
+    ranks: dict[Key, int] = {}
+    wanted = ray.put(pa.table({name: [key[place] for key in keys] for place, name in enumerate(Key._fields)}, _KEYS))
+    for _, ref in completed(_ranks_in, [(uri, wanted) for uri in part_uris(folder, "manifest")]):
+        ranks.update((Key(*keys[place]), rank) for place, rank in ray.get(ref))
+    return ranks
+
+
+_KEYS = pa.schema([("source", pa.string()), ("shard", pa.string()), ("row", pa.int64())])
+
+
+@ray.remote
+def _ranks_in(uri: str, wanted: pa.Table) -> list[tuple[int, int]]:
+    table = read_part(uri, [*Key._fields, "rank"])
+    place = pc.index_in(keys_of(wanted), value_set=keys_of(table))
+    return [(index, table["rank"][found].as_py()) for index, found in enumerate(place.to_pylist()) if found is not None]
+
+
+class _Files:
+    """The feature files of a run, found by what they hold: of a corpus file that has changed, those that were newest
+    when it finished."""
+
+    def __init__(self, store: FeatureStore, files: set[tuple[str, str]], finished: str) -> None:
+        self._store = store
+        until = datetime.fromisoformat(finished).timestamp() + 1
+        slices: dict[str, list[str]] = {}
+        modified: dict[str, float] = {}
+        for info in storage.expand(storage.join(store.folder, "*.parquet")):
+            slice_id = info.uri.rpartition("/")[2].removesuffix(".parquet")
+            key = slice_id.partition("-")[0]
+            slices.setdefault(key, []).append(slice_id)
+            modified[key] = min(info.modified, modified.get(key, info.modified))
+        chunks = [list(slices)[at : at + _SLICES_A_TASK] for at in range(0, len(slices), _SLICES_A_TASK)]
+        self.keys: dict[tuple[str, str], str] = {}  # file key by (source, shard)
+        for place, ref in completed(_files_of, [(store, [slices[key][0] for key in chunk]) for chunk in chunks]):
+            for key, file in zip(chunks[place], ray.get(ref), strict=True):
+                held = self.keys.get(file)
+                if file in files and (
+                    held is None or (modified[held] > until, -modified[held]) > (modified[key] > until, -modified[key])
+                ):
+                    self.keys[file] = key
+        self._slices = {file: sorted(slices[key]) for file, key in sorted(self.keys.items())}
+
+    def tokens(self, keys: Sequence[Key]) -> tuple[pa.Table, dict[Key, tuple[int, ...]]]:
+        """Token counts of samples spread over the run, all of them where it is small, and those of the given
+        samples."""
+        every = [slice_id for slices in self._slices.values() for slice_id in slices]
+        spread = set(evenly(every, _STAT_SLICES))
+        wanted: dict[str, list[int]] = {}
+        for key in keys:
+            for slice_id in self._slices.get((key.source, key.shard), ()):
+                _, first, stop, _ = slice_range(slice_id)
+                if first <= key.row < stop:
+                    wanted.setdefault(slice_id, []).append(key.row)
+        read = [slice_id for slice_id in every if slice_id in spread or slice_id in wanted]
+        chunks = [read[at : at + _SLICES_A_TASK] for at in range(0, len(read), _SLICES_A_TASK)]
+        schema = pa.schema([*_KEYS, *((name, pa.int32()) for name in TOKEN_COLUMNS)])
+        tables = [schema.empty_table()] * len(chunks)
+        found: dict[Key, tuple[int, ...]] = {}
+        tasks = [(self._store, [(item, item in spread, wanted.get(item, [])) for item in chunk]) for chunk in chunks]
+        for place, ref in completed(_tokens_of, tasks):
+            tables[place], rows = ray.get(ref)
+            found.update((Key(*row[:3]), tuple(row[3:])) for row in rows)
+        return pa.concat_tables([schema.empty_table(), *tables]), found
+
+
+@ray.remote
+def _files_of(store: FeatureStore, slice_ids: list[str]) -> list[tuple[str, str] | None]:
+    """(source, shard) of each slice."""
+    found: list[tuple[str, str] | None] = []
+    for slice_id in slice_ids:
+        table = store.peek(slice_id, ["source", "shard"])
+        found.append(
+            (table["source"][0].as_py(), table["shard"][0].as_py()) if table is not None and len(table) else None
+        )
+    return found
+
+
+@ray.remote
+def _tokens_of(
+    store: FeatureStore, slices: list[tuple[str, bool, list[int]]]
+) -> tuple[pa.Table, list[tuple[Any, ...]]]:
+    columns = [*Key._fields, *TOKEN_COLUMNS]
+    schema = pa.schema([*_KEYS, *((name, pa.int32()) for name in TOKEN_COLUMNS)])
+    tables, rows = [schema.empty_table()], []
+    for slice_id, in_spread, wanted in slices:
+        table = store.peek(slice_id, columns)
+        if table is None:
+            continue
+        table = table.cast(schema).filter(pc.is_valid(table["num_tokens"]))
+        shown = table.filter(pc.is_in(table["row"], value_set=pa.array(wanted, pa.int64())))
+        rows += list(zip(*(shown[name].to_pylist() for name in columns), strict=True))
+        if in_spread:
+            tables.append(table.take(pa.array(evenly(range(len(table)), _STAT_ROWS), pa.int64())))
+    return pa.concat_tables(tables), rows
+
+
+@ray.remote
+def _reject_examples(uri: str) -> list[RejectExample]:
+    """The first few of each reason."""
+    found: dict[str, list[RejectExample]] = {}
+    for table in read_batches(uri, ["reason", "shard", "row", "id", "message"]):
+        for reason in table["reason"].unique().to_pylist():
+            held = found.setdefault(reason, [])
+            some = table.filter(pc.equal(table["reason"], reason)).slice(0, _EXAMPLES - len(held)).to_pylist()
+            held += [RejectExample(**row) for row in some]
+    return [example for reason in sorted(found) for example in found[reason]]

@@ -1,0 +1,165 @@
+"""A few samples of a run as they are shown: read again from the corpus, with the attention that chose their tokens
+drawn over them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from scalselect_ray.cluster.session import cluster_gpus
+from scalselect_ray.config import JobConfig, parse_config
+from scalselect_ray.corpus import CorpusFile, Reject, Sample, SampleRejectedError, list_files, load_image, read_rows
+from scalselect_ray.corpus.formats import UnreadableFileError
+from scalselect_ray.errors import ScalSelectError
+from scalselect_ray.io import storage
+from scalselect_ray.report.data import Card, Picture, Row
+from scalselect_ray.report.gallery import MAX_PICTURES, draw_overlay, picture_of, turns_of
+from scalselect_ray.store.tables import Key
+
+_SECONDS_TO_READ, _SECONDS_TO_DRAW = 90.0, 240.0  # after which a report goes without
+_SHOWN = {"best": 8, "just in": 4, "just out": 4, "worst": 8}  # cards by stratum
+
+
+def show(config_text: str, rows: Sequence[Row], file_keys: Mapping[tuple[str, str], str]) -> dict[str, list[Card]]:
+    """Cards of a few of the rows, by stratum. `file_keys` is what the corpus files were for the run, by (source,
+    shard)."""
+    shown: dict[str, list[Row]] = {}
+    for stratum, most in _SHOWN.items():
+        some = [row for row in rows if row.stratum == stratum]
+        shown[stratum] = some[-most:] if stratum == "just in" else some[:most]
+    cards = _cards(config_text, [row for some in shown.values() for row in some], file_keys)
+    return {stratum: [cards[row.key] for row in some] for stratum, some in shown.items() if some}
+
+
+def _cards(config_text: str, rows: Sequence[Row], file_keys: Mapping[tuple[str, str], str]) -> dict[Key, Card]:
+    """What cannot be had in time, or at all, is missing from a card, which says so."""
+    cards = {row.key: Card(row, note="not read: the report did not wait longer") for row in rows}
+    try:
+        config = parse_config(config_text)
+        listed = list_files(config.corpus.sources, config.corpus.slice_rows, config.corpus.slice_bytes)
+    except ScalSelectError as error:
+        return {
+            key: replace(card, note=_short(f"the corpus is not there any more: {error}")) for key, card in cards.items()
+        }
+    now = {(file.source, storage.redact(file.file.uri)): file for file in listed}
+    reading: dict[Any, list[Key]] = {}
+    for place in sorted({key[:2] for key in cards}):
+        keys = [key for key in cards if key[:2] == place]
+        file = now.get(place)
+        if file is None or file_keys.get(place, file.key) != file.key:
+            note = "its file has changed since the run" if file else "its file is no longer in the corpus"
+            cards |= {key: replace(cards[key], note=note) for key in keys}
+            continue
+        reading[_read.remote(file, [key.row for key in keys])] = keys
+    done, late = ray.wait(list(reading), num_returns=len(reading), timeout=_SECONDS_TO_READ) if reading else ([], [])
+    for ref in late:
+        ray.cancel(ref, force=True)
+    if not done:
+        return cards
+    thumbnails = [_thumbnails.remote(ref) for ref in done]
+    overlays = _overlays.options(num_gpus=float(cluster_gpus() > 0)).remote(config, *done)
+    ray.wait([*thumbnails, overlays], num_returns=len(done) + 1, timeout=_SECONDS_TO_DRAW)
+    maps = _in_time(
+        overlays, ["the attention is not drawn: it took too long, or the model does not fit here"] * len(done)
+    )
+    for ref, thumbnail, drawn in zip(done, thumbnails, maps, strict=True):
+        seen = _in_time(thumbnail, {})
+        for key in reading[ref]:
+            over = drawn if isinstance(drawn, str) else drawn.get(key.row)
+            cards[key] = _with_overlays(replace(cards[key], **seen.get(key.row, {})), over)
+    return cards
+
+
+def _in_time(ref: Any, otherwise: Any) -> Any:
+    """What a task answers, if it has answered and is well."""
+    ready, late = ray.wait([ref], timeout=0)
+    for other in late:
+        ray.cancel(other, force=True)
+    try:
+        return ray.get(ready[0]) if ready else otherwise
+    except RayError:
+        return otherwise
+
+
+def _with_overlays(card: Card, overlays: Any) -> Card:
+    if not card.pictures or overlays is None:
+        return card
+    if isinstance(overlays, str):
+        return replace(card, note=overlays)
+    return replace(
+        card, pictures=[replace(picture, **drawn) for picture, drawn in zip(card.pictures, overlays, strict=False)]
+    )
+
+
+@ray.remote
+def _read(file: CorpusFile, rows: list[int]) -> dict[int, Sample | str]:
+    """Samples, or why they cannot be shown."""
+    try:
+        found = read_rows(file, rows)
+    except (ScalSelectError, UnreadableFileError, OSError) as error:
+        return dict.fromkeys(rows, _short(f"its file cannot be read: {error}"))
+    gone = "its file no longer has this row"
+    return {
+        row: _short(sample.message) if isinstance(sample := found.get(row), Reject) else sample or gone for row in rows
+    }
+
+
+@ray.remote
+def _thumbnails(samples: dict[int, Sample | str]) -> dict[int, dict[str, Any]]:
+    """The fields of each row's card."""
+    found: dict[int, dict[str, Any]] = {}
+    for row, sample in samples.items():
+        if isinstance(sample, str):
+            found[row] = {"note": sample}
+            continue
+        pictures: list[Picture] = []
+        note = None
+        for image in sample.images[:MAX_PICTURES]:
+            try:
+                pictures.append(picture_of(load_image(image)))
+            except (SampleRejectedError, ScalSelectError) as error:
+                note = _short(f"a picture cannot be shown: {error}")
+                break  # the overlays of those behind it would be another picture's
+        left_out = len(sample.images) - len(pictures)
+        found[row] = {"turns": turns_of(sample), "pictures": pictures, "left_out": left_out, "note": note}
+    return found
+
+
+@ray.remote
+def _overlays(config: JobConfig, *files: dict[int, Sample | str]) -> list[dict[int, list[dict[str, Any]] | str] | str]:
+    """For each file, by row, what is drawn over the pictures of a sample, or why nothing is."""
+    from scalselect_ray.vlm.representer import (
+        make_extractor,
+        make_preparer,
+    )  # here: torch takes seconds, in each worker that merely counts
+
+    try:
+        prepare, extractor = make_preparer(config.extractor), make_extractor(config.extractor)
+    except (ScalSelectError, OSError, RuntimeError) as error:
+        return [_short(f"the attention is not drawn: {error}")] * len(files)
+    return [
+        {
+            row: _overlays_of(sample, prepare, extractor)
+            for row, sample in samples.items()
+            if not isinstance(sample, str)
+        }
+        for samples in files
+    ]
+
+
+def _overlays_of(sample: Sample, prepare: Any, extractor: Any) -> list[dict[str, Any]] | str:
+    try:
+        images = [load_image(image) for image in sample.images]
+        maps = extractor.attention_maps(prepare(sample, images), [image.size for image in images])
+    except (SampleRejectedError, ScalSelectError, RuntimeError, ValueError, IndexError) as error:
+        return _short(f"the attention is not drawn: {error}")
+    return [
+        draw_overlay(item) for item in maps
+    ] or "the attention is not drawn: this model sees each place in several crops"
+
+
+def _short(text: str) -> str:
+    text = storage.redact(text)
+    return text if len(text) <= 300 else text[:300] + "..."

@@ -1,0 +1,1 @@
+"""The stages of the method on Ray, a file a row of README's table."""

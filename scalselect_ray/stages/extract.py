@@ -1,0 +1,280 @@
+"""Slices to feature files with Ray Data: read and prepare (CPU tasks), extract and commit (actors). One row is one
+slice."""
+
+import functools
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from safetensors.numpy import load, save
+
+from scalselect_ray.cluster import metrics
+from scalselect_ray.cluster.session import ATTEMPTS, cluster_cpus, cluster_gpus, node_memory
+from scalselect_ray.config import ExtractorConfig, WorkersConfig
+from scalselect_ray.corpus import (
+    Reason,
+    Reject,
+    Sample,
+    SampleRejectedError,
+    Slice,
+    fetched,
+    load_images,
+    read_slices,
+    reading_units,
+)
+from scalselect_ray.errors import ClusterError, ModelError
+from scalselect_ray.io import storage
+from scalselect_ray.io.safetensors_header import header_of
+from scalselect_ray.store.features import FeatureStore, feature_table
+from scalselect_ray.vlm import (
+    DeviceLostError,
+    Prepared,
+    Preparer,
+    Representation,
+    front_bytes,
+    open_checkpoint,
+    share_images,
+)
+from scalselect_ray.vlm.representer import description_of, id_of, make_extractor, make_preparer
+
+_IMAGE_THREADS = 8  # of one task; the images of JSON corpora are fetched one by one
+_PREPARE_BYTES = 768 << 20  # of one prepare task: a slice of samples, its decoded images and what is made of them
+_ACTIVATION_BYTES = 2 << 30  # of one extractor beside its weights: the pixels and activations of a batch
+_ARRAYS = ("input_ids", "position_ids", "query", "vision")
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What is heard of a slice once its object is written."""
+
+    rows: int
+    rejected: int  # without the text-only samples
+
+
+def extract(
+    slices: Sequence[Slice], store: FeatureStore, extractor: ExtractorConfig, workers: WorkersConfig
+) -> Iterator[Committed]:
+    """Extracts and commits every slice; yields one by one as they are committed, in any order."""
+    cpus, gpus = cluster_cpus(), cluster_gpus()
+    gpus_each = workers.gpus_per_extractor if workers.gpus_per_extractor is not None else float(gpus > 0)
+    room = int(gpus / gpus_each) if gpus_each else (cpus - 1) // workers.cpus_per_extractor
+    most = workers.max_extractors or max(1, room, workers.min_extractors)
+    crowded = (
+        cpus <= workers.cpus_per_extractor * workers.min_extractors
+    )  # actors that took every CPU would wait for their input forever
+    pool = ray.data.ActorPoolStrategy(
+        min_size=min(workers.min_extractors, most), max_size=most, max_concurrent_calls_per_actor=2
+    )
+    committed = prepared_slices(slices, extractor, workers, crowded).map_batches(
+        ExtractSlices,
+        fn_constructor_args=(extractor, workers.cpus_per_extractor, store),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=pool,
+        num_cpus=0.25 if crowded else workers.cpus_per_extractor,
+        num_gpus=gpus_each,
+        memory=min(extractor_bytes(extractor), node_memory() // 2),  # on a small node rather tight than never
+        label_selector=workers.extractor_labels or None,
+        max_task_retries=ATTEMPTS,
+    )
+    for batch in committed.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in batch.to_pylist():
+            yield Committed(**row)
+
+
+def prepared_slices(
+    slices: Sequence[Slice], extractor: ExtractorConfig, workers: WorkersConfig, crowded: bool
+) -> ray.data.Dataset:
+    """Every slice read and prepared, a row each: (slice, payload). `crowded`: a task takes less than a CPU."""
+    units = [{"unit": json.dumps([part.to_dict() for part in unit])} for unit in reading_units(slices)]
+    return ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
+        prepare_unit,
+        fn_kwargs={"extractor": extractor},
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=0.5 if crowded else 1,
+        max_retries=ATTEMPTS,
+        # a need unlike the extractors' also keeps Ray from fusing the two stages: they are to overlap
+        memory=_PREPARE_BYTES,
+        label_selector=workers.prepare_labels or None,
+    )
+
+
+def extractor_bytes(extractor: ExtractorConfig) -> int:
+    """Memory that one extraction actor asks for."""
+    return (
+        front_bytes(open_checkpoint(extractor.model, extractor.revision), getattr(torch, extractor.dtype))
+        + _ACTIVATION_BYTES
+    )
+
+
+def prepare_unit(batch: pa.Table, extractor: ExtractorConfig) -> Iterator[pa.Table]:
+    """One unit of slices to one row a slice: (slice, payload)."""
+    preparer = _preparer(extractor)
+    slices = [Slice(**part) for part in json.loads(batch["unit"][0].as_py())]
+    with ThreadPoolExecutor(_IMAGE_THREADS) as threads:
+        started = time.perf_counter()
+        for part, samples in read_slices(slices):
+            prepared = list(threads.map(functools.partial(_prepare_row, preparer), samples))
+            metrics.images_read(part.source, sum(size for _, size in prepared))
+            payload = pack([row for row, _ in prepared])
+            del prepared  # its pixels are large
+            answer = _one_row(json.dumps(part.to_dict()), payload)
+            metrics.step_done("prepare", part.source, time.perf_counter() - started)
+            yield answer
+            started = time.perf_counter()
+
+
+class ExtractSlices:
+    """The actor: holds the model, commits the features of a prepared slice.
+
+    It works at two slices at a time, so that one is unpacked or written while the device computes the other. Commits
+    stay here: a stage of their own would start more processes, each of which first imports what this one has."""
+
+    def __init__(self, extractor: ExtractorConfig, cpus: int, store: FeatureStore) -> None:
+        self._store = store
+        self._turn = threading.Lock()
+        torch.set_num_threads(cpus)
+        self._extractor = make_extractor(extractor)
+        self._other_model = (
+            None if id_of(description_of(extractor)) == store.extractor_id else storage.redact(extractor.model)
+        )
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        if self._other_model:  # not when it is made: Ray would make it again and again
+            raise ModelError(
+                f"extractor.model: {self._other_model} is not the same in every place, or has changed since the run "
+                f"began: "
+                "give a folder that nobody writes to, or a hub id with the commit as extractor.revision"
+            )
+        part = Slice(**json.loads(batch["slice"][0].as_py()))
+        rows = unpack(batch["payload"][0].as_buffer())
+        with self._turn:
+            started = time.perf_counter()
+            answers = iter(self._extract(part, [prepared for _, prepared in rows if isinstance(prepared, Prepared)]))
+            metrics.step_done("extract", part.source, time.perf_counter() - started)
+        shard = storage.redact(part.shard)  # from here on a name, and no longer a place to read
+        records = [
+            {
+                "source": part.source,
+                "shard": shard,
+                **key,
+                **_outcome(next(answers) if isinstance(prepared, Prepared) else prepared),
+            }
+            for key, prepared in rows
+        ]
+        return self._commit(part, feature_table(records, self._extractor.dim))
+
+    def _extract(self, part: Slice, samples: list[Prepared]) -> list[Representation | SampleRejectedError]:
+        try:
+            return self._extractor(samples)
+        except DeviceLostError as error:
+            if not ray.get_runtime_context().was_current_actor_reconstructed:
+                os._exit(1)  # the process is of no more use: Ray starts another and hands it the slice again
+            raise ClusterError(
+                f"the device of an extractor was lost again, on {part.shard} rows "
+                f"{part.first_row}-{part.stop_row - 1}: {error}\n"
+                "Next: look at that machine's device; run again: what is committed stays and is not paid for again"
+            ) from error
+
+    def _commit(self, part: Slice, table: pa.Table) -> pa.Table:
+        started = time.perf_counter()
+        size = self._store.commit(part.id, table)
+        metrics.committed(table, size)
+        metrics.step_done("commit", part.source, time.perf_counter() - started)
+        reasons = table["reason"].to_pylist()
+        rejected = sum(reason not in (None, "text_only") for reason in reasons)
+        return pa.Table.from_pylist([asdict(Committed(len(reasons), rejected))])
+
+
+Row = tuple[dict[str, Any], Prepared | SampleRejectedError]
+
+
+def pack(rows: Sequence[Row]) -> bytes:
+    """Prepared rows as one safetensors blob, to travel to an extractor. Equal images travel once."""
+    shared = iter(share_images(prepared for _, prepared in rows if isinstance(prepared, Prepared)))
+    arrays: dict[str, np.ndarray] = {}
+    keys: list[dict[str, Any]] = []
+    holders: dict[int, int] = {}  # by the id of the images, the place of the first row that holds them
+    for place, (key, prepared) in enumerate(rows):
+        if isinstance(prepared, SampleRejectedError):
+            keys.append({**key, "reason": prepared.reason, "message": prepared.message})
+            continue
+        sample = next(shared)
+        holder = holders.setdefault(id(sample.images), place)
+        keys.append({**key, "images_of": holder})
+        arrays |= {f"{place}.{name}": np.ascontiguousarray(getattr(sample, name)) for name in _ARRAYS}
+        if holder == place:
+            arrays |= {f"{place}.images.{name}": np.ascontiguousarray(array) for name, array in sample.images.items()}
+    payload: bytes = save(arrays, metadata={"rows": json.dumps(keys)})
+    return payload
+
+
+def unpack(payload: Any) -> list[Row]:
+    """The inverse of `pack`. Rows with equal images hold the same object."""
+    data = bytes(payload)
+    keys = json.loads(header_of(data).metadata["rows"])
+    arrays: dict[str, dict[str, np.ndarray]] = {}
+    images: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in load(data).items():
+        place, _, rest = name.partition(".")
+        if rest.startswith("images."):
+            images.setdefault(place, {})[rest.removeprefix("images.")] = array
+        else:
+            arrays.setdefault(place, {})[rest] = array
+    rows: list[Row] = []
+    for place, key in enumerate(keys):
+        if "reason" in key:
+            reject = SampleRejectedError(key.pop("reason"), key.pop("message"))
+            rows.append((key, reject))
+            continue
+        holder = str(key.pop("images_of"))
+        rows.append((key, Prepared(**arrays[str(place)], images=images[holder])))
+    return rows
+
+
+def _prepare_row(preparer: Preparer, sample: Sample | Reject) -> tuple[Row, int]:
+    """The row, and the bytes of its encoded images."""
+    key = {"row": sample.row, "id": sample.id}
+    if isinstance(sample, Reject):
+        return (key, SampleRejectedError(sample.reason, sample.message)), 0
+    size = 0
+    try:
+        encoded = [fetched(image) for image in sample.images]
+        size = sum(len(image.data or b"") for image in encoded)
+        return (key, preparer(sample, load_images(encoded))), size
+    except SampleRejectedError as error:
+        return (key, error), size
+    except MemoryError:
+        return (
+            key,
+            SampleRejectedError(Reason.EXTRACTION_FAILED, "there is not enough memory to prepare this sample"),
+        ), size
+
+
+def _outcome(answer: Representation | SampleRejectedError) -> dict[str, Any]:
+    if isinstance(answer, SampleRejectedError):
+        return {"reason": str(answer.reason), "message": answer.message[:2000]}
+    return {item.name: getattr(answer, item.name) for item in fields(answer)}
+
+
+@functools.lru_cache(maxsize=1)
+def _preparer(extractor: ExtractorConfig) -> Preparer:
+    """One a worker process."""
+    torch.set_num_threads(1)
+    return make_preparer(extractor)
+
+
+def _one_row(slice: str, payload: bytes) -> pa.Table:
+    ends = pa.py_buffer(np.array([0, len(payload)], dtype=np.int64))
+    column = pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(payload)])  # not a copy of it
+    return pa.table({"slice": [slice], "payload": column})

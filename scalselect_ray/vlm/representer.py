@@ -1,0 +1,85 @@
+"""An extractor from its config: its two halves, its id, and both halves in one process, without Ray."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from scalselect_ray.config import ExtractorConfig, feature_settings
+from scalselect_ray.corpus import Reject, Sample, SampleRejectedError, load_images
+from scalselect_ray.vlm import Extractor, Prepared, Preparer, Representation, fingerprint, open_checkpoint, share_images
+
+_TOGETHER = 32  # samples whose pixels are in memory at once
+
+Outcome = Representation | SampleRejectedError
+
+
+def make_preparer(extractor: ExtractorConfig) -> Preparer:
+    """The half that needs no device. Raises ModelError."""
+    return Preparer(
+        open_checkpoint(extractor.model, extractor.revision),
+        tokens=extractor.tokens,
+        max_length=extractor.max_length,
+        min_pixels=extractor.min_pixels,
+        max_pixels=extractor.max_pixels,
+    )
+
+
+def make_extractor(extractor: ExtractorConfig) -> Extractor:
+    """The half that holds the model's front, on a GPU where there is one. Raises ModelError."""
+    return Extractor(
+        open_checkpoint(extractor.model, extractor.revision),
+        dtype=getattr(torch, extractor.dtype),
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        attention_threshold=extractor.attention_threshold,
+        batch_tokens=extractor.batch_tokens,
+    )
+
+
+def description_of(extractor: ExtractorConfig) -> dict[str, Any]:
+    """All that changes a feature. Reads the needed tensors of the model once, to know them. Raises ModelError."""
+    weights = fingerprint(open_checkpoint(extractor.model, extractor.revision))
+    return {"weights": weights, "settings": feature_settings(extractor), "format": 2}
+
+
+def id_of(description: dict[str, Any]) -> str:
+    """The id of an extractor: 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Representer:
+    """Both halves of an extractor, one behind the other: for the Python interface, and to try a few samples before a
+    run."""
+
+    def __init__(self, extractor: ExtractorConfig) -> None:
+        self._prepare = make_preparer(extractor)
+        self._extract = make_extractor(extractor)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._extract.device
+
+    @property
+    def dim(self) -> int:
+        """D, the length of a representation."""
+        return self._extract.dim
+
+    def __call__(self, samples: Sequence[Sample | Reject]) -> list[Outcome]:
+        """One answer a sample, in order: its representation, or why it has none."""
+        answers: list[Outcome] = []
+        for start in range(0, len(samples), _TOGETHER):
+            prepared = [self._prepared(sample) for sample in samples[start : start + _TOGETHER]]
+            extracted = iter(self._extract(share_images(item for item in prepared if isinstance(item, Prepared))))
+            answers += [next(extracted) if isinstance(item, Prepared) else item for item in prepared]
+        return answers
+
+    def _prepared(self, sample: Sample | Reject) -> Prepared | SampleRejectedError:
+        if isinstance(sample, Reject):
+            return SampleRejectedError(sample.reason, sample.message)
+        try:
+            return self._prepare(sample, load_images(sample.images))
+        except SampleRejectedError as error:
+            return error

@@ -1,0 +1,123 @@
+"""Files by URI."""
+
+import os
+
+import pytest
+
+from scalselect_ray.errors import ConfigError
+from scalselect_ray.io import storage
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request, tmp_path) -> str:
+    return str(tmp_path) if request.param == "local" else f"memory://bucket{tmp_path}"
+
+
+def test_written_files_are_found(root):
+    for name in ("b.json", "a.json", "c.txt"):
+        storage.write(f"{root}/x/{name}", name.encode())
+    assert storage.list_names(f"{root}/x") == ["a.json", "b.json", "c.txt"]
+    assert [file.uri.rpartition("/")[2] for file in storage.expand(f"{root}/x/*.json")] == ["a.json", "b.json"]
+    assert storage.read_bytes(f"{root}/x/a.json", 0, 3) == b"a.j"
+    assert storage.expand(f"{root}/nowhere") == []
+    assert storage.list_folders(root) == ["x"]
+
+
+def test_a_changed_file_has_another_version(tmp_path):
+    path = str(tmp_path / "a")
+    storage.write(path, b"1")
+    os.utime(path, (1, 1))
+    before = storage.stat(path)
+    storage.write(path, b"2")
+    assert storage.stat(path).version != before.version
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    storage.write(str(tmp_path / "a"), b"old")
+
+    def fail(source, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        storage.write(str(tmp_path / "a"), b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_secrets_are_redacted():
+    text = storage.redact("https://user:pass@host/a?X-Amz-Signature=abc&part=2 s3://b/k?token=t")
+    assert text == "https://***@host/a?X-Amz-Signature=***&part=2 s3://b/k?token=***"
+    azure = "abfs://container@account.dfs.core.windows.net/a"
+    assert storage.redact(azure) == azure, "what stands before the @ is a place"
+
+
+def test_unknown_scheme_names_the_cure():
+    with pytest.raises(ConfigError, match="known schemes"):
+        storage.read_bytes("nosuch://bucket/a")
+
+
+def break_off(uri):
+    with storage.open_write(uri) as stream:
+        stream.write(bytes(40 << 20))
+        raise ValueError("it broke")
+
+
+def test_what_breaks_off_while_it_is_written_is_not_there(tmp_path, s3):
+    s3.clear()
+    for uri in (str(tmp_path / "a" / "b"), "s3://bucket/streamed/b"):
+        with pytest.raises(ValueError, match="broke"):
+            break_off(uri)
+        assert storage.expand(uri) == []
+    assert list(tmp_path.rglob("*.tmp")) == []
+    fs = storage.filesystem("s3://bucket")[0]
+    assert fs.call_s3("list_multipart_uploads", Bucket="bucket").get("Uploads", []) == []
+
+
+@pytest.mark.parametrize("size", [0, 5, 70 << 20])
+def test_what_is_streamed_is_there_in_the_end(size, tmp_path, s3):
+    s3.clear()
+    block = bytes(range(256)) * 4096
+    for uri in (str(tmp_path / "b"), f"s3://bucket/streamed/{size}"):
+        with storage.open_write(uri) as stream:
+            for start in range(0, size, len(block)):
+                stream.write(block[: min(len(block), size - start)])
+            assert not storage.exists(uri)
+        assert storage.stat(uri).size == size
+        assert storage.read_bytes(uri) == (block * 70)[:size]
+    storage.delete_folder("s3://bucket/streamed")
+    assert storage.expand("s3://bucket/streamed") == []
+
+
+def test_an_interruption_is_not_tried_again():
+    calls = []
+
+    def call():
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        storage._patiently("s3://bucket/x", call)
+    assert len(calls) == 1
+
+
+def test_the_first_bytes_of_an_object(tmp_path, s3):
+    for root in (str(tmp_path), "s3://bucket/start"):
+        storage.write(f"{root}/empty", b"")
+        storage.write(f"{root}/a", b"abc")
+        assert [
+            storage.read_start(f"{root}/{name}", size) for name, size in (("empty", 5), ("a", 2), ("a", 3), ("a", 9))
+        ] == [
+            b"",
+            b"ab",
+            b"abc",
+            b"abc",
+        ]
+        with pytest.raises(FileNotFoundError):
+            storage.read_start(f"{root}/none", 5)
+
+
+def test_a_link_to_nothing_hides_no_other_file(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"{}")
+    (tmp_path / ".#a.jsonl").symlink_to("somebody@somewhere.1234")
+    assert [file.uri for file in storage.expand(str(tmp_path))] == [str(tmp_path / "a.jsonl")]
