@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from scalselect_ray.corpus import ImagePart, Sample, Turn
+from scalselect_ray.corpus import ImagePlaceholder, Sample, Turn
 from scalselect_ray.vlm import Extractor, Prepared, Preparer, open_checkpoint, share_images
 
 SHAPES = {
@@ -110,7 +110,7 @@ def make_samples(folder: Path, count: int) -> list[Prepared]:
     for number in range(count):
         asked, said = (int(length) for length in random.lognormal(3.6, 0.6, 2).clip(5, 300))
         image = Image.fromarray(random.integers(0, 256, (336, 336, 3), dtype=np.uint8))
-        turns = Turn("user", (ImagePart(0), "w" * asked)), Turn("assistant", ("a" * said,))
+        turns = Turn("user", (ImagePlaceholder(0), "w" * asked)), Turn("assistant", ("a" * said,))
         prepared.append(preparer(Sample(number, str(number), turns, ()), [image]))
     return share_images(prepared)
 

@@ -21,7 +21,7 @@ from scalselect_ray.corpus import (
     normalise,
     resolver,
 )
-from scalselect_ray.corpus.formats import Cutting, Format, UnreadableFileError, format_of
+from scalselect_ray.corpus.formats import FORMATS, Cutting, Format, UnreadableFileError, format_of
 from scalselect_ray.errors import ConfigError, CorpusError, ModelError
 from scalselect_ray.io import storage
 
@@ -30,12 +30,6 @@ _FILES = 3  # of one path
 _IMAGES = 8  # paths that are tried below each image root
 _PARENTS = 3  # folders above a file that may be its image root
 _LAYOUTS = ("messages", "conversations", "texts", "conversation", "caption")
-_FORMAT_NAMES = {
-    "JsonList": "JSON list",
-    "JsonLines": "JSON lines",
-    "Parquet": "Parquet",
-    "WebDataset": "WebDataset tar",
-}
 
 
 @dataclass
@@ -115,7 +109,9 @@ def _name(path: str, taken: set[str]) -> str:
     """A name for a source: the file's or the folder's."""
     parts = [part for part in re.sub(r"^\w+://", "", path).split("/") if part not in ("", ".", "..")]
     plain = [part for part in parts if not re.search(r"[*?\[]", part)]
-    stem = re.sub(r"\.(json|jsonl|ndjson|parquet|tar|tgz)(\.gz)?$", "", plain[-1]) if plain else "corpus"
+    stem = plain[-1] if plain else "corpus"
+    for suffix in sorted({suffix for known in FORMATS for suffix in known.suffixes}, key=len, reverse=True):
+        stem = stem.removesuffix(suffix)
     stem = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "corpus"
     return next(
         name
@@ -136,8 +132,7 @@ def _look(path: str, name: str) -> Seen:
             records, counted = _first_rows(form, file)
         except (UnreadableFileError, OSError) as error:
             raise CorpusError(f"{storage.redact(file.file.uri)} cannot be read: {error}") from error
-        kind = _FORMAT_NAMES.get(type(form).__name__, type(form).__name__)
-        seen.formats += [] if kind in seen.formats else [kind]
+        seen.formats += [] if form.title in seen.formats else [form.title]
         rows_by_byte.append(counted)
         for record in records:
             references += [(file.image_root, reference) for reference in _look_at(record, seen)]
@@ -160,13 +155,13 @@ def _look(path: str, name: str) -> Seen:
 def _first_rows(form: Format, file: CorpusFile) -> tuple[list[object], tuple[int, int]]:
     """The first rows of a file, and (rows, the bytes of the file that they take): (0, 0) in a stream, where nobody
     knows."""
-    runs = form.scan(file.file, Cutting(_ROWS, _BYTES))
-    first = next(runs, None)
+    ranges = form.scan(file.file, Cutting(_ROWS, _BYTES))
+    first = next(ranges, None)
     if first is None:
         return [], (0, file.file.size)
     records = next(records for _, records in form.read(file.file, [first]))
-    if type(form).__name__ == "Parquet":  # its footer tells all; its sizes are those before compression
-        return records, (max((run.stop_row for run in runs), default=first.stop_row), file.file.size)
+    if form.indexed:  # all rows are known; the bytes of a range may be those before compression
+        return records, (max((range_.stop_row for range_ in ranges), default=first.stop_row), file.file.size)
     return records, (first.stop_row, first.stop_byte - first.start_byte)
 
 

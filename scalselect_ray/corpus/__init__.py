@@ -14,14 +14,14 @@ from scalselect_ray.corpus.planning import (
     without_overlaps,
 )
 from scalselect_ray.corpus.reading import read_records, read_rows, read_slices
-from scalselect_ray.corpus.sample import ImagePart, ImageRef, Reason, Reject, Sample, SampleRejectedError, Turn
+from scalselect_ray.corpus.sample import ImagePlaceholder, ImageRef, Reason, Reject, Sample, SampleRejectedError, Turn
 
 __all__ = [
     "MAX_PIXELS",
     "PLACEHOLDER",
     "Broken",
     "CorpusFile",
-    "ImagePart",
+    "ImagePlaceholder",
     "ImageRef",
     "Reason",
     "Reject",

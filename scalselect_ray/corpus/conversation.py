@@ -12,9 +12,9 @@ from typing import Any, TypeGuard
 
 from scalselect_ray.corpus.sample import (
     MAX_TEXT,
-    ImagePart,
+    Content,
+    ImagePlaceholder,
     ImageRef,
-    Part,
     Reason,
     Role,
     Sample,
@@ -74,14 +74,18 @@ def normalise(row: int, record: object, resolve_image: ImageResolver, verbatim: 
     turns = [_turn(role, content, fields, verbatim) for role, content in _said(record)]
     inline = bool(fields)
     listed = _image_fields(record)
-    if inline and len(fields) != len([part for turn in turns for part in turn.parts if isinstance(part, ImagePart)]):
-        raise SampleRejectedError(Reason.PLACEHOLDER_MISMATCH, "images stand both in the turns and behind placeholders")
+    if inline and len(fields) != len(
+        [item for turn in turns for item in turn.content if isinstance(item, ImagePlaceholder)]
+    ):
+        raise SampleRejectedError(
+            Reason.PLACEHOLDER_MISMATCH, "the row has images inside its turns, and other placeholders beside them"
+        )
     if not inline:
         fields = listed
     return Sample(
         row,
         known_id(record),
-        tuple(_placed(turns, len(fields), verbatim)),
+        tuple(_numbered(turns, len(fields), verbatim)),
         tuple(resolve_image(field) for field in fields),
     )
 
@@ -125,14 +129,14 @@ def _said(record: Mapping[str, Any]) -> list[tuple[object, object]]:
 
 
 def _turn(role: object, content: object, fields: list[object], verbatim: bool) -> Turn:
-    """One turn; images that stand inside it are appended to `fields`. Placeholders get the index -1 until they are
-    placed."""
+    """One turn; images that stand inside it are appended to `fields`. Placeholders have the index -1 until `_numbered`
+    numbers them."""
     known = _ROLES.get(str(role).strip().lower())
     if known is None:
         raise SampleRejectedError(
             Reason.BAD_CONVERSATION, f"unknown role {str(role)[:40]!r}; known: {', '.join(sorted(_ROLES))}"
         )
-    parts: list[Part] = []
+    items: list[Content] = []
     for piece in [content] if isinstance(content, str) else content if _is_list(content) else [content]:
         kind = piece.get("type") if isinstance(piece, Mapping) else None
         if kind in ("image", "image_url") and isinstance(piece, Mapping):
@@ -144,7 +148,7 @@ def _turn(role: object, content: object, fields: list[object], verbatim: bool) -
                 if url is not None
                 else piece.get("image", piece.get("path"))
             )
-            parts.append(ImagePart(-1, written=False))
+            items.append(ImagePlaceholder(-1, written=False))
             if not _is_null(field):
                 fields.append(field)
             continue
@@ -157,31 +161,31 @@ def _turn(role: object, content: object, fields: list[object], verbatim: bool) -
         if found := _NO_TEXT.search(text):
             what = "a NUL character" if found[0] == "\0" else f"half a character, {found[0]!a}"
             raise SampleRejectedError(Reason.BAD_CONVERSATION, f"a {known} turn holds {what}")
-        parts += _split(text, verbatim) if known == "user" else [text]
-    return Turn(known, tuple(part for part in parts if part != ""))
+        items += _split(text, verbatim) if known == "user" else [text]
+    return Turn(known, tuple(item for item in items if item != ""))
 
 
-def _split(text: str, verbatim: bool) -> list[Part]:
-    parts: list[Part] = []
+def _split(text: str, verbatim: bool) -> list[Content]:
+    items: list[Content] = []
     for number, piece in enumerate(text.split(PLACEHOLDER)):
-        parts += [ImagePart(-1)] if number else []
-        parts += [piece if verbatim else piece.strip()]
-    return parts
+        items += [ImagePlaceholder(-1)] if number else []
+        items += [piece if verbatim else piece.strip()]
+    return items
 
 
-def _placed(turns: Sequence[Turn], images: int, verbatim: bool) -> list[Turn]:
+def _numbered(turns: Sequence[Turn], images: int, verbatim: bool) -> list[Turn]:
     """The turns with each placeholder pointing to its image."""
     users = [number for number, turn in enumerate(turns) if turn.role == "user"]
-    if not users or not any(turn.role == "assistant" and turn.parts for turn in turns):
+    if not users or not any(turn.role == "assistant" and turn.content for turn in turns):
         raise SampleRejectedError(
             Reason.BAD_CONVERSATION, "the conversation needs a user turn and an assistant turn with text"
         )
-    placeholders = sum(isinstance(part, ImagePart) for turn in turns for part in turn.parts)
+    placeholders = sum(isinstance(item, ImagePlaceholder) for turn in turns for item in turn.content)
     if not placeholders and not images and not verbatim:
         raise SampleRejectedError(Reason.TEXT_ONLY, "the sample has no image")
     if not placeholders:
         first = turns[users[0]]
-        leading = Turn(first.role, (*(ImagePart(-1, written=False) for _ in range(images)), *first.parts))
+        leading = Turn(first.role, (*(ImagePlaceholder(-1, written=False) for _ in range(images)), *first.content))
         turns = [leading if turn is first else turn for turn in turns]
     elif placeholders != images:
         raise SampleRejectedError(Reason.PLACEHOLDER_MISMATCH, f"{placeholders} image placeholders but {images} images")
@@ -189,7 +193,10 @@ def _placed(turns: Sequence[Turn], images: int, verbatim: bool) -> list[Turn]:
     return [
         Turn(
             turn.role,
-            tuple(replace(part, index=next(index)) if isinstance(part, ImagePart) else part for part in turn.parts),
+            tuple(
+                replace(item, index=next(index)) if isinstance(item, ImagePlaceholder) else item
+                for item in turn.content
+            ),
         )
         for turn in turns
     ]

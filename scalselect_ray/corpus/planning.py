@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from scalselect_ray.corpus.formats import Cutting, Run, UnreadableFileError, format_of, is_corpus_file
+from scalselect_ray.corpus.formats import Cutting, RowRange, UnreadableFileError, format_of, is_corpus_file
 from scalselect_ray.errors import CorpusError, StorageError
 from scalselect_ray.io import storage
 
@@ -133,7 +133,7 @@ def plan_file(file: CorpusFile, kept: Sequence[str] = ()) -> list[Slice]:
 
     A file that cannot be read, or not to its end, has a last slice with a `problem`.
     """
-    runs: list[Run] = []
+    runs: list[RowRange] = []
     problem = None
     cutting = Cutting(file.slice_rows, file.slice_bytes, {first: stop for _, first, stop, _ in map(slice_range, kept)})
     try:
@@ -151,7 +151,7 @@ def plan_file(file: CorpusFile, kept: Sequence[str] = ()) -> list[Slice]:
         raise StorageError(f"{storage.redact(file.file.uri)} cannot be read: {error}") from error
     rows = runs[-1].stop_row if runs else 0
     if problem is not None:
-        runs.append(Run(rows, rows + 1, 0, 0))
+        runs.append(RowRange(rows, rows + 1, 0, 0))
     return [
         Slice(
             source=file.source,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from scalselect_ray.corpus.conversation import ImageResolver, known_id, normalise
-from scalselect_ray.corpus.formats import Broken, Cutting, Run, UnreadableFileError, format_of
+from scalselect_ray.corpus.formats import Broken, Cutting, RowRange, UnreadableFileError, format_of
 from scalselect_ray.corpus.images import resolver
 from scalselect_ray.corpus.planning import CorpusFile, Slice
 from scalselect_ray.corpus.sample import Reason, Reject, Sample, SampleRejectedError, plain
@@ -12,16 +12,17 @@ from scalselect_ray.io import storage
 
 
 def read_records(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[object]]]:
-    """The rows of slices of one file as they stand there, in order; `Broken` in the place of a broken row.
+    """The rows of slices of one file as they stand there, in order; `Broken` where a row is broken.
 
     Raises CorpusError, StorageError.
     """
     if not slices:
         return
     file = storage.FileInfo(slices[0].shard, slices[0].size, "")
-    runs = [Run(part.first_row, part.stop_row, part.start_byte, part.stop_byte) for part in slices]
+    ranges = [RowRange(slice_.first_row, slice_.stop_row, slice_.start_byte, slice_.stop_byte) for slice_ in slices]
     try:
-        yield from zip(slices, (_whole(run, records) for run, records in format_of(file).read(file, runs)), strict=True)
+        read = format_of(file).read(file, ranges)
+        yield from zip(slices, (_whole(range_, records) for range_, records in read), strict=True)
     except PermissionError as error:
         raise CorpusError(f"no permission to read {storage.redact(file.uri)}") from error
     except (UnreadableFileError, FileNotFoundError) as error:
@@ -38,11 +39,14 @@ def read_slices(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[Sample | 
     """The rows of consecutive slices of one file, each row once, a slice at a time. Raises CorpusError,
     StorageError."""
     resolve = resolver(slices[0].image_root)
-    for part, records in read_records([part for part in slices if part.problem is None]):
-        yield part, _samples(part.first_row, records, resolve)
-    for part in slices:
-        if part.problem is not None:
-            yield part, [Reject(part.first_row, None, Reason.UNREADABLE_FILE, plain(f"{part.shard}: {part.problem}"))]
+    for slice_, records in read_records([slice_ for slice_ in slices if slice_.problem is None]):
+        yield slice_, _samples(slice_.first_row, records, resolve)
+    for slice_ in slices:
+        if slice_.problem is not None:
+            yield (
+                slice_,
+                [Reject(slice_.first_row, None, Reason.UNREADABLE_FILE, plain(f"{slice_.shard}: {slice_.problem}"))],
+            )
 
 
 def read_rows(file: CorpusFile, rows: Sequence[int]) -> dict[int, Sample | Reject]:
@@ -53,20 +57,20 @@ def read_rows(file: CorpusFile, rows: Sequence[int]) -> dict[int, Sample | Rejec
     """
     found: dict[int, Sample | Reject] = {}
     form, resolve, left = format_of(file.file), resolver(file.image_root), set(rows)
-    for run in form.scan(file.file, Cutting(file.slice_rows, file.slice_bytes)):
-        wanted = left.intersection(range(run.first_row, run.stop_row))
+    for range_ in form.scan(file.file, Cutting(file.slice_rows, file.slice_bytes)):
+        wanted = left.intersection(range(range_.first_row, range_.stop_row))
         if wanted:
-            for _, records in form.read(file.file, [run]):
-                found |= {row.row: row for row in _samples(run.first_row, records, resolve) if row.row in wanted}
+            for _, records in form.read(file.file, [range_]):
+                found |= {row.row: row for row in _samples(range_.first_row, records, resolve) if row.row in wanted}
         left -= wanted
         if not left:
             break
     return found
 
 
-def _whole(run: Run, records: list[object]) -> list[object]:
-    if len(records) != run.stop_row - run.first_row:
-        raise UnreadableFileError(f"{len(records)} rows where {run.stop_row - run.first_row} were")
+def _whole(range_: RowRange, records: list[object]) -> list[object]:
+    if len(records) != range_.stop_row - range_.first_row:
+        raise UnreadableFileError(f"{len(records)} rows where {range_.stop_row - range_.first_row} were")
     return records
 
 

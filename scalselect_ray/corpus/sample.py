@@ -45,17 +45,17 @@ class SampleRejectedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class ImagePart:
-    """The place of an image inside a turn; `index` points into `Sample.images`.
+class ImagePlaceholder:
+    """Where an image stands inside a turn; `index` points into `Sample.images`.
 
-    `written`: the row's own text has a placeholder there (else the image stands in a typed list, or nowhere and so
-    first)."""
+    `written`: the row's own text has a placeholder there. Else the image stands in a typed list, or the row does not
+    say where it stands, and then it comes first."""
 
     index: int
     written: bool = field(default=True, compare=False)
 
 
-Part = str | ImagePart
+Content = str | ImagePlaceholder
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Turn:
     """What one role says: texts and images in their order. Assistant turns hold text only."""
 
     role: Role
-    parts: tuple[Part, ...]
+    content: tuple[Content, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, BinaryIO, ClassVar, Literal, TypeVar
 
-from scalselect_ray.corpus import PLACEHOLDER, ImagePart, Turn
+from scalselect_ray.corpus import PLACEHOLDER, ImagePlaceholder, Turn
 from scalselect_ray.errors import ConfigError
 from scalselect_ray.io import storage
 
@@ -181,8 +181,8 @@ class Format(ABC):
 def text_of(turn: Turn) -> str:
     """A turn as one string with `<image>` in it: the source's own where it is one."""
     return "".join(
-        part if not isinstance(part, ImagePart) else PLACEHOLDER if part.written else f"{PLACEHOLDER}\n"
-        for part in turn.parts
+        part if not isinstance(part, ImagePlaceholder) else PLACEHOLDER if part.written else f"{PLACEHOLDER}\n"
+        for part in turn.content
     )
 
 

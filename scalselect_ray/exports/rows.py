@@ -23,7 +23,7 @@ from scalselect_ray.corpus import (
     resolver,
 )
 from scalselect_ray.corpus.conversation import ImageResolver
-from scalselect_ray.corpus.formats import Run, format_of
+from scalselect_ray.corpus.formats import RowRange, format_of
 from scalselect_ray.corpus.formats.webdataset import WebDataset
 from scalselect_ray.errors import CorpusError
 from scalselect_ray.exports.base import Images, Picture, Row
@@ -52,7 +52,7 @@ def _members(slices: Sequence[Slice]) -> Iterator[list[list[tuple[str, bytes]]]]
     kind = format_of(file)
     if not isinstance(kind, WebDataset):
         return itertools.repeat([])
-    runs = [Run(part.first_row, part.stop_row, part.start_byte, part.stop_byte) for part in slices]
+    runs = [RowRange(part.first_row, part.stop_row, part.start_byte, part.stop_byte) for part in slices]
     return (members for _, members in kind.members(file, runs))
 
 

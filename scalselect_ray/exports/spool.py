@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scalselect_ray.corpus import ImagePart, Turn
+from scalselect_ray.corpus import ImagePlaceholder, Turn
 from scalselect_ray.errors import StorageError
 from scalselect_ray.exports.base import Picture, Row
 from scalselect_ray.io import storage
@@ -117,7 +117,10 @@ def to_frame(key: int, row: Row) -> bytes:
     facts = {
         **{name: getattr(row, name) for name in ("rank", "source", "shard", "row", "id", "score", "uid", "problem")},
         "turns": [
-            [turn.role, [[part.index, part.written] if isinstance(part, ImagePart) else part for part in turn.parts]]
+            [
+                turn.role,
+                [[part.index, part.written] if isinstance(part, ImagePlaceholder) else part for part in turn.content],
+            ]
             for turn in row.turns
         ],
         "pictures": [
@@ -137,7 +140,7 @@ def from_blobs(blobs: Sequence[bytes]) -> Row:
     facts = json.loads(blobs[0])
     data = iter(blobs[1:])
     turns = [
-        Turn(role, tuple(part if isinstance(part, str) else ImagePart(part[0], part[1]) for part in parts))
+        Turn(role, tuple(part if isinstance(part, str) else ImagePlaceholder(part[0], part[1]) for part in parts))
         for role, parts in facts.pop("turns")
     ]
     pictures = [

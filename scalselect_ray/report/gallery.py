@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from scalselect_ray.corpus import ImagePart, Sample
+from scalselect_ray.corpus import ImagePlaceholder, Sample
 from scalselect_ray.report.data import Picture
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def turns_of(sample: Sample) -> list[tuple[str, str]]:
     """(role, text) of the first turns; pictures stand as a mark in the text."""
     turns: list[tuple[str, str]] = []
     for turn in sample.turns[:_MAX_TURNS]:
-        turns.append((turn.role, " ".join("\u25a6" if isinstance(part, ImagePart) else part for part in turn.parts)))
+        turns.append(
+            (turn.role, " ".join("\u25a6" if isinstance(part, ImagePlaceholder) else part for part in turn.content))
+        )
     if len(sample.turns) > _MAX_TURNS:
         turns.append(("", f"and {len(sample.turns) - _MAX_TURNS:,} more turns"))
     return turns

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from scalselect_ray.corpus import MAX_PIXELS, ImagePart, Reason, Sample, SampleRejectedError, Turn
+from scalselect_ray.corpus import MAX_PIXELS, ImagePlaceholder, Reason, Sample, SampleRejectedError, Turn
 from scalselect_ray.errors import ModelError
 from scalselect_ray.vlm.checkpoint import Checkpoint
 from scalselect_ray.vlm.families import vision_token_ids
@@ -124,7 +124,7 @@ class Preparer:
     def _check_size(self, sample: Sample, images: Sequence[Image.Image]) -> None:
         """Refuses what is sure to be too long, and images that the model's processor would blow up, before any work
         goes into them."""
-        parts = [part for turn in sample.turns for part in turn.parts]
+        parts = [part for turn in sample.turns for part in turn.content]
         characters = sum(len(part) for part in parts if isinstance(part, str))
         if max(len(parts), len(sample.turns), characters // _TOKEN_CHARACTERS) > self._max_length:
             raise SampleRejectedError(
@@ -166,8 +166,8 @@ class Preparer:
         texts: list[tuple[str, str]] = []
         marked: list[Turn] = []
         for turn in turns:
-            parts: list[str | ImagePart] = []
-            for part in turn.parts:
+            parts: list[str | ImagePlaceholder] = []
+            for part in turn.content:
                 if isinstance(part, str):
                     marks.append(f"\u27e6{len(marks)}\u27e7")
                     texts.append((turn.role, part))
@@ -215,7 +215,7 @@ class Preparer:
                 "role": turn.role,
                 "content": [
                     {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
-                    for part in turn.parts
+                    for part in turn.content
                 ],
             }
             for turn in turns

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalselect_ray.corpus import ImagePart, ImageRef, Reason, SampleRejectedError
+from scalselect_ray.corpus import ImagePlaceholder, ImageRef, Reason, SampleRejectedError
 from scalselect_ray.corpus.conversation import normalise
 
 
@@ -16,7 +16,7 @@ def resolve(field: object) -> ImageRef:
 
 HUMAN = {"from": "human", "value": "<image>\n What is it? "}
 GPT = {"from": "gpt", "value": " A cat. "}
-TURNS = [("user", (ImagePart(0), "What is it?")), ("assistant", (" A cat. ",))]
+TURNS = [("user", (ImagePlaceholder(0), "What is it?")), ("assistant", (" A cat. ",))]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_layouts(record, images):
         record = {"conversations": record, "image": "a"}
         images = ["a"]
     sample = normalise(3, record, resolve)
-    assert [(turn.role, turn.parts) for turn in sample.turns] == TURNS
+    assert [(turn.role, turn.content) for turn in sample.turns] == TURNS
     assert [image.name for image in sample.images] == images
     assert sample.row == 3
 
@@ -100,7 +100,13 @@ def test_ids_become_text_or_nothing(raw, known):
 
 def test_several_images_keep_their_places():
     record = {"images": ["a", "b"], "conversations": [{"from": "human", "value": "Is <image> or <image>larger?"}, GPT]}
-    assert normalise(0, record, resolve).turns[0].parts == ("Is", ImagePart(0), "or", ImagePart(1), "larger?")
+    assert normalise(0, record, resolve).turns[0].content == (
+        "Is",
+        ImagePlaceholder(0),
+        "or",
+        ImagePlaceholder(1),
+        "larger?",
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,5 +177,5 @@ def test_any_row_is_a_sample_or_a_reject(record):
         sample = normalise(0, record, resolve)
     except SampleRejectedError:
         return
-    places = [part.index for turn in sample.turns for part in turn.parts if isinstance(part, ImagePart)]
+    places = [part.index for turn in sample.turns for part in turn.content if isinstance(part, ImagePlaceholder)]
     assert places == list(range(len(sample.images))) != []

@@ -225,7 +225,7 @@ def test_csv(mixed, export):
 
 def test_the_member_order_of_a_tar_follows_what_its_record_says(tmp_path):
     """Renamed members lose the names by which the record gave their order."""
-    from scalselect_ray.corpus.formats import Run
+    from scalselect_ray.corpus.formats import RowRange
     from scalselect_ray.corpus.formats.webdataset import WebDataset
     from scalselect_ray.io import storage
 
@@ -239,5 +239,5 @@ def test_the_member_order_of_a_tar_follows_what_its_record_says(tmp_path):
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     file = storage.stat(str(tmp_path / "a.tar"))
-    ((_, (members,)),) = WebDataset().members(file, [Run(0, 1, 0, file.size)])
+    ((_, (members,)),) = WebDataset().members(file, [RowRange(0, 1, 0, file.size)])
     assert [name for name, _ in members] == ["k.json", "k.a.jpg", "k.b.jpg"]

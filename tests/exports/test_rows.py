@@ -6,7 +6,7 @@ import braceexpand
 import pytest
 from PIL import Image
 
-from scalselect_ray.corpus import ImagePart, Turn, normalise, resolver
+from scalselect_ray.corpus import ImagePlaceholder, Turn, normalise, resolver
 from scalselect_ray.errors import ConfigError
 from scalselect_ray.exports import FORMATS
 from scalselect_ray.exports.base import NotExportableError, Part, Picture, Places, Row, common_folder, text_of
@@ -67,7 +67,10 @@ PART = Part(Places("/out", "/r", sole_root=True))
 def test_texts_stay_as_they_are(record, texts):
     sample = normalise(0, record | {"images": ["a.png", "b.png"]}, resolver("/r"), verbatim=True)
     assert [text_of(turn) for turn in sample.turns] == texts
-    assert [part.index for turn in sample.turns for part in turn.parts if isinstance(part, ImagePart)] == [0, 1]
+    assert [part.index for turn in sample.turns for part in turn.content if isinstance(part, ImagePlaceholder)] == [
+        0,
+        1,
+    ]
 
 
 Q, A = ("user", "<image>\nQ"), ("assistant", "A")
@@ -157,4 +160,4 @@ def test_energon_reads_names_with_braces_as_they_are(name):
 
 
 def test_turns_are_known_by_value():
-    assert Turn("user", (ImagePart(0, written=False),)) == Turn("user", (ImagePart(0),))
+    assert Turn("user", (ImagePlaceholder(0, written=False),)) == Turn("user", (ImagePlaceholder(0),))

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scalselect_ray.corpus import ImagePart, Turn
+from scalselect_ray.corpus import ImagePlaceholder, Turn
 from scalselect_ray.errors import StorageError
 from scalselect_ray.exports import spool
 from scalselect_ray.exports.base import Picture, Row
 
 TEXT = st.text(st.characters(exclude_categories=[]), max_size=8)  # lone surrogates too: JSON corpora can hold them
-PARTS = st.lists(st.one_of(TEXT, st.builds(ImagePart, st.integers(0, 3), st.booleans())), max_size=3).map(tuple)
+PARTS = st.lists(st.one_of(TEXT, st.builds(ImagePlaceholder, st.integers(0, 3), st.booleans())), max_size=3).map(tuple)
 PICTURES = st.one_of(
     st.builds(Picture, TEXT, st.none(), st.none(), st.none(), st.binary(max_size=300)),
     st.builds(Picture, TEXT, TEXT, TEXT),
@@ -54,10 +54,18 @@ def test_each_part_has_its_rows_in_order_however_runs_are_cut(rows, data, tmp_pa
         ]
         assert found == expected
         written = [
-            part.written for row in found for turn in row.turns for part in turn.parts if isinstance(part, ImagePart)
+            part.written
+            for row in found
+            for turn in row.turns
+            for part in turn.content
+            if isinstance(part, ImagePlaceholder)
         ]
         assert written == [
-            part.written for row in expected for turn in row.turns for part in turn.parts if isinstance(part, ImagePart)
+            part.written
+            for row in expected
+            for turn in row.turns
+            for part in turn.content
+            if isinstance(part, ImagePlaceholder)
         ]
 
 

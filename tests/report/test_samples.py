@@ -11,7 +11,7 @@ from conftest import GOLDEN
 from PIL import Image
 from tiny_models import MAKERS
 
-from scalselect_ray.corpus import ImagePart, Sample, Turn, load_image
+from scalselect_ray.corpus import ImagePlaceholder, Sample, Turn, load_image
 from scalselect_ray.corpus.conversation import normalise
 from scalselect_ray.corpus.images import resolver
 from scalselect_ray.report.gallery import draw_overlay, picture_of
@@ -112,7 +112,7 @@ def test_a_picture_in_crops_has_one_map_of_its_finest_grid(family, sizes, shapes
         checkpoint, dtype=torch.float32, device=torch.device("cpu"), attention_threshold=0.9, batch_tokens=8192
     )
     pictures = [Image.new("RGB", size, (90, 10 * place, 200)) for place, size in enumerate(sizes)]
-    asked = tuple(part for place in range(len(sizes)) for part in (ImagePart(place), "and"))
+    asked = tuple(part for place in range(len(sizes)) for part in (ImagePlaceholder(place), "and"))
     prepared = Preparer(checkpoint)(Sample(0, "0", (Turn("user", asked), Turn("assistant", ("No.",))), ()), pictures)
     maps = extractor.attention_maps(prepared, sizes)
     assert [seen.received_RC.shape for seen in maps] == shapes

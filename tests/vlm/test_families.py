@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_models import MAKERS
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from scalselect_ray.corpus import ImagePart, ImageRef, Reason, Sample, SampleRejectedError, Turn, load_image
+from scalselect_ray.corpus import ImagePlaceholder, ImageRef, Reason, Sample, SampleRejectedError, Turn, load_image
 from scalselect_ray.vlm import Extractor, Prepared, Preparer, open_checkpoint, share_images
 
 CONVERSATIONS = [
@@ -45,7 +45,7 @@ def samples() -> list[tuple[Sample, list[Image.Image]]]:
             for _ in range(count):
                 width, height = SIZES[(row + len(images)) % len(SIZES)]
                 images.append(Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)))
-                places.append(ImagePart(len(images) - 1))
+                places.append(ImagePlaceholder(len(images) - 1))
             turns.append(Turn(role, (*places, text)))
         made.append((Sample(row, str(row), tuple(turns), ()), images))
     return made
@@ -60,7 +60,7 @@ def oracle(folder: Path, sample: Sample, images: list[Image.Image], rule: str, t
     messages = [
         {
             "role": t.role,
-            "content": [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in t.parts],
+            "content": [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in t.content],
         }
         for t in sample.turns
     ]
@@ -89,7 +89,7 @@ def oracle(folder: Path, sample: Sample, images: list[Image.Image], rule: str, t
     plain = [i for i, token in enumerate(ids.tolist()) if token >= len(tokenizer.added_tokens_decoder)]
     letters = tokenizer.decode(ids[plain])
     for turn in sample.turns:
-        for part in turn.parts:
+        for part in turn.content:
             if isinstance(part, str):
                 header = letters.lower().index(turn.role, at) + len(turn.role)
                 start = letters.index(part, header)
@@ -185,7 +185,7 @@ def test_padding_side_of_the_tokenizer_changes_nothing(model_folder, side):
 
 
 def asked(*texts: str, answer: str = "Yes.") -> Sample:
-    return Sample(0, "0", (Turn("user", (ImagePart(0), *texts)), Turn("assistant", (answer,))), ())
+    return Sample(0, "0", (Turn("user", (ImagePlaceholder(0), *texts)), Turn("assistant", (answer,))), ())
 
 
 def prepared_or_reject(folder: Path, sample: Sample, image: Image.Image) -> Prepared | SampleRejectedError:

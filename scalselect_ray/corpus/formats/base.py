@@ -1,21 +1,23 @@
-"""What a format is: a way to cut a file into runs of rows, and a way to read runs."""
+"""What a corpus format is: how a file is cut into ranges of rows, and how these are read."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 from scalselect_ray.corpus.sample import Reason
 from scalselect_ray.io.storage import FileInfo
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_ROW_BYTES = 1 << 28  # a longer row is no sample but an attack or an accident
 
 
-class Run(NamedTuple):
+class RowRange(NamedTuple):
     """Rows [first_row, stop_row) of a file and the bytes [start_byte, stop_byte) that hold them: (0, 0) in a stream,
     which has one start.
 
-    Runs with the same bytes are read together.
+    Ranges with the same bytes are read together.
     """
 
     first_row: int
@@ -26,15 +28,15 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Cutting:
-    """How a file is cut into runs: at most `max_rows` rows and `max_bytes` bytes each, around the runs in `kept` (first
-    row to stop row), which are as they are."""
+    """How a file is cut into ranges: at most `max_rows` rows and `max_bytes` bytes each, around the ranges in `kept`
+    (first row to stop row), which stay as they are."""
 
     max_rows: int
     max_bytes: int
     kept: Mapping[int, int] = field(default_factory=dict)
 
     def ends(self, first: int, row: int, size: int) -> bool:
-        """Whether a run that began at row `first` ends before `row`, with which it would have `size` bytes."""
+        """Whether a range that began at row `first` ends before `row`, with which it would have `size` bytes."""
         if first in self.kept:
             return row >= self.kept[first]
         return row - first >= self.max_rows or size > self.max_bytes or row in self.kept
@@ -51,29 +53,47 @@ class Broken:
 def parse_row(data: bytes) -> object:
     """One row of JSON, or `Broken`."""
     try:
-        return json.loads(data.removeprefix(b"\xef\xbb\xbf"))
+        return json.loads(data.removeprefix(BYTE_ORDER_MARK))
     except (ValueError, RecursionError) as error:
         return Broken(f"not JSON: {error}: {data[:60]!r}")
 
 
 class UnreadableFileError(Exception):
-    """The file, or its rest behind the runs already given, cannot be read."""
+    """The file, or its rest after the ranges already given, cannot be read."""
 
 
-class Format(Protocol):
-    """One container format. Rows are counted alike whatever the size of the runs."""
+class Format(ABC):
+    """One container format. Rows are counted alike whatever the size of the ranges.
 
-    def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[Run]:
-        """The runs of a file in order. Raises UnreadableFileError where reading must stop, OSError."""
-        ...
+    The module that defines a format lists its objects in `FORMATS`; nothing else has to know it."""
 
-    def read(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[object]]]:
-        """The records of consecutive runs, a run at a time; `Broken` in the place of a broken row."""
-        ...
+    title: ClassVar[str]  # for people, such as "JSON lines"
+    suffixes: ClassVar[tuple[str, ...]]  # of its files' names; where several formats share one, `begins` decides
+    sequential: ClassVar[bool] = False  # a stream, which can only be read from its start
+    indexed: ClassVar[bool] = False  # `scan` costs little: the file says by itself where its rows are
+
+    @abstractmethod
+    def begins(self, head: bytes) -> bool:
+        """Whether a file with these first bytes (4096, or all it has) is of this format. Raises UnreadableFileError
+        where it is of a kind that nothing here can read."""
+
+    @abstractmethod
+    def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[RowRange]:
+        """The ranges of a file in order. Raises UnreadableFileError where reading must stop, OSError."""
+
+    @abstractmethod
+    def read(self, file: FileInfo, ranges: Sequence[RowRange]) -> Iterator[tuple[RowRange, list[object]]]:
+        """The records of consecutive ranges, one range at a time; `Broken` where a row is broken."""
 
 
-def cut(sizes: Iterator[tuple[int, int]], cutting: Cutting) -> Iterator[Run]:
-    """Runs from the (start, stop) bytes of each row; one row may be larger than a run should be.
+def text_begins(head: bytes, character: bytes) -> bool:
+    """Whether a text with these first bytes begins with `character`, blanks aside. A tar begins with a name, which is
+    no text."""
+    return head[257:262] != b"ustar" and head.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(character)
+
+
+def cut(sizes: Iterator[tuple[int, int]], cutting: Cutting) -> Iterator[RowRange]:
+    """Ranges from the (start, stop) bytes of each row; one row may be larger than a range should be.
 
     An error of `sizes` passes through after the rows before it have been given.
     """
@@ -90,12 +110,12 @@ def cut(sizes: Iterator[tuple[int, int]], cutting: Cutting) -> Iterator[Run]:
             problem = error
             break
         if row > first and cutting.ends(first, row, stop - begin):
-            yield Run(first, row, begin, end)
+            yield RowRange(first, row, begin, end)
             first, begin = row, start
         elif row == first:
             begin = start
         row, end = row + 1, stop
     if row > first:
-        yield Run(first, row, begin, end)
+        yield RowRange(first, row, begin, end)
     if problem is not None:
         raise problem

@@ -21,6 +21,17 @@ def inflated(raw: BinaryIO, file: FileInfo) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_Inflated(raw, max_inflated(file)), _BLOCK))
 
 
+def inflated_head(head: bytes) -> bytes | None:
+    """What the first bytes of a gzip file inflate to, at most 4096 bytes; None where it is no gzip. Raises
+    UnreadableFileError where it is a broken one."""
+    if not head.startswith(b"\x1f\x8b"):
+        return None
+    try:
+        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, 4096)
+    except zlib.error as error:
+        raise UnreadableFileError(f"broken gzip: {error}") from error
+
+
 def max_inflated(file: FileInfo) -> int:
     """Bytes that a gzip file may inflate to."""
     return _FREE + _RATIO * file.size

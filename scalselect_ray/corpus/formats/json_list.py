@@ -4,7 +4,17 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Cutting, Run, UnreadableFileError, cut, parse_row
+from scalselect_ray.corpus.formats.base import (
+    MAX_ROW_BYTES,
+    Cutting,
+    Format,
+    RowRange,
+    UnreadableFileError,
+    cut,
+    parse_row,
+    text_begins,
+)
+from scalselect_ray.corpus.formats.gzipped import inflated_head
 from scalselect_ray.io import storage
 from scalselect_ray.io.storage import FileInfo
 
@@ -12,20 +22,29 @@ _WINDOW = 1 << 22  # bytes read at once
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
-class JsonList:
+class JsonList(Format):
     """Slices are byte ranges of the file between the array's commas."""
 
-    def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[Run]:
+    title = "JSON list"
+    suffixes = (".json", ".json.gz")
+
+    def begins(self, head: bytes) -> bool:
+        inflated = inflated_head(head)
+        if inflated is not None and text_begins(inflated, b"["):
+            raise UnreadableFileError("a gzipped JSON list cannot be cut into slices: unpack it, or write JSON lines")
+        return text_begins(head, b"[")
+
+    def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[RowRange]:
         return cut(_elements(file), cutting)
 
-    def read(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[object]]]:
-        for run in runs:
-            block = storage.read_bytes(file.uri, run.start_byte, run.stop_byte)
+    def read(self, file: FileInfo, ranges: Sequence[RowRange]) -> Iterator[tuple[RowRange, list[object]]]:
+        for range_ in ranges:
+            block = storage.read_bytes(file.uri, range_.start_byte, range_.stop_byte)
             try:
                 rows = json.loads(b"[" + block + b"]")
             except (ValueError, RecursionError):  # one row of them: in an unknown encoding, or too deep
                 rows = [parse_row(element) for element in _split(block)]
-            yield run, rows
+            yield range_, rows
 
 
 def _elements(file: FileInfo) -> Iterator[tuple[int, int]]:
@@ -79,7 +98,7 @@ def _elements(file: FileInfo) -> Iterator[tuple[int, int]]:
 
 
 def _split(block: bytes) -> Iterator[bytes]:
-    """The elements that lie in the bytes of a run, each whole, as `_elements` found them."""
+    """The elements that lie in the bytes of a range_, each whole, as `_elements` found them."""
     decoder, text, at = json.JSONDecoder(), _decoded(block), 0
     while (at := _skip_blank(text, at)) < len(text):
         try:
@@ -96,3 +115,6 @@ def _decoded(window: bytes) -> str:
 
 def _skip_blank(text: str, at: int) -> int:
     return _BLANKS.match(text, at).end()  # type: ignore[union-attr]
+
+
+FORMATS = (JsonList(),)

@@ -11,20 +11,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalselect_ray.corpus.conversation import COLUMNS
-from scalselect_ray.corpus.formats.base import Broken, Cutting, Run, UnreadableFileError
+from scalselect_ray.corpus.formats.base import Broken, Cutting, Format, RowRange, UnreadableFileError
 from scalselect_ray.corpus.sample import Reason
 from scalselect_ray.errors import StorageError
 from scalselect_ray.io import storage
 from scalselect_ray.io.storage import FileInfo
 
 
-class Parquet:
+class Parquet(Format):
     """Reads the footer to plan, and the row groups that a slice touches to read it.
 
-    A run has the bytes from its first row group to its last, so that the parts of one large group are seen to share
+    A range has the bytes from its first row group to its last, so that the parts of one large group are seen to share
     them."""
 
-    def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[Run]:
+    title = "Parquet"
+    suffixes = (".parquet",)
+    indexed = True
+
+    def begins(self, head: bytes) -> bool:
+        return head.startswith(b"PAR1")
+
+    def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[RowRange]:
         with storage.open_random(file.uri) as stream:
             metadata = _open(stream).metadata
         if not 0 <= metadata.num_rows <= file.size or any(
@@ -33,29 +40,29 @@ class Parquet:
             raise UnreadableFileError(
                 f"broken Parquet: its footer claims {metadata.num_rows:,} rows in {file.size:,} bytes"
             )
-        return _around(_runs(metadata, cutting.max_rows, cutting.max_bytes), cutting.kept)
+        return _around(_ranges(metadata, cutting.max_rows, cutting.max_bytes), cutting.kept)
 
-    def read(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[object]]]:
+    def read(self, file: FileInfo, ranges: Sequence[RowRange]) -> Iterator[tuple[RowRange, list[object]]]:
         with storage.open_random(file.uri) as stream:
             parquet = _open(stream)
             names = parquet.schema_arrow.names
             columns = [name for name in names if name in COLUMNS]
-            at = runs[0].first_row
-            rows = _rows(parquet, columns, at, runs[-1].stop_row) if columns else _without_columns(names)
-            for run in runs:
-                records = list(itertools.islice(rows, run.first_row - at, run.stop_row - at))
-                at = run.stop_row
-                yield run, records
+            at = ranges[0].first_row
+            rows = _rows(parquet, columns, at, ranges[-1].stop_row) if columns else _without_columns(names)
+            for range_ in ranges:
+                records = list(itertools.islice(rows, range_.first_row - at, range_.stop_row - at))
+                at = range_.stop_row
+                yield range_, records
 
 
-def _runs(metadata: pq.FileMetaData, max_rows: int, max_bytes: int) -> Iterator[Run]:
+def _ranges(metadata: pq.FileMetaData, max_rows: int, max_bytes: int) -> Iterator[RowRange]:
     first = begin = end = 0
     pending = pending_bytes = 0
     for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
         parts = max(math.ceil(group.num_rows / max_rows), math.ceil(group.total_byte_size / max_bytes), 1)
         parts = min(parts, max(group.num_rows, 1))
         if pending and (pending + group.num_rows > max_rows or pending_bytes + group.total_byte_size > max_bytes):
-            yield Run(first, first + pending, begin, end)
+            yield RowRange(first, first + pending, begin, end)
             first, begin, pending, pending_bytes = first + pending, end, 0, 0
         end = begin + pending_bytes + group.total_byte_size
         if parts == 1:
@@ -64,22 +71,22 @@ def _runs(metadata: pq.FileMetaData, max_rows: int, max_bytes: int) -> Iterator[
         for part in range(parts):  # a large group, in equal parts
             start, stop = (first + group.num_rows * edge // parts for edge in (part, part + 1))
             if stop > start:
-                yield Run(start, stop, begin, end)
+                yield RowRange(start, stop, begin, end)
         first, begin = first + group.num_rows, end
     if pending:
-        yield Run(first, first + pending, begin, end)
+        yield RowRange(first, first + pending, begin, end)
 
 
-def _around(runs: Iterator[Run], kept: Mapping[int, int]) -> Iterator[Run]:
-    """The same rows with the runs of `kept` (first row to stop row) as they are: what lies in one of them goes, the
+def _around(ranges: Iterator[RowRange], kept: Mapping[int, int]) -> Iterator[RowRange]:
+    """The same rows with the ranges of `kept` (first row to stop row) as they are: what lies in one of them goes, the
     rest ends at it."""
     at, firsts = 0, sorted(kept)
-    for run in runs:
-        at = max(at, run.first_row)
-        while at < run.stop_row:
+    for range_ in ranges:
+        at = max(at, range_.first_row)
+        while at < range_.stop_row:
             following = firsts[bisect.bisect_right(firsts, at) :][:1]
-            stop = kept.get(at) or min([run.stop_row, *following])
-            yield Run(at, stop, run.start_byte, run.stop_byte)
+            stop = kept.get(at) or min([range_.stop_row, *following])
+            yield RowRange(at, stop, range_.start_byte, range_.stop_byte)
             at = stop
 
 
@@ -136,7 +143,7 @@ def _group_rows(parquet: pq.ParquetFile, columns: list[str], group: int, start: 
             try:
                 yield from part.to_pylist()
             except (ValueError, OverflowError):  # a text that is none, a date that Python has not
-                yield from (_row(part.slice(place, 1)) for place in range(len(part)))
+                yield from (_row(part.slice(index, 1)) for index in range(len(part)))
         at += len(batch)
         if at >= stop:
             return
@@ -147,3 +154,6 @@ def _row(batch: pa.RecordBatch) -> object:
         return batch.to_pylist()[0]
     except (ValueError, OverflowError) as error:
         return Broken(f"a value cannot be read: {error}")
+
+
+FORMATS = (Parquet(),)

@@ -6,10 +6,18 @@ import json
 import posixpath
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO, NamedTuple, Self, TypeVar, cast
+from typing import BinaryIO, ClassVar, NamedTuple, Self, TypeVar, cast
 
-from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Broken, Cutting, Run, UnreadableFileError, cut
-from scalselect_ray.corpus.formats.gzipped import inflated, max_inflated
+from scalselect_ray.corpus.formats.base import (
+    MAX_ROW_BYTES,
+    Broken,
+    Cutting,
+    Format,
+    RowRange,
+    UnreadableFileError,
+    cut,
+)
+from scalselect_ray.corpus.formats.gzipped import inflated, inflated_head, max_inflated
 from scalselect_ray.corpus.sample import Reason
 from scalselect_ray.errors import StorageError
 from scalselect_ray.io import storage
@@ -26,7 +34,7 @@ _EXTENSIONS = (
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
 )
-_TAIL = 1 << 16  # bytes read at once behind the end mark: tools fill up their last record with zeros
+_TAIL = 1 << 16  # bytes read at once after the end mark: tools fill up their last record with zeros
 T = TypeVar("T")
 
 
@@ -35,16 +43,19 @@ class _Member(NamedTuple):
     data: bytes | None = None  # read already, where the tar is a stream that cannot go back
 
 
-class WebDataset:
-    """Slices are byte ranges of the tar, or runs of a gzipped stream."""
+class WebDataset(Format):
+    """Slices are byte ranges of the tar."""
 
-    def __init__(self, compressed: bool = False) -> None:
-        self.sequential = compressed
+    title = "WebDataset tar"
+    suffixes: ClassVar[tuple[str, ...]] = (".tar",)
 
-    def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[Run]:
+    def begins(self, head: bytes) -> bool:
+        return head[257:262] == b"ustar"
+
+    def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[RowRange]:
         with storage.open_read(file.uri) as raw, self._open(self._stream(raw, file)) as tar:
-            for run in cut(self._sizes(tar, self._limit(file)), cutting):
-                yield run._replace(start_byte=0, stop_byte=0) if self.sequential else run
+            for range_ in cut(self._sizes(tar, self._limit(file)), cutting):
+                yield range_._replace(start_byte=0, stop_byte=0) if self.sequential else range_
 
     def _sizes(self, tar: tarfile.TarFile, limit: int | None) -> Iterator[tuple[int, int]]:
         for members in _groups(tar, limit):
@@ -52,10 +63,10 @@ class WebDataset:
         stream = cast(BinaryIO, tar.fileobj)
         while block := stream.read(_TAIL):  # to the end of the file, where the checksum of a gzip stands
             if block.count(0) != len(block):
-                raise UnreadableFileError("the tar goes on behind its end mark: several tars joined to one?")
+                raise UnreadableFileError("the tar goes on after its end mark: several tars joined to one?")
 
-    def read(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[object]]]:
-        return self._read(file, runs, _record, _too_large)
+    def read(self, file: FileInfo, ranges: Sequence[RowRange]) -> Iterator[tuple[RowRange, list[object]]]:
+        return self._read(file, ranges, _record, _too_large)
 
     def keys(self, file: FileInfo) -> Iterator[str]:
         """The key of each row."""
@@ -63,41 +74,43 @@ class WebDataset:
             for members in _groups(tar, self._limit(file)):
                 yield _key(members[0].info)
 
-    def members(self, file: FileInfo, runs: Sequence[Run]) -> Iterator[tuple[Run, list[list[tuple[str, bytes]]]]]:
-        """(name, content) of the members of each row of consecutive runs; the images in the order in which the row
+    def members(
+        self, file: FileInfo, ranges: Sequence[RowRange]
+    ) -> Iterator[tuple[RowRange, list[list[tuple[str, bytes]]]]]:
+        """(name, content) of the members of each row of consecutive ranges; the images in the order in which the row
         names them."""
-        return self._read(file, runs, _members, lambda name, size: [])
+        return self._read(file, ranges, _members, lambda name, size: [])
 
     def _read(
         self,
         file: FileInfo,
-        runs: Sequence[Run],
+        ranges: Sequence[RowRange],
         make: Callable[[tarfile.TarFile, list[_Member]], T],
         refuse: Callable[[str, int], T],
-    ) -> Iterator[tuple[Run, list[T]]]:
+    ) -> Iterator[tuple[RowRange, list[T]]]:
         if not self.sequential:
-            for run in runs:
-                size = run.stop_byte - run.start_byte
-                if size > MAX_ROW_BYTES and run.stop_row - run.first_row == 1:
-                    yield run, [refuse(f"row {run.first_row}", size)]
+            for range_ in ranges:
+                size = range_.stop_byte - range_.start_byte
+                if size > MAX_ROW_BYTES and range_.stop_row - range_.first_row == 1:
+                    yield range_, [refuse(f"row {range_.first_row}", size)]
                     continue
-                data = io.BytesIO(storage.read_bytes(file.uri, run.start_byte, run.stop_byte) + bytes(_END))
+                data = io.BytesIO(storage.read_bytes(file.uri, range_.start_byte, range_.stop_byte) + bytes(_END))
                 with self._open(data) as tar:
-                    yield run, [make(tar, members) for members in _groups(tar)]
+                    yield range_, [make(tar, members) for members in _groups(tar)]
             return
         with storage.open_read(file.uri) as raw, self._open(self._stream(raw, file)) as tar:
             row = 0
             groups = _groups(tar, self._limit(file))
-            for run in runs:
+            for range_ in ranges:
                 records: list[T] = []
-                while row < run.stop_row:
+                while row < range_.stop_row:
                     members = next(groups, None)
                     if members is None:
                         break
-                    if row >= run.first_row:
+                    if row >= range_.first_row:
                         records.append(make(tar, members))
                     row += 1
-                yield run, records
+                yield range_, records
 
     def _stream(self, raw: BinaryIO, file: FileInfo) -> BinaryIO:
         return inflated(raw, file) if self.sequential else raw
@@ -112,6 +125,17 @@ class WebDataset:
             raise
         except Exception as error:  # tarfile raises what it likes
             raise UnreadableFileError(f"broken tar: {error}") from error
+
+
+class GzippedWebDataset(WebDataset):
+    """A tar in one gzip stream."""
+
+    suffixes = (".tar.gz", ".tgz")
+    sequential = True
+
+    def begins(self, head: bytes) -> bool:
+        inflated = inflated_head(head)
+        return inflated is not None and super().begins(inflated)
 
 
 class _Header(tarfile.TarInfo):
@@ -169,7 +193,7 @@ def _groups(tar: tarfile.TarFile, limit: int | None = None) -> Iterator[list[_Me
 
 def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     stream = tar.fileobj
-    if isinstance(stream, io.BytesIO):  # the bytes of a run: no need for a file within the file
+    if isinstance(stream, io.BytesIO):  # the bytes of a range: no need for a file within the file
         stream.seek(info.offset_data)
         data = stream.read(info.size)
         if len(data) < info.size:
@@ -260,3 +284,6 @@ def _ordered(record: dict[str, object], images: dict[str, dict[str, object]]) ->
         if isinstance(name, str) and posixpath.basename(name) in by_name
     ]
     return found if len(found) == len(images) else list(images.values())
+
+
+FORMATS = (WebDataset(), GzippedWebDataset())

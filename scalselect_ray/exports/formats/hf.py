@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalselect_ray.corpus import ImagePart, Turn
+from scalselect_ray.corpus import ImagePlaceholder, Turn
 from scalselect_ray.exports.base import Finish, Format, Images, Part, Row, Usage
 
 _GROUP_ROWS, _GROUP_BYTES = 100, 64 << 20  # of a row group, the unit in which such files are read
@@ -85,6 +85,6 @@ def _item(row: Row, part: Part) -> dict[str, Any]:
 
 def _content(turn: Turn) -> list[dict[str, str | None]]:
     return [
-        {"type": "image", "text": None} if isinstance(part, ImagePart) else {"type": "text", "text": part}
-        for part in turn.parts
+        {"type": "image", "text": None} if isinstance(part, ImagePlaceholder) else {"type": "text", "text": part}
+        for part in turn.content
     ]

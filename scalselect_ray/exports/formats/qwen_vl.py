@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from scalselect_ray.corpus import PLACEHOLDER, ImagePart
+from scalselect_ray.corpus import PLACEHOLDER, ImagePlaceholder
 from scalselect_ray.exports.base import Finish, NotExportableError, Part, Row, Usage
 from scalselect_ray.exports.formats.json_files import JsonFile, check_counts, one_or_list, row_id, without_system
 from scalselect_ray.io import storage
@@ -13,7 +13,10 @@ class QwenVL(JsonFile):
     about = "Qwen-VL finetuning: JSON lines and the entry to paste"
 
     def check(self, row: Row) -> None:
-        if any(turn.role != "user" and any(isinstance(item, ImagePart) for item in turn.parts) for turn in row.turns):
+        if any(
+            turn.role != "user" and any(isinstance(item, ImagePlaceholder) for item in turn.content)
+            for turn in row.turns
+        ):
             raise NotExportableError(f"only user turns may hold {PLACEHOLDER}")
         check_counts(row, ("user",), ("<video>",))
 
