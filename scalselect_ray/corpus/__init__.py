@@ -1,8 +1,9 @@
 """URIs to samples: formats, planning slices, conversations to one schema, images."""
 
 from scalselect_ray.corpus.conversation import PLACEHOLDER, normalise
+from scalselect_ray.corpus.decoding import MAX_PIXELS
 from scalselect_ray.corpus.formats import Broken
-from scalselect_ray.corpus.images import MAX_PIXELS, fetched, load_image, load_images, resolver
+from scalselect_ray.corpus.images import fetched, fetched_images, load_image, load_images, resolver
 from scalselect_ray.corpus.planning import (
     CorpusFile,
     Slice,
@@ -30,6 +31,7 @@ __all__ = [
     "Slice",
     "Turn",
     "fetched",
+    "fetched_images",
     "is_complete",
     "list_files",
     "load_image",

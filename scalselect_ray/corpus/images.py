@@ -1,4 +1,4 @@
-"""Images of samples: where they may lie, and how they become pixels."""
+"""Images of samples: where they may lie, and how their bytes are fetched."""
 
 import base64
 import binascii
@@ -10,24 +10,21 @@ import os
 import posixpath
 import re
 import stat
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from scalselect_ray.corpus.conversation import ImageResolver
+from scalselect_ray.corpus.decoding import as_rgb, decode
 from scalselect_ray.corpus.sample import ImageRef, Reason, SampleRejectedError
 from scalselect_ray.errors import CorpusError, NoPermissionError, StorageError
 from scalselect_ray.io import storage
 
-MAX_PIXELS = 1 << 27  # 134 million in all the images of a sample: 400 MB once decoded
-MAX_BYTES = 1 << 28  # of an image file; larger ones are not read
+MAX_BYTES = 1 << 28  # of an image file, and of all of a sample that are fetched; more is not read
 _MAX_PATH = 1024  # what object stores take
 _NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)  # of what can never be a file
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _NO_PATH = re.compile("[\0\ud800-\udfff]")
-Image.init()  # Pillow knows formats by name only once their plugins are loaded
 
 
 def resolver(image_root: str | None) -> ImageResolver:
@@ -46,7 +43,7 @@ def resolver(image_root: str | None) -> ImageResolver:
             return ImageRef(name if isinstance(name, str) else "bytes", data=bytes(field))
         if isinstance(field, Image.Image):  # a row that was never in a file
             sink = io.BytesIO()
-            _rgb(field).save(sink, "PPM")
+            as_rgb(field).save(sink, "PPM")
             return ImageRef("PIL image", data=sink.getvalue())
         if not isinstance(field, str):
             raise SampleRejectedError(
@@ -69,58 +66,31 @@ def resolver(image_root: str | None) -> ImageResolver:
 
 
 def fetched(image: ImageRef) -> ImageRef:
-    """The image with its bytes at hand, still encoded. Raises as `load_image` does."""
-    return image if image.data is not None else replace(image, data=_fetch(image))
+    """The image with its bytes at hand, still encoded. Raises SampleRejectedError; CorpusError when it may not be read
+    at all."""
+    return image if image.data is not None else replace(image, data=_fetch(image, MAX_BYTES))
+
+
+def fetched_images(images: Sequence[ImageRef]) -> list[ImageRef]:
+    """The images of one sample, as `fetched`. One that the sample has several times is fetched once; what is fetched
+    has at most `MAX_BYTES` together."""
+    data: dict[str, bytes] = {}
+    left = MAX_BYTES
+    for image in images:
+        if image.uri is not None and image.uri not in data:
+            data[image.uri] = _fetch(image, left)
+            left -= len(data[image.uri])
+    return [image if image.uri is None else replace(image, data=data[image.uri]) for image in images]
 
 
 def load_images(images: Sequence[ImageRef]) -> list[Image.Image]:
-    """The images of one sample, as `load_image`; together they may have `MAX_PIXELS`."""
-    loaded: list[Image.Image] = []
-    left = MAX_PIXELS
-    for image in images:
-        loaded.append(load_image(image, left))
-        left -= loaded[-1].width * loaded[-1].height
-    return loaded
+    """The images of one sample, fetched and decoded. Raises as `fetched_images` and `decode` do."""
+    return decode(fetched_images(images))
 
 
-def load_image(image: ImageRef, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The decoded image, RGB, first frame, not rotated by EXIF (as trainers and the models' own processors take a PIL
-    image).
-
-    One with more pixels by its header is not decoded. Raises SampleRejectedError; CorpusError when the place may not be
-    read at all."""
-    data = fetched(image).data
-    assert data is not None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # damaged metadata is no reason to speak once per picture
-        try:
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-                if picture.width * picture.height > max_pixels:
-                    raise SampleRejectedError(
-                        Reason.IMAGE_TOO_LARGE,
-                        f"{image.name}: with its {picture.width}x{picture.height} the sample is above {MAX_PIXELS:,} "
-                        f"pixels",
-                    )
-                return _rgb(picture)
-        except Image.DecompressionBombError as error:
-            raise SampleRejectedError(Reason.IMAGE_TOO_LARGE, f"{image.name}: {error}") from error
-        except UnidentifiedImageError as error:
-            what = "is empty" if not data else f"starts with {data[:12]!r}"
-            raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"{image.name}: not an image ({what})") from error
-        except SampleRejectedError:
-            raise
-        except Exception as error:  # decoders raise what they like
-            raise SampleRejectedError(
-                Reason.IMAGE_UNREADABLE, f"{image.name}: {type(error).__name__}: {error}"
-            ) from error
-
-
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16") or picture.mode == "I":  # 16-bit grey: PIL would clip it to white
-        return picture.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
-    if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-    return picture.convert("RGB")
+def load_image(image: ImageRef) -> Image.Image:
+    """One image, as `load_images`."""
+    return load_images([image])[0]
 
 
 def _inside(root: str, path: str, real_folder: Callable[[str], str]) -> str:
@@ -155,21 +125,20 @@ def _too_long(path: str) -> str:
     return f"{path[:60]}...: a path of {len(path):,} characters"
 
 
-def _fetch(image: ImageRef) -> bytes:
+def _fetch(image: ImageRef, left: int) -> bytes:
+    """Its bytes: at most `MAX_BYTES`, and at most what is `left` for the images of its sample."""
     assert image.uri is not None
     if storage.is_local(image.uri):
         with contextlib.suppress(OSError):  # what is not there is told below
             status = os.stat(image.uri)
             if not stat.S_ISREG(status.st_mode):
                 raise SampleRejectedError(Reason.IMAGE_MISSING, f"{image.name}: no file")
-            if status.st_size > MAX_BYTES:
-                raise SampleRejectedError(
-                    Reason.IMAGE_TOO_LARGE, f"{image.name}: {status.st_size:,} bytes are above {MAX_BYTES:,}"
-                )
+            if status.st_size > left:
+                raise _too_many_bytes(image, f"{status.st_size:,}", left)
     try:
-        data = storage.read_start(image.uri, MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise SampleRejectedError(Reason.IMAGE_TOO_LARGE, f"{image.name}: it has more than {MAX_BYTES:,} bytes")
+        data = storage.read_start(image.uri, left + 1)
+        if len(data) > left:
+            raise _too_many_bytes(image, f"more than {left:,}", left)
         return data
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise SampleRejectedError(Reason.IMAGE_MISSING, f"{image.name}: no such image below the image root") from error
@@ -183,3 +152,15 @@ def _fetch(image: ImageRef) -> bytes:
         if getattr(error.__cause__, "errno", None) in _NO_NAME:
             raise SampleRejectedError(Reason.IMAGE_MISSING, f"{image.name}: {error}") from error
         raise  # the store's trouble, not the sample's: a reject would stay when the trouble is over
+
+
+def _too_many_bytes(image: ImageRef, size: str, left: int) -> SampleRejectedError:
+    if left == MAX_BYTES:
+        return SampleRejectedError(
+            Reason.IMAGE_TOO_LARGE, f"{image.name}: it has {size} bytes, above the limit of {MAX_BYTES:,}"
+        )
+    return SampleRejectedError(
+        Reason.TOO_COSTLY,
+        f"{image.name}: it has {size} bytes, and the images before it {MAX_BYTES - left:,}: the sample is "
+        f"above the limit of {MAX_BYTES:,}",
+    )

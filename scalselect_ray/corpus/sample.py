@@ -24,6 +24,9 @@ class Reason(StrEnum):
     IMAGE_MISSING = "image_missing"  # no such file, object or tar member
     IMAGE_UNREADABLE = "image_unreadable"  # empty, truncated, or not an image
     IMAGE_TOO_LARGE = "image_too_large"  # more bytes or pixels than we agree to read or decode
+    TOO_COSTLY = (
+        "too_costly"  # far more work or memory than its size allows: hundreds of scans, overlapping strips, ...
+    )
     IMAGE_REFUSED = "image_refused"  # outside the image root, a URL, or a size that the model's own processor refuses
     TOO_LONG = "too_long"  # more tokens than `extractor.max_length`
     NO_QUERY_TOKENS = "no_query_tokens"  # nothing in the sample asks about the image

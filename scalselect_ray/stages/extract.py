@@ -26,7 +26,7 @@ from scalselect_ray.corpus import (
     Sample,
     SampleRejectedError,
     Slice,
-    fetched,
+    fetched_images,
     load_images,
     read_slices,
     reading_units,
@@ -249,7 +249,7 @@ def _prepare_row(preparer: Preparer, sample: Sample | Reject) -> tuple[Row, int]
         return (key, SampleRejectedError(sample.reason, sample.message)), 0
     size = 0
     try:
-        encoded = [fetched(image) for image in sample.images]
+        encoded = fetched_images(sample.images)
         size = sum(len(image.data or b"") for image in encoded)
         return (key, preparer(sample, load_images(encoded))), size
     except SampleRejectedError as error:

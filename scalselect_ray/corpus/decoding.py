@@ -1,0 +1,116 @@
+"""Encoded images to pixels, with bounds on what one sample may cost.
+
+What a picture costs is told by its bytes before they are decoded (`image_cost`). One that may still take seconds is
+decoded in a process of its own, which ends when its processor time is used up."""
+
+import contextlib
+import io
+import os
+import resource
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+
+from PIL import Image, UnidentifiedImageError
+
+from scalselect_ray.corpus.image_cost import lean
+from scalselect_ray.corpus.sample import ImageRef, Reason, SampleRejectedError
+
+MAX_PIXELS = 1 << 27  # 134 million in all the images of a sample: 400 MB once decoded
+MAX_SECONDS = 60  # of processor time, for one picture
+_LARGE_SCANNED = 1 << 28  # pixels times scans, which take seconds
+_LARGE_BYTES = 1 << 25
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+Image.init()  # Pillow knows formats by name only once their plugins are loaded
+
+
+def decode(images: Sequence[ImageRef]) -> list[Image.Image]:
+    """The images of one sample, whose bytes are at hand: RGB, first frame, not rotated by EXIF (as trainers and the
+    models' own processors take a PIL image). One that the sample has several times is decoded once.
+
+    Nothing is decoded where they have more than `MAX_PIXELS` together, by their headers. Raises SampleRejectedError."""
+    opened: dict[int, tuple[ImageRef, Image.Image, bool]] = {}  # by the identity of the bytes
+    pixels = 0
+    for image in images:
+        assert image.data is not None
+        with _told(image):
+            if id(image.data) not in opened:
+                data, scanned = lean(image.name, image.data)
+                is_large = scanned > _LARGE_SCANNED or len(data) > _LARGE_BYTES
+                opened[id(image.data)] = image, Image.open(io.BytesIO(data), formats=_FORMATS), is_large
+            picture = opened[id(image.data)][1]
+            pixels += picture.width * picture.height
+            if pixels > MAX_PIXELS:
+                raise SampleRejectedError(
+                    Reason.IMAGE_TOO_LARGE,
+                    f"{image.name}: its {picture.width}x{picture.height} pixels bring the sample above {MAX_PIXELS:,}",
+                )
+    decoded: dict[int, Image.Image] = {}
+    for key, (image, picture, is_large) in opened.items():
+        with _told(image), picture:
+            decoded[key] = _decoded_apart(image, picture) if is_large else as_rgb(picture)
+    return [decoded[id(image.data)] for image in images]
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """The picture as RGB, 16-bit grey scaled to 8 bits (Pillow would clip it to white)."""
+    if picture.mode.startswith("I;16") or picture.mode == "I":
+        return picture.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    return picture.convert("RGB")
+
+
+@contextlib.contextmanager
+def _told(image: ImageRef) -> Iterator[None]:
+    """What a decoder raises as a reject of its sample."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # damaged metadata is no reason to speak once per picture
+        try:
+            yield
+        except SampleRejectedError:
+            raise
+        except Image.DecompressionBombError as error:
+            raise SampleRejectedError(Reason.IMAGE_TOO_LARGE, f"{image.name}: {error}") from error
+        except UnidentifiedImageError as error:
+            what = f"starts with {image.data[:12]!r}" if image.data else "is empty"
+            raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"{image.name}: not an image ({what})") from error
+        except Exception as error:  # decoders raise what they like
+            raise SampleRejectedError(
+                Reason.IMAGE_UNREADABLE, f"{image.name}: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _decoded_apart(image: ImageRef, picture: Image.Image) -> Image.Image:
+    """The picture, decoded in a process that may use `MAX_SECONDS` of processor time."""
+    assert image.data is not None
+    done = subprocess.run(
+        [sys.executable, "-c", f"from {__name__} import _serve; _serve({MAX_SECONDS})"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        input=image.data,
+        capture_output=True,
+        check=False,
+    )
+    size = f"{picture.width}x{picture.height} pixels in {len(image.data):,} bytes"
+    if done.returncode == -signal.SIGXCPU:
+        raise SampleRejectedError(
+            Reason.TOO_COSTLY, f"{image.name}: {size} are not decoded within {MAX_SECONDS} seconds of processor time"
+        )
+    if done.returncode == -signal.SIGKILL:  # how a machine without memory ends a process
+        raise MemoryError(f"no memory to decode {size}")
+    if done.returncode:
+        what = done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or f"signal {-done.returncode}"
+        raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"{image.name}: its decoder ended with {what}")
+    return Image.frombytes("RGB", picture.size, done.stdout)
+
+
+def _serve(seconds: int) -> None:
+    """Decodes the picture on stdin to bytes of RGB on stdout, in at most these seconds of processor time."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    warnings.simplefilter("ignore")
+    data = lean("stdin", sys.stdin.buffer.read()).data
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+        sys.stdout.buffer.write(as_rgb(picture).tobytes())
