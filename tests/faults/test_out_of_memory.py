@@ -133,7 +133,7 @@ def test_a_picture_too_large_to_decode_is_rejected_alone(monkeypatch):
     def limited(picture):
         raise MemoryError
 
-    monkeypatch.setattr("scalselect_ray.corpus.images._rgb", limited)
+    monkeypatch.setattr("scalselect_ray.corpus.decoding.as_rgb", limited)
     assert {outcome.reason for outcome in rows()} == {"image_unreadable"}
 
 
