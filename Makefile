@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test check test-trainers lock clean
+.PHONY: help install demo unit test check test-trainers lock clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,6 +21,9 @@ check: install  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+unit: install  ## the tests that need this process alone: no Ray, server, browser or large model; half a minute
+	$(BIN)/pytest -n 2 --dist loadfile -m "not cluster and not heavy"
 
 test: check  ## check, then every test
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder

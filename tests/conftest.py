@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import browser
+import fence
 import mixed_corpus
 import object_store
 import pytest
@@ -17,6 +18,17 @@ from scalselect_ray.io import storage
 
 GOLDEN = Path(__file__).parent / "golden"  # committed with the project
 SHARED = Path(__file__).parents[2] / "shared"  # beside a checkout, where there is one
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        fence.mark(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    with fence.around(item):  # around the whole protocol: a fixture of a module is set up outside of those of a test
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,7 @@ def features_of_run(mixed: Selected, source: str) -> dict[int, list[float]]:
     }
 
 
+@pytest.mark.heavy
 def test_importing_the_package_imports_none_of_its_libraries():
     libraries = ("torch", "ray", "numpy", "transformers", "pyarrow")
     code = f"import sys, scalselect_ray; print([name for name in {libraries} if name in sys.modules])"

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import GOLDEN
 
+pytestmark = pytest.mark.heavy
+
 
 def run(script: str, *options: str) -> dict:
     """The record that a benchmark prints last."""
@@ -41,6 +43,7 @@ def test_extraction_benchmark_runs():
     assert ours["tokens"]["attended"] < ours["tokens"]["vision"] == 576
 
 
+@pytest.mark.cluster
 def test_scaling_benchmark_runs():
     record = run("scaling.py", "--dim", "16", "--rows", "2000", "4000", "--speedup-rows", "2000")
     assert [result["rows"] for result in record["results"]] == [2000, 4000]
@@ -102,6 +105,7 @@ def test_prepare_benchmark_runs():
     assert all(result["payload_kib_per_sample"] > 336 * 336 * 3 / 1024 for result in results)
 
 
+@pytest.mark.cluster
 def test_million_benchmark_runs():
     record = run("million.py", "--rows", "4000", "--dim", "8", "--ledger", "2000")
     assert record["selection"]["rows"] == 4000
@@ -110,6 +114,7 @@ def test_million_benchmark_runs():
     assert record["ledger"]["moments_of"] == 2000
 
 
+@pytest.mark.cluster
 def test_soak_benchmark_runs():
     record = run("soak.py", "--slices", "12", "--every", "0")
     assert (record["slices"], record["rejected"], record["objects"]) == (12, 0, 13)
@@ -118,6 +123,7 @@ def test_soak_benchmark_runs():
     assert any(sample["actors_mib"] and sample["actor_handles"] for sample in record["samples"])
 
 
+@pytest.mark.cluster
 def test_input_benchmark_runs():
     small = ("--pictures", "64", "--only", "tar")
     results = run("input.py", *small, "--copies", "8", "--store-copies", "0", "--readers", "bare", "job")["results"]
@@ -129,6 +135,7 @@ def test_input_benchmark_runs():
     ]  # fmt: skip
 
 
+@pytest.mark.cluster
 def test_startup_benchmark_runs():
     record = run("startup.py", "--layers", "2", "--width", "64", "--repeat", "1", "--models", "large")
     found = record["runs"][0]
@@ -138,6 +145,7 @@ def test_startup_benchmark_runs():
     assert found["needed_mib"] < found["checkpoint_mib"]
 
 
+@pytest.mark.cluster
 def test_storage_benchmark_runs(tmp_path):
     rows = json.loads((GOLDEN / "llava" / "samples.json").read_text())
     for number in range(2):

@@ -42,6 +42,7 @@ def test_the_main_help_tells_of_all_verbs_and_of_completion(capsys: pytest.Captu
     assert 'eval "$(register-python-argcomplete scalselect)"' in text
 
 
+@pytest.mark.heavy
 def test_help_and_a_refused_config_wait_for_no_library_of_a_run(tmp_path: Path):
     config = write_config(tmp_path, [{"name": "a", "paths": ["a.json"]}], tmp_path, selection={"budget": -1})
     code = f"""
@@ -58,6 +59,7 @@ print([name for name in ("torch", "ray", "numpy", "transformers", "pyarrow", "PI
     assert "selection.budget is -1" in done.stderr
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [("scalselect ex", {"explain", "export"}), ("scalselect export out --images ", {"reference", "copy"})],

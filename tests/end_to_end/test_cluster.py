@@ -23,6 +23,8 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from scalselect_ray.cli import main
 
+pytestmark = pytest.mark.cluster  # nodes of their own
+
 RAYLET = Path(ray.__file__).parent / "core" / "src" / "ray" / "raylet" / "raylet"
 PROJECT = Path(__file__).parents[2]
 CORPUS, MODEL = GOLDEN / "llava", GOLDEN / "llava" / "model"

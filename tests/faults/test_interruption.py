@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import GOLDEN, write_config
 
+pytestmark = pytest.mark.cluster  # of their own
+
 DISTURBED = [sys.executable, str(Path(__file__).with_name("disturbed.py"))]
 CORPUS = GOLDEN / "llava"
 

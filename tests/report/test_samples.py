@@ -19,6 +19,8 @@ from scalselect_ray.vlm import AttentionMap, Extractor, Preparer, open_checkpoin
 from scalselect_ray.vlm.extractor import on_picture
 from scalselect_ray.vlm.families import Grid
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module", params=["llava", "qwen3"])
 def golden(request):

@@ -15,6 +15,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from scalselect_ray.corpus import ImagePlaceholder, ImageRef, Reason, Sample, SampleRejectedError, Turn, load_image
 from scalselect_ray.vlm import Extractor, Prepared, Preparer, open_checkpoint, share_images
 
+pytestmark = pytest.mark.heavy
+
 CONVERSATIONS = [
     [
         ("user", 1, "What is it?"),
