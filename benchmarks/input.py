@@ -40,7 +40,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
@@ -457,14 +456,12 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.one, Corpus(**json.load(sys.stdin)))))
         return
-    import object_store
     from record import print_record
 
-    from scalselect_ray.io import storage
+    from scalselect_ray.testing import object_store
 
     with tempfile.TemporaryDirectory() as folder, object_store.serve():
         os.environ |= {"HF_HOME": f"{folder}/hf", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        storage.filesystem("s3://bucket")[0].mkdir("bucket")
         corpora = []
         for place, copies in (("disk", options.copies), ("s3", options.store_copies)):
             made = Path(folder, place)

@@ -11,14 +11,11 @@ record."""
 import argparse
 import io
 import json
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import object_store
 from record import print_record
 
 from scalselect_ray.cluster.session import session
@@ -27,6 +24,7 @@ from scalselect_ray.config import parse_config
 from scalselect_ray.console import Console
 from scalselect_ray.io import storage
 from scalselect_ray.job import run
+from scalselect_ray.testing import object_store
 
 
 def select(paths: list[str], model: str, output: str, store: object_store.ObjectStore) -> dict[str, Any]:
@@ -72,7 +70,6 @@ def main() -> None:
     files = sorted(options.corpus.resolve().glob("*.parquet"))
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder, object_store.serve() as store, session():
-        storage.filesystem("s3://bucket")[0].mkdir("bucket")
         make_model(Path(folder, "model"))
         for file in files:
             storage.write(f"s3://bucket/corpus/{file.name}", file.read_bytes())

@@ -9,12 +9,11 @@ from pathlib import Path
 import browser
 import fence
 import mixed_corpus
-import object_store
 import pytest
 import ray
 
 from scalselect_ray.cli import main
-from scalselect_ray.io import storage
+from scalselect_ray.testing import object_store
 
 GOLDEN = Path(__file__).parent / "golden"  # committed with the project
 SHARED = Path(__file__).parents[2] / "shared"  # beside a checkout, where there is one
@@ -45,7 +44,6 @@ def shared() -> Path:
 def s3() -> Iterator[object_store.ObjectStore]:
     """An S3 server with one bucket, `s3://bucket`; call its `clear` first."""
     with object_store.serve() as store:
-        storage.filesystem("s3://bucket")[0].mkdir("bucket")
         yield store
 
 

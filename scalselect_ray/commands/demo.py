@@ -2,12 +2,9 @@
 weights."""
 
 import json
-import random
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -15,15 +12,14 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
 
+from scalselect_ray.testing import corpus
+from scalselect_ray.testing.tokenizer import byte_tokenizer
+
 transformers_logging.disable_progress_bar()
 
-_COLOURS = ("red", "green", "blue", "yellow", "black", "purple")
-_SHAPES = ("circle", "square", "bar")
-_QUESTIONS = ("What is in the picture?", "Which shapes can you see?", "Describe the colours.")
 _SAMPLES = 200
 _TEMPLATE = (
     "{% for m in messages %}{{ m['role'] | upper }}: {% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n"
@@ -34,7 +30,7 @@ _TEMPLATE = (
 def make_demo(folder: str) -> str:
     """Writes corpus, images, model and config below `folder`; returns the config's path. The same bytes each time."""
     root = Path(folder)
-    make_corpus(root / "corpus", _SAMPLES)
+    corpus.draw(root / "corpus", _SAMPLES)
     if not (root / "model" / "model.safetensors").exists():
         make_model(root / "model")
     config = root / "config.yaml"
@@ -49,49 +45,6 @@ def make_demo(folder: str) -> str:
         f"output: {json.dumps(str(root / 'output'))}\n"
     )
     return str(config)
-
-
-def make_corpus(folder: Path, count: int) -> None:
-    """`shapes.json`, a list of conversations, with `count` drawn pictures below `images`."""
-    dice = random.Random(0)
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    rows = []
-    for number in range(count):
-        picture = Image.new("RGB", (dice.randint(60, 160), dice.randint(60, 160)), "white")
-        draw = ImageDraw.Draw(picture)
-        drawn = []
-        for _ in range(dice.randint(1, 4)):
-            shape, colour = dice.choice(_SHAPES), dice.choice(_COLOURS)
-            x, y, size = dice.randint(0, 50), dice.randint(0, 50), dice.randint(10, 60)
-            box = (x, y, x + size, y + size)
-            if shape == "circle":
-                draw.ellipse(box, fill=colour)
-            else:
-                draw.rectangle(box if shape == "square" else (x, y, x + size, y + 8), fill=colour)
-            drawn.append(f"a {colour} {shape}")
-        name = f"images/{number:04d}.png"
-        picture.save(folder / name)
-        turns = [
-            {"from": "human", "value": f"<image>\n{dice.choice(_QUESTIONS)}"},
-            {"from": "gpt", "value": f"I can see {' and '.join(drawn)}."},
-        ]
-        rows.append({"id": number, "image": name, "conversations": turns})
-    (folder / "shapes.json").write_text(json.dumps(rows))
-
-
-def byte_tokenizer(special: list[str], template: str, **named: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of single bytes and `special` tokens: needs no training and reads any text."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate([*special, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=special[0]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token=special[0], pad_token=special[0], eos_token=special[1], **named
-    )
-    fast.chat_template = template
-    return fast
 
 
 def make_model(folder: Path) -> None:

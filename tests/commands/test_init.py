@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import mixed_corpus
-import object_store
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +13,7 @@ from scalselect_ray.cli import main
 from scalselect_ray.config import load_config
 from scalselect_ray.errors import ConfigError
 from scalselect_ray.io import storage
+from scalselect_ray.testing import object_store
 
 TURNS = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]
 PICTURE = next(iter(GOLDEN.glob("llava/images/*"))).read_bytes()

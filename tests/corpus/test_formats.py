@@ -67,6 +67,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.heavy
 def test_a_format_is_added_by_one_file(tmp_path: Path):
     package = tmp_path / "copy" / "scalselect_ray"
     shutil.copytree(Path(scalselect_ray.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from conftest import GOLDEN, write_config
-from object_store import free_port
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.cluster_utils import Cluster
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from scalselect_ray.cli import main
+from scalselect_ray.testing.object_store import free_port
 
 pytestmark = pytest.mark.cluster  # nodes of their own
 

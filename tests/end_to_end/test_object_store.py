@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import object_store
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +14,7 @@ from conftest import GOLDEN, write_config
 
 from scalselect_ray.cli import main
 from scalselect_ray.io import storage
+from scalselect_ray.testing import object_store
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

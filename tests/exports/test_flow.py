@@ -6,7 +6,6 @@ import os
 import shutil
 from pathlib import Path
 
-import object_store
 import pytest
 from conftest import GOLDEN
 from mixed_corpus import Selected
@@ -15,6 +14,7 @@ from scalselect_ray.cli import main
 from scalselect_ray.exports import flow
 from scalselect_ray.exports.formats.webdataset import WebDatasetShards
 from scalselect_ray.io import storage
+from scalselect_ray.testing import object_store
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -7,7 +7,6 @@ import re
 import struct
 import zlib
 
-import fuzz_readers
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,8 +17,9 @@ from scalselect_ray.corpus import ImageRef, Reason, SampleRejectedError, decodin
 from scalselect_ray.corpus.image_cost import MAX_PIECES, lean
 from scalselect_ray.corpus.images import resolver
 from scalselect_ray.io import storage
+from scalselect_ray.testing import damage
 
-PICTURES = fuzz_readers.pictures()
+PICTURES = damage.pictures()
 
 
 def encoded(width: int, height: int, form: str, mode: str = "RGB", **options) -> bytes:
@@ -158,7 +158,7 @@ def test_metadata_never_reaches_a_decoder():
 @settings(max_examples=60, deadline=None)
 @given(dice=st.randoms(use_true_random=False))
 def test_a_damaged_picture_that_pillow_decodes_keeps_its_pixels(name, dice):
-    data = fuzz_readers.mutated(name, PICTURES[name], dice)
+    data = damage.mutated(name, PICTURES[name], dice)
     try:
         with Image.open(io.BytesIO(data), formats=decoding._FORMATS) as picture:
             expected = decoding.as_rgb(picture).tobytes()
@@ -167,6 +167,7 @@ def test_a_damaged_picture_that_pillow_decodes_keeps_its_pixels(name, dice):
     assert load_image(ImageRef("x", data=data)).tobytes() == expected
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_large_picture_is_decoded_by_a_process_of_its_own_to_the_same_pixels(name, monkeypatch):
     here = load_image(ImageRef(name, data=PICTURES[name]))
@@ -175,6 +176,7 @@ def test_a_large_picture_is_decoded_by_a_process_of_its_own_to_the_same_pixels(n
     assert (apart.size, apart.tobytes()) == (here.size, here.tobytes())
 
 
+@pytest.mark.heavy
 def test_decoding_ends_when_its_time_is_used_up(monkeypatch):
     monkeypatch.setattr(decoding, "MAX_SECONDS", 1)
     noise = Image.frombytes("RGB", (3000, 3000), random.Random(0).randbytes(27_000_000))
@@ -186,6 +188,7 @@ def test_decoding_ends_when_its_time_is_used_up(monkeypatch):
     assert raised.value.reason == Reason.TOO_COSTLY
 
 
+@pytest.mark.heavy
 def test_a_decoder_that_fails_in_its_own_process_is_a_reject_with_its_words(monkeypatch):
     monkeypatch.setattr(decoding, "_LARGE_BYTES", 0)
     with pytest.raises(SampleRejectedError, match="truncated") as raised:

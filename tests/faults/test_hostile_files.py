@@ -10,7 +10,6 @@ import tarfile
 import tracemalloc
 from pathlib import Path
 
-import fuzz_readers
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,15 +23,16 @@ from scalselect_ray.corpus import ImageRef, Reason, Reject, Sample, list_files, 
 from scalselect_ray.corpus.images import resolver
 from scalselect_ray.corpus.reading import normalise
 from scalselect_ray.corpus.sample import SampleRejectedError
+from scalselect_ray.testing import damage
 
 CORPUS, MODEL = GOLDEN / "llava", GOLDEN / "llava" / "model"
 ROWS = json.loads((CORPUS / "samples.json").read_text())
 ROW = {"image": "a.png", "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]}
-FUZZED = {**fuzz_readers.corpora(), **fuzz_readers.pictures()}
+FUZZED = {**damage.corpora(), **damage.pictures()}
 
 
 def read(path: Path) -> list[Sample | Reject]:
-    planned = plan_file(list_files([fuzz_readers.Source([str(path)])], 5, 1 << 20)[0])
+    planned = plan_file(list_files([damage.Source([str(path)])], 5, 1 << 20)[0])
     return [row for unit in reading_units(planned) for _, rows in read_slices(unit) for row in rows]
 
 
@@ -243,11 +243,11 @@ def test_one_row_of_a_json_list_in_another_encoding_is_one_reject(tmp_path):
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(dice=st.randoms(use_true_random=False))
 def test_a_mutated_file_gives_rows_and_rejects_and_no_other_error(name, dice, tmp_path):
-    content = fuzz_readers.mutated(name, FUZZED[name], dice)
-    if name in fuzz_readers.pictures():
-        assert fuzz_readers.picture_outcome(content)
+    content = damage.mutated(name, FUZZED[name], dice)
+    if name in damage.pictures():
+        assert damage.picture_outcome(content)
     else:
-        assert fuzz_readers.file_outcome(tmp_path, name, content)
+        assert damage.file_outcome(tmp_path, name, content)
 
 
 FIELDS = st.sampled_from(

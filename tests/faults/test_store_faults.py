@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import object_store
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +10,7 @@ from conftest import GOLDEN, write_config
 
 from scalselect_ray.cli import main
 from scalselect_ray.io import storage
+from scalselect_ray.testing import object_store
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

@@ -7,7 +7,6 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
-import object_store
 import pyarrow.parquet as pq
 import pytest
 from conftest import GOLDEN, write_config
@@ -18,6 +17,7 @@ from scalselect_ray.report import write
 from scalselect_ray.report.data import TOKEN_COLUMNS, Limits, Report
 from scalselect_ray.report.gather import gather
 from scalselect_ray.store.runs import Runs
+from scalselect_ray.testing import object_store
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from conftest import GOLDEN
 from PIL import Image
-from tiny_models import MAKERS
 
 from scalselect_ray.corpus import ImagePlaceholder, Sample, Turn, load_image
 from scalselect_ray.corpus.conversation import normalise
 from scalselect_ray.corpus.images import resolver
 from scalselect_ray.report.gallery import draw_overlay, picture_of
+from scalselect_ray.testing.checkpoints import MAKERS
 from scalselect_ray.vlm import AttentionMap, Extractor, Preparer, open_checkpoint
 from scalselect_ray.vlm.extractor import on_picture
 from scalselect_ray.vlm.families import Grid

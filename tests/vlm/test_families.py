@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import MAKERS
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from scalselect_ray.corpus import ImagePlaceholder, ImageRef, Reason, Sample, SampleRejectedError, Turn, load_image
+from scalselect_ray.testing.checkpoints import MAKERS
 from scalselect_ray.vlm import Extractor, Prepared, Preparer, open_checkpoint, share_images
 
 pytestmark = pytest.mark.heavy

@@ -1,4 +1,13 @@
-"""A real S3 server (moto's, over loopback) behind a proxy that counts requests and can misbehave."""
+"""A real S3 server (moto's, over loopback) behind a proxy that counts requests and can misbehave.
+
+>>> from scalselect_ray.testing import object_store
+>>> with object_store.serve() as store:
+...     object_store.upload(Path("corpus"), "s3://bucket/corpus")
+...     store.fault = object_store.every(5, ["503", "reset"])  # every fifth request goes wrong
+...     ...
+
+The server needs moto: `pip install 'scalselect-ray[dev]'`.
+"""
 
 import http.client
 import os
@@ -11,20 +20,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock, Thread
 
 from scalselect_ray.io import storage
 
-Fault = Callable[
-    [str, str], str | None
-]  # (method, path) -> what goes wrong: "503", "403", "reset", "cut", "slow"; None: nothing
+Fault = Callable[[str, str], str | None]
+"""(method, path) of a request -> what goes wrong with it: "500", "503" or "403" (an answer of that status), "reset"
+(the connection), "cut" (half of the answer), "slow" (a second more), or None: nothing."""
 _ERRORS = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied"}
 
 
 class ObjectStore:
-    """What tests steer. `fault` is asked for each request; `requests` counts them by method, `paths` holds (method,
-    path)."""
+    """What a test steers: `fault` is asked about each request. What it reads: `paths`, the (method, path) of each
+    request so far, and `faults`, how many of them went wrong in which way ("none": well)."""
 
     def __init__(self, backend: int) -> None:
         self.fault: Fault = lambda method, path: None
@@ -48,7 +58,8 @@ class ObjectStore:
                 if kind == "reset":
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     self.close_connection = True
-                    return self.connection.close()
+                    self.connection.close()
+                    return
                 upstream = http.client.HTTPConnection("127.0.0.1", backend)
                 upstream.request(self.command, self.path, body=body, headers=dict(self.headers))
                 answer = upstream.getresponse()
@@ -94,10 +105,12 @@ class ObjectStore:
 
     @property
     def endpoint(self) -> str:
+        """The URL of the server, by way of the proxy."""
         return f"http://127.0.0.1:{self.server.server_port}"
 
     @property
     def environment(self) -> dict[str, str]:
+        """The variables by which a process finds the server; the keys are made up."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": "a-key-id-nobody-may-see",
@@ -106,6 +119,7 @@ class ObjectStore:
         }
 
     def clear(self) -> None:
+        """Forgets the requests so far, and lets nothing go wrong from here on. The objects stay."""
         self.fault = lambda method, path: None
         self.paths.clear()
         self.faults.clear()
@@ -141,7 +155,10 @@ def upload(folder: Path, uri: str) -> None:
 
 @contextmanager
 def serve() -> Iterator[ObjectStore]:
-    """The server and its proxy while the block runs. Its address and keys are in this process's environment."""
+    """The server and its proxy while the block runs, with an empty bucket `s3://bucket`. Its address and keys are in
+    this process's environment, for all that is started from it. Raises ImportError where moto is not installed."""
+    if find_spec("moto") is None:
+        raise ImportError("the S3 server is moto's: pip install 'scalselect-ray[dev]'")
     port = free_port()
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -154,6 +171,7 @@ def serve() -> Iterator[ObjectStore]:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.1)
+        storage.filesystem("s3://bucket")[0].mkdir("bucket")
         yield store
     finally:
         store.server.shutdown()
