@@ -152,7 +152,7 @@ def listed(corpus: Corpus, slice_rows: int = 256) -> Any:
     from scalselect_ray.corpus import list_files
 
     source = SourceConfig(name="bench", paths=corpus.paths, image_root=corpus.root)
-    return list_files([source], slice_rows, CorpusConfig.slice_bytes)
+    return list_files(CorpusConfig(sources=[source], slice_rows=slice_rows))
 
 
 def functions(corpus: Corpus) -> Iterator[int]:

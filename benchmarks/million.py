@@ -21,12 +21,13 @@ from scaling import SLICE_ROWS, make_slices, worker_memory
 
 from scalselect_ray.cluster.session import session
 from scalselect_ray.config import SubspaceConfig
-from scalselect_ray.corpus import CorpusFile, Slice
+from scalselect_ray.corpus import CorpusFile, Slice, make_plan
+from scalselect_ray.corpus.planning import OpenFile
 from scalselect_ray.io import storage
 from scalselect_ray.io.storage import FileInfo
 from scalselect_ray.stages import reduce, score, select
-from scalselect_ray.stages.plan import make_plan
 from scalselect_ray.store.features import FeatureStore
+from scalselect_ray.store.layout import Output
 from scalselect_ray.subspace import consecutive_groups, moments, of_rows
 
 BOUNDS = {"total_s": 120, "worker_peak_mib": 1024, "driver_peak_mib": 1024, "ledger_s": 15}
@@ -40,21 +41,22 @@ def timed(seconds: dict[str, float], name: str, call: Callable[[], Any]) -> Any:
     return answer
 
 
-def run_stages(store: FeatureStore, folder: str, rows: int, dim: int) -> tuple[dict[str, float], dict[str, Any]]:
+def run_stages(store: FeatureStore, rows: int, dim: int) -> tuple[dict[str, float], dict[str, Any]]:
     """The stages behind the extraction, over `rows` rows."""
     seconds: dict[str, float] = {}
+    folder_of_run = store.output.run("made")
     names = timed(seconds, "make", lambda: make_slices(store, 0, rows // SLICE_ROWS, dim))
     groups = [names[run.start : run.stop] for run in consecutive_groups([SLICE_ROWS] * len(names), 16_384)]
     merged, _ = timed(seconds, "reduce", lambda: reduce.moments_of(store, groups, 8, None, lambda slices: None))
     subspace, facts = timed(
         seconds,
         "solve",
-        lambda: reduce.solve(SubspaceConfig(), merged, lambda transform: None, f"{folder}/subspace.safetensors"),
+        lambda: reduce.solve(SubspaceConfig(), merged, lambda transform: None, folder_of_run.subspace),
     )
     scored = timed(
-        seconds, "score", lambda: score.score(store, groups, subspace, f"{folder}/scores", lambda slices: None)
+        seconds, "score", lambda: score.score_groups(store, groups, subspace, folder_of_run, lambda slices: None)
     )
-    chosen = timed(seconds, "select", lambda: select.select(scored, scored.count * 16 // 100, {}, f"{folder}/manifest"))
+    chosen = timed(seconds, "select", lambda: select.choose(scored, scored.count * 16 // 100, {}, folder_of_run))
     return seconds, {"rows": scored.count, "k": facts["k"], "chosen": sum(chosen.values())}
 
 
@@ -65,28 +67,30 @@ def ledger(folder: str, slices: int) -> tuple[dict[str, float], dict[str, Any]]:
         for number in range(-(-slices // SLICES_A_FILE))
     ]
 
-    def plan_files(some: Sequence[tuple[CorpusFile, list[str]]]) -> list[list[Slice]]:
+    def plan_files(some: Sequence[OpenFile]) -> list[list[Slice]]:
         rows = SLICES_A_FILE * SLICE_ROWS
         return [
             [
-                Slice("made", file.file.uri, 1 << 20, "/made", file.key, first, first + SLICE_ROWS, rows, 0, 1 << 20)
+                Slice(
+                    "made", file.file.uri, 1 << 20, "1", "/made", file.key, first, first + SLICE_ROWS, rows, 0, 1 << 20
+                )
                 for first in range(0, rows, SLICE_ROWS)
             ]
             for file, _ in some
         ]
 
     seconds: dict[str, float] = {}
-    store = FeatureStore(folder, "ledger")
+    store = FeatureStore(Output(folder), "ledger")
     names = [part.id for planned in plan_files([(file, []) for file in files]) for part in planned]
     os.makedirs(store.folder)
     for name in names:
         open(f"{store.folder}/{name}.parquet", "xb").close()
     data = moments.to_bytes(of_rows(np.random.default_rng(0).normal(size=(9, 4))), names)
-    storage.write(f"{folder}/moments/ledger/{moments.set_id(names)}.safetensors", data)
+    storage.write(store.output.moments_file("ledger", moments.set_id(names)), data)
     committed = timed(seconds, "list", store.committed)
     plan = timed(seconds, "plan", lambda: make_plan(files, committed, plan_files))
     half = timed(seconds, "plan_half", lambda: make_plan(files, set(names[::2]), plan_files))
-    stored = timed(seconds, "find_moments", lambda: reduce.find_stored(store, plan.slice_ids))
+    stored = timed(seconds, "find_moments", lambda: moments.find_stored(store, plan.slice_ids))
     groups = timed(seconds, "group", lambda: consecutive_groups([SLICE_ROWS] * len(plan.slice_ids), 16_384))
     rows = timed(seconds, "count", lambda: [plan.rows for _ in range(1000)])[-1]
     found = {
@@ -109,7 +113,7 @@ def main() -> None:
         ledger_seconds, found = ledger(f"{folder}/ledger", options.ledger)
         print("ledger", found, ledger_seconds, flush=True)
         with session():
-            seconds, selected = run_stages(FeatureStore(folder, "made"), folder, options.rows, options.dim)
+            seconds, selected = run_stages(FeatureStore(Output(folder), "made"), options.rows, options.dim)
             peak = worker_memory("VmHWM") >> 20
     print("selection", selected, seconds, flush=True)
     measured = {

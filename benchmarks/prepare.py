@@ -21,7 +21,7 @@ from PIL import Image
 from record import print_record
 
 from scalselect_ray.commands.demo import make_model
-from scalselect_ray.config import ExtractorConfig, SourceConfig
+from scalselect_ray.config import CorpusConfig, ExtractorConfig, SourceConfig
 from scalselect_ray.corpus import list_files, plan_file, reading_units
 from scalselect_ray.stages.extract import prepare_unit
 
@@ -62,7 +62,7 @@ def model_at_336(folder: Path) -> str:
 
 def measure(corpus: str, extractor: ExtractorConfig, samples: int) -> dict[str, Any]:
     """Rates over the first `samples` samples."""
-    files = list_files([SourceConfig(name="bench", paths=[corpus])], slice_rows=256, slice_bytes=64 << 20)
+    files = list_files(CorpusConfig(sources=[SourceConfig(name="bench", paths=[corpus])]))
     slices = [part for file in files for part in plan_file(file)]
     units = [pa.table({"unit": [json.dumps([part.to_dict() for part in unit])]}) for unit in reading_units(slices)]
     list(prepare_unit(units[0], extractor))  # loads the processor

@@ -36,6 +36,7 @@ from threadpoolctl import threadpool_limits
 
 from scalselect_ray.stages import reduce, score
 from scalselect_ray.store.features import FeatureStore
+from scalselect_ray.store.layout import Output
 from scalselect_ray.subspace import Subspace, accumulate, dominant_subspace, fit_transform, of_rows
 from scalselect_ray.subspace.leverage import leverage
 
@@ -64,7 +65,7 @@ def in_blocks(x_ND: np.ndarray, rows: int = 2048) -> Iterator[np.ndarray]:
 
 def shares(dim: int, rows: int, repeats: int, folder: str) -> dict[str, Any]:
     """GFLOP/s of each step, and its share of the ceiling."""
-    store = FeatureStore(folder, f"made-{dim}")
+    store = FeatureStore(Output(folder), f"made-{dim}")
     names = make_slices(store, 0, -(-rows // SLICE_ROWS), dim)
     count = len(names) * SLICE_ROWS
     x_ND = np.concatenate([decaying(number, SLICE_ROWS, dim) for number in range(len(names))])
@@ -82,7 +83,7 @@ def shares(dim: int, rows: int, repeats: int, folder: str) -> dict[str, Any]:
         "scores in memory": (projection, lambda: leverage(x_ND, subspace)),
         "score task on files": (
             projection,
-            lambda: score._score_group._function(store, names, subspace, f"{folder}/scores"),
+            lambda: score._score_group._function(store, names, subspace, store.output.run("r").part("scores", 0)),
         ),
     }
     speeds = {}

@@ -26,8 +26,10 @@ from record import print_record
 from scalselect_ray.cluster.session import session
 from scalselect_ray.cluster.tasks import in_order
 from scalselect_ray.config import SubspaceConfig
+from scalselect_ray.corpus import SliceId
 from scalselect_ray.stages import reduce, score, select
 from scalselect_ray.store.features import FeatureStore
+from scalselect_ray.store.layout import Output
 from scalselect_ray.subspace import consecutive_groups
 
 SLICE_ROWS = 500
@@ -42,13 +44,13 @@ def decaying(number: int, rows: int, dim: int, decay: float = 0.01) -> np.ndarra
     return np.random.default_rng(number).standard_normal((rows, dim), dtype=np.float32) * scale_D + 3
 
 
-def make_slices(store: FeatureStore, first: int, stop: int, dim: int) -> list[str]:
+def make_slices(store: FeatureStore, first: int, stop: int, dim: int) -> list[SliceId]:
     """Commits slices [first, stop)."""
     names = []
     for number in range(first, stop):
         x = decaying(number, SLICE_ROWS, dim)
         rows = np.arange(SLICE_ROWS) + number * SLICE_ROWS
-        names.append(f"{0:016x}-{rows[0]:09d}-{rows[-1] + 1:09d}-of-{10**8:09d}")
+        names.append(SliceId("0" * 16, int(rows[0]), int(rows[-1]) + 1, 10**8))
         empty = pa.nulls(SLICE_ROWS, pa.string())
         table = pa.table(
             {
@@ -125,25 +127,24 @@ def make(store: FeatureStore, first: int, stop: int, dim: int) -> None:
     in_order(ray.remote(make_slices), [(store, run, min(run + 20, stop), dim) for run in runs])
 
 
-def measure(store: FeatureStore, rows: int, dim: int, folder: str) -> dict[str, float]:
+def measure(store: FeatureStore, rows: int, dim: int, name: str) -> dict[str, float]:
     """The job's own stages over `rows` rows of features that are there."""
-    names = [f"{0:016x}-{first:09d}-{first + SLICE_ROWS:09d}-of-{10**8:09d}" for first in range(0, rows, SLICE_ROWS)]
-    groups = [names[run.start : run.stop] for run in consecutive_groups([SLICE_ROWS] * len(names), LEAF_ROWS)]
+    run = store.output.run(name)
+    names = [SliceId("0" * 16, first, first + SLICE_ROWS, 10**8) for first in range(0, rows, SLICE_ROWS)]
+    groups = [names[group.start : group.stop] for group in consecutive_groups([SLICE_ROWS] * len(names), LEAF_ROWS)]
     with peak_of(lambda: worker_memory("RssAnon"), seconds=0.2) as own:
         cpu, started = [worker_cpu()], time.perf_counter()
         merged = reduce.reduce_moments(store, groups, fan_in=8)
         ray.wait([merged])
         reduced = time.perf_counter()
         cpu.append(worker_cpu())
-        subspace, facts = reduce.solve(
-            SubspaceConfig(), merged, lambda transform: None, f"{folder}/subspace.safetensors"
-        )
+        subspace, facts = reduce.solve(SubspaceConfig(), merged, lambda transform: None, run.subspace)
         solved = time.perf_counter()
         cpu.append(worker_cpu())
-        scored = score.score(store, groups, subspace, f"{folder}/scores", lambda slices: None)
+        scored = score.score_groups(store, groups, subspace, run, lambda slices: None)
         ended = time.perf_counter()
         cpu.append(worker_cpu())
-        select.select(scored, scored.count // 6, {}, f"{folder}/manifest")
+        select.choose(scored, scored.count // 6, {}, run)
         selected = time.perf_counter()
     return {
         "rows": scored.count,
@@ -168,22 +169,20 @@ def main() -> None:
     options = parser.parse_args()
     many = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
-        store = FeatureStore(folder, "made")
+        store = FeatureStore(Output(folder), "made")
         with machine(many):
             results, made = [], 0
             for rows in options.rows:
                 make(store, made, rows // SLICE_ROWS, options.dim)
                 made = rows // SLICE_ROWS
-                results.append(told(measure(store, rows, options.dim, f"{folder}/{rows}")))
+                results.append(told(measure(store, rows, options.dim, str(rows))))
         fewer = []
         for cpus in sorted({1, many}):
             with machine(cpus):
                 make(store, made, options.speedup_rows // SLICE_ROWS, options.dim)
                 made = max(made, options.speedup_rows // SLICE_ROWS)
-                measure(store, min(options.speedup_rows, 4 * LEAF_ROWS), options.dim, f"{folder}/warm-{cpus}")
-                fewer.append(
-                    {"cpus": cpus} | told(measure(store, options.speedup_rows, options.dim, f"{folder}/fewer-{cpus}"))
-                )
+                measure(store, min(options.speedup_rows, 4 * LEAF_ROWS), options.dim, f"warm-{cpus}")
+                fewer.append({"cpus": cpus} | told(measure(store, options.speedup_rows, options.dim, f"fewer-{cpus}")))
     spread = {name: [result[name] for result in results[1:]] for name in ("us_per_row", "cpu_us_per_row")}
     print_record(
         "scaling",

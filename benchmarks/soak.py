@@ -28,11 +28,10 @@ from scaling import workers
 from scalselect_ray.cluster.session import session
 from scalselect_ray.commands.demo import make_demo
 from scalselect_ray.config import load_config
-from scalselect_ray.corpus import list_files
+from scalselect_ray.corpus import list_files, make_plan, plan_here
 from scalselect_ray.io import storage
 from scalselect_ray.job import open_store
-from scalselect_ray.stages.extract import extract
-from scalselect_ray.stages.plan import make_plan, plan_here
+from scalselect_ray.stages.extract import extract_slices
 
 SLICE_ROWS = 2
 HERE = Path("/proc/self")
@@ -139,11 +138,11 @@ def main() -> None:
         with session():
             started = time.perf_counter()
             store = open_store(config)
-            files = list_files(config.corpus.sources, config.corpus.slice_rows, config.corpus.slice_bytes)
+            files = list_files(config.corpus)
             plan = make_plan(files, store.committed(), plan_here)
             print("  ".join(f"{name:>14}" for name in COLUMNS), flush=True)
             done = rejected = 0
-            for committed in extract(plan.todo, store, config.extractor, config.workers):
+            for committed in extract_slices(plan.todo, store, config.extractor, config.workers):
                 done, rejected = done + 1, rejected + committed.rejected
                 over = done == len(plan.todo) or time.perf_counter() - started >= options.seconds
                 if over or time.perf_counter() - started >= (samples[-1]["seconds"] if samples else 0) + options.every:

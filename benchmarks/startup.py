@@ -118,14 +118,17 @@ def first_commit(config_path: str, notes: Path) -> dict[str, Any]:
     step("command line imported")
     config = load_config(config_path)
     step("config checked")
-    from scalselect_ray import job
+    from scalselect_ray.corpus import list_files, make_plan, plan_here
 
-    step("job imported")
-    files = job.list_files(config.corpus.sources, config.corpus.slice_rows, config.corpus.slice_bytes)
+    step("corpus imported")
+    files = list_files(config.corpus)
     step("corpus listed")
     import scalselect_ray.vlm
 
     step("torch and transformers imported")
+    from scalselect_ray import job
+
+    step("Ray imported")
     forget(config.extractor.model)
     before = read_mib()
     store = job.open_store(config)
@@ -135,8 +138,6 @@ def first_commit(config_path: str, notes: Path) -> dict[str, Any]:
     from scalselect_ray.cluster.preflight import check_shared
     from scalselect_ray.cluster.session import session
     from scalselect_ray.stages import extract
-
-    step("Ray imported")
 
     def note(name: str, **facts: float) -> None:
         path = notes / f"{name}.json"
@@ -169,10 +170,10 @@ def first_commit(config_path: str, notes: Path) -> dict[str, Any]:
     with session():
         step("Ray up")
         check_shared(config, files, store)
-        plan = job.make_plan(files, store.committed(), lambda some: job._plan_on_cluster(some, lambda count: None))
+        plan = make_plan(files, store.committed(), plan_here)
         step("planned")
         extract.prepare_unit, extract.ExtractSlices = prepare_unit, Timed  # type: ignore[misc,assignment]
-        next(iter(extract.extract(plan.todo, store, config.extractor, config.workers)))
+        next(iter(extract.extract_slices(plan.todo, store, config.extractor, config.workers)))
         step("first slice committed")
     seen = {path.stem: json.loads(path.read_text()) for path in notes.glob("*.json")}
     steps |= {name: round(facts["time"] - start, 2) for name, facts in seen.items()}

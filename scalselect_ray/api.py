@@ -202,9 +202,10 @@ def run(
         checked = parse_config(json.dumps(config, default=os.fspath), overrides)  # JSON is YAML
     else:
         checked = load_config(os.fspath(config), overrides)  # type: ignore[arg-type]
-    from scalselect_ray.job import run as run_job
+    from scalselect_ray.commands.run import run as run_job
+    from scalselect_ray.console import Console
 
-    return run_job(checked)
+    return run_job(checked, Console()).to_json()
 
 
 def _plain(value: Any) -> Any:

@@ -212,9 +212,9 @@ For completion by the tab key put this line into ~/.bashrc or ~/.zshrc (for fish
 
 def _run(options: argparse.Namespace, console: Console) -> Any:
     config = load_config(options.config, options.overrides)
-    from scalselect_ray.job import run  # not before the config is known to be good: it takes seconds
+    from scalselect_ray.commands.run import run  # not before the config is known to be good: it takes seconds
 
-    return run(config, console)
+    return run(config, console).to_json()
 
 
 def _plan(options: argparse.Namespace, console: Console) -> Any:
@@ -232,8 +232,9 @@ def _init(options: argparse.Namespace, console: Console) -> Any:
 
 def _explain(options: argparse.Namespace, console: Console) -> Any:
     from scalselect_ray.commands.explain import explain
+    from scalselect_ray.store.layout import Output
 
-    return explain(storage.absolute(options.output), options.sample, options.run, console)
+    return explain(Output(storage.absolute(options.output)), options.sample, options.run, console)
 
 
 def _status(options: argparse.Namespace, console: Console) -> Any:
@@ -251,9 +252,10 @@ def _clean(options: argparse.Namespace, console: Console) -> Any:
 def _report(options: argparse.Namespace, console: Console) -> Any:
     from scalselect_ray.cluster.session import own_errors, session
     from scalselect_ray.report.write import make_comparison, make_report
+    from scalselect_ray.store.layout import Output
     from scalselect_ray.store.runs import Runs
 
-    output = storage.absolute(options.output)
+    output = Output(storage.absolute(options.output))
     records = [Runs(output).find(name) for name in options.compare or [options.run]]
     out = storage.absolute(options.out) if options.out else None
     with session(), own_errors():
@@ -270,14 +272,15 @@ def _export(options: argparse.Namespace, console: Console) -> Any:
     is_config = options.output.endswith((".yaml", ".yml"))
     output = load_config(options.output).output if is_config else storage.absolute(options.output)
     from scalselect_ray.exports.flow import export
+    from scalselect_ray.store.layout import Output
 
-    return export(output, options.run, options.to, options.out, options.images, console)
+    return export(Output(output), options.run, options.to, options.out, options.images, console)
 
 
 def _demo(options: argparse.Namespace, console: Console) -> Any:
     from scalselect_ray.commands.demo import make_demo
-    from scalselect_ray.job import run
+    from scalselect_ray.commands.run import run
 
     config: JobConfig = load_config(make_demo(options.folder))
     console.note(f"made a corpus of 200 pictures, a small model with random weights, and {options.folder}/config.yaml")
-    return run(config, console)
+    return run(config, console).to_json()

@@ -3,6 +3,7 @@
 ScalSelectError            an error with a message for people: no traceback is shown
 ├── ConfigError            the config cannot be used                              exit 2
 ├── CorpusError            the corpus cannot be found, listed or read             exit 2
+│   └── CorpusChangedError     files changed while they were read                 exit 2
 ├── ModelError             the model cannot be found, loaded or used              exit 2
 ├── OutputError            the output folder cannot be used                       exit 2
 │   └── DamagedObjectError     a committed object is not what was written         exit 2
@@ -13,6 +14,8 @@ ScalSelectError            an error with a message for people: no traceback is s
 
 A sample that cannot be used is not an error of the run: see `scalselect_ray.corpus.SampleRejectedError`.
 """
+
+from collections.abc import Mapping, Sequence
 
 
 class ScalSelectError(Exception):
@@ -27,6 +30,22 @@ class ConfigError(ScalSelectError):
 
 class CorpusError(ScalSelectError):
     """The corpus, or a place it points to, cannot be read."""
+
+
+class CorpusChangedError(CorpusError):
+    """Files of the corpus that are gone, or other versions than the run had listed. A run lists and plans them anew
+    once."""
+
+    def __init__(self, uris: Sequence[str]) -> None:
+        super().__init__(uris)
+        self.uris = list(uris)
+
+    def __str__(self) -> str:
+        more = f" and {len(self.uris) - 1:,} more files" if len(self.uris) > 1 else ""
+        return (
+            f"{self.uris[0]}{more} changed or went away while the corpus was read: run again once nobody "
+            "writes there; what is committed stays"
+        )
 
 
 class ModelError(ScalSelectError):
@@ -58,15 +77,19 @@ class NoPermissionError(StorageError, PermissionError):
 
 
 class DamagedObjectError(OutputError):
-    """A committed object of ours that is not what was written. A run removes it and makes it anew."""
+    """Committed objects of ours that are not what was written. A run removes them and makes them anew.
 
-    def __init__(self, uri: str, problem: str) -> None:
-        super().__init__(uri, problem)
-        self.uri = uri
-        self.problem = problem
+    `damage` is what is wrong with each, by URI.
+    """
+
+    def __init__(self, uri: str, problem: str, others: Mapping[str, str] | None = None) -> None:
+        super().__init__(uri, problem, others)
+        self.damage = {uri: problem, **(others or {})}
 
     def __str__(self) -> str:
-        return f"{self.uri} is damaged ({self.problem}): run again, and it is made anew"
+        (uri, problem), more = next(iter(self.damage.items())), len(self.damage) - 1
+        others = f", and {more:,} more objects are" if more else ""
+        return f"{uri} is damaged ({problem}){others}: run again, and what is damaged is made anew"
 
 
 class TooManyRejectsError(ScalSelectError):

@@ -16,6 +16,7 @@ from scalselect_ray.cli import main
 from scalselect_ray.testing import object_store
 
 GOLDEN = Path(__file__).parent / "golden"  # committed with the project
+DATA = Path(__file__).parent / "data"  # likewise
 SHARED = Path(__file__).parents[2] / "shared"  # beside a checkout, where there is one
 
 
@@ -65,7 +66,7 @@ def cluster(s3: object_store.ObjectStore) -> Iterator[None]:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "scalselect_ray.job.write_report", lambda output, record, console: None
+            "scalselect_ray.stages.finish.write_report", lambda output, record, console: None
         )  # tests/report makes its own
         yield
     ray.shutdown()

@@ -14,6 +14,7 @@ import pytest
 from conftest import GOLDEN
 from mixed_corpus import ROWS, Selected
 from PIL import Image
+from records import record_of
 
 import scalselect_ray
 from scalselect_ray import api
@@ -141,7 +142,7 @@ def test_a_data_set_of_ray_gets_features_and_reasons(mixed: Selected, batch_form
 
 def test_a_run_takes_a_path_a_dict_or_a_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     seen: list[Any] = []
-    monkeypatch.setattr("scalselect_ray.job.run", lambda config: seen.append(config) or {})
+    monkeypatch.setattr("scalselect_ray.commands.run.run", lambda config, console: seen.append(config) or record_of())
     given = {
         "corpus": {"sources": [{"name": "a", "paths": [tmp_path / "a.json"]}]},
         "extractor": {"model": "owner/model"},

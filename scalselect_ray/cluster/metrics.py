@@ -70,7 +70,7 @@ class Stages:
             try:
                 yield stage
             finally:
-                self.seconds[name] = stage.seconds
+                self.seconds[name] = self.seconds.get(name, 0.0) + stage.seconds  # a stage can be done again
                 if stage.seconds > 0:
                     _counter("stage_seconds").inc(stage.seconds, {"stage": name})
 

@@ -1,7 +1,6 @@
 """Why one sample has its score: from what a run has stored, a part at a time. The corpus and the model are not read."""
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,15 +10,17 @@ import pyarrow.compute as pc
 import yaml
 
 from scalselect_ray.console import Console
-from scalselect_ray.corpus import slice_range
 from scalselect_ray.errors import CorpusError
 from scalselect_ray.io import storage
 from scalselect_ray.store.features import COUNTS, FeatureStore, features_of
+from scalselect_ray.store.files import read_files
+from scalselect_ray.store.layout import Output, RunFolder, Table
+from scalselect_ray.store.record import RunRecord
 from scalselect_ray.store.runs import Runs
-from scalselect_ray.store.tables import Key, part_uris, read_batches, rejects_uri, text_only_uri
-from scalselect_ray.subspace import Subspace, decomposition
+from scalselect_ray.store.subspace import read_subspace
+from scalselect_ray.store.tables import Key, read_batches
+from scalselect_ray.subspace import Subspace
 
-_THREADS = 16  # that look for the sample's feature file
 _MOST_MATCHES = 50  # that are listed
 _MOST_DIRECTIONS = 10  # that are shown
 
@@ -61,15 +62,15 @@ class Explanation:
     k: int
 
 
-def explain(output: str, wanted: str, run: str, console: Console) -> dict[str, Any]:
+def explain(output: Output, wanted: str, run: str, console: Console) -> dict[str, Any]:
     """Prints and returns why the sample that `wanted` names has its score; when several have that id, which these
     are."""
     record = Runs(output).find(run)
-    folder = Runs(output).folder(record["run_id"])
+    folder = output.run(record.run_id)
     matches = _matches(folder, wanted)
     if not matches:
         raise CorpusError(
-            f"run {record['run_id']} has no sample '{storage.redact(wanted)}'; expected an id as in the manifest, or "
+            f"run {record.run_id} has no sample '{storage.redact(wanted)}'; expected an id as in the manifest, or "
             f"SHARD:ROW "
             "(the file's URI or the end of it, and the row's number from 0)"
         )
@@ -78,24 +79,24 @@ def explain(output: str, wanted: str, run: str, console: Console) -> dict[str, A
         console.note(f"{_some(matches)} samples are called {storage.redact(wanted)}; name one by its place:")
         for match in shown:
             console.note(f"  {match.key}  {match.reason if match.score is None else f'score {match.score:.6g}'}")
-        return {"run_id": record["run_id"], "matches": [_match(match) for match in shown]}
+        return {"run_id": record.run_id, "matches": [_match(match) for match in shown]}
     match = matches[0]
     if match.score is None:
         console.note(
             f"{match.key}  id {match.id}\n  it has no score: "
             f"{match.reason}{f': {match.message}' if match.message else ''}"
         )
-        return {"run_id": record["run_id"], "matches": [_match(match)]}
+        return {"run_id": record.run_id, "matches": [_match(match)]}
     found = _explain(output, record, folder, match)
     _show(found, record, console)
     answer = asdict(found)
     del answer["match"]
     percentile = 100 * found.below / found.scored
-    return {"run_id": record["run_id"], "matches": [_match(match)], "percentile": percentile, **answer}
+    return {"run_id": record.run_id, "matches": [_match(match)], "percentile": percentile, **answer}
 
 
-def _explain(output: str, record: Mapping[str, Any], folder: str, match: Match) -> Explanation:
-    config = yaml.safe_load(storage.read_bytes(storage.join(folder, "config.yaml")))
+def _explain(output: Output, record: RunRecord, folder: RunFolder, match: Match) -> Explanation:
+    config = yaml.safe_load(storage.read_bytes(folder.config))
     scored = above = below = 0
     total = 0.0
     for table in _tables(folder, "scores", ["score"]):
@@ -116,9 +117,8 @@ def _explain(output: str, record: Mapping[str, Any], folder: str, match: Match) 
             table = table.filter(pc.equal(table["source"], match.key.source))
         lowest = pc.min(table["score"]).as_py()
         line = lowest if line is None else line if lowest is None else min(line, lowest)
-    data = storage.read_bytes(storage.join(folder, "subspace.safetensors"))
-    subspace = decomposition.from_bytes(data)
-    row, contribution_K = _features_row(FeatureStore(output, record["extractor"]), match, subspace)
+    subspace = read_subspace(folder.subspace)
+    row, contribution_K = _features_row(FeatureStore(output, record.extractor), folder, match, subspace)
     energy_D = np.square(subspace.spectrum_D)
     order = np.argsort(-contribution_K, kind="stable").tolist()
     return Explanation(
@@ -147,7 +147,7 @@ def _part(value: float, whole: float | None) -> float:
     return float(value / whole) if whole else 0.0
 
 
-def _matches(folder: str, wanted: str) -> list[Match]:
+def _matches(folder: RunFolder, wanted: str) -> list[Match]:
     """The samples that have this id, or lie at this SHARD:ROW or SOURCE:SHARD:ROW: scored ones, rejects, text-only ones
     that were kept."""
     place, _, number = wanted.rpartition(":")
@@ -171,12 +171,12 @@ def _matches(folder: str, wanted: str) -> list[Match]:
     columns = [*Key._fields, "id"]
     for table in _tables(folder, "scores", [*columns, "score"]):
         found += [Match(Key(row["source"], row["shard"], row["row"]), row["id"], row["score"]) for row in meant(table)]
-    for table in read_batches(rejects_uri(folder), [*columns, "reason", "message"]):
+    for table in read_batches(folder.rejects, [*columns, "reason", "message"]):
         found += [
             Match(Key(row["source"], row["shard"], row["row"]), row["id"], None, row["reason"], row["message"])
             for row in meant(table)
         ]
-    kept = text_only_uri(folder)
+    kept = folder.text_only
     for table in read_batches(kept, columns) if storage.exists(kept) else ():
         found += [
             Match(Key(row["source"], row["shard"], row["row"]), row["id"], None, "text_only", "kept")
@@ -185,48 +185,24 @@ def _matches(folder: str, wanted: str) -> list[Match]:
     return found
 
 
-def _features_row(store: FeatureStore, match: Match, subspace: Subspace) -> tuple[dict[str, Any] | None, np.ndarray]:
-    """The sample's row of the feature store, and what each direction brings (K,); (None, empty) when it is gone.
-
-    Slices are named by what their file was, not by its path: those that can hold the row are asked, and of several (a
-    file that has changed since) the one whose feature has the stored score is it."""
-    assert match.score is not None
-    for slice_id in _holding(store, match.key):
-        table = store.read(slice_id, ["row", "reason", *COUNTS, "feature"])
-        table = table.filter(pc.and_(pc.equal(table["row"], match.key.row), pc.is_null(table["reason"])))
-        if len(table):
-            y_D = subspace.transform(features_of(table))[0]
-            contribution_K = np.square(y_D @ (subspace.basis_DK / subspace.singular_values_K))
-            if np.isclose(contribution_K.sum(), match.score, rtol=1e-6):
-                return table.to_pylist()[0], contribution_K
-    return None, np.empty(0)
+def _features_row(
+    store: FeatureStore, folder: RunFolder, match: Match, subspace: Subspace
+) -> tuple[dict[str, Any] | None, np.ndarray]:
+    """The sample's row of the feature store, and what each direction brings (K,); (None, empty) when it is gone."""
+    file = next((file for file in read_files(folder) if (file.source, file.shard) == match.key[:2]), None)
+    slice_id = file.slice_of(match.key.row) if file else None
+    if slice_id is None or slice_id not in store.committed():
+        return None, np.empty(0)
+    table = store.read(slice_id, ["row", "reason", *COUNTS, "feature"])
+    table = table.filter(pc.and_(pc.equal(table["row"], match.key.row), pc.is_null(table["reason"])))
+    y_D = subspace.transform(features_of(table))[0]
+    contribution_K = np.square(y_D @ (subspace.basis_DK / subspace.singular_values_K))
+    return table.to_pylist()[0], contribution_K
 
 
-def _holding(store: FeatureStore, key: Key) -> Iterator[str]:
-    """Ids of the slices that hold a row of a file, by a look at each that has rows of this number."""
-
-    def holds(slice_id: str) -> bool:
-        table = store.peek(slice_id, ["source", "shard"])  # None: gone or damaged, and a run mends it
-        return (
-            table is not None
-            and len(table) > 0
-            and (table["source"][0].as_py(), table["shard"][0].as_py()) == (key.source, key.shard)
-        )
-
-    def may_hold(slice_id: str) -> bool:
-        _, first, stop, _ = slice_range(slice_id)
-        return first <= key.row < stop
-
-    some = sorted(filter(may_hold, store.committed()))
-    with ThreadPoolExecutor(_THREADS) as threads:
-        for start in range(0, len(some), 4 * _THREADS):
-            chunk = some[start : start + 4 * _THREADS]
-            yield from (slice_id for slice_id, it_does in zip(chunk, threads.map(holds, chunk), strict=True) if it_does)
-
-
-def _tables(folder: str, name: str, columns: list[str]) -> Iterator[pa.Table]:
+def _tables(folder: RunFolder, name: Table, columns: list[str]) -> Iterator[pa.Table]:
     """The parts of a stored table, a bounded number of rows at a time."""
-    for uri in part_uris(folder, name):
+    for uri in folder.parts(name):
         yield from read_batches(uri, columns)
 
 
@@ -238,13 +214,13 @@ def _some(matches: list[Match]) -> str:
     return f"{len(matches):,}" if len(matches) <= _MOST_MATCHES else f"{len(matches):,} ({_MOST_MATCHES} are shown)"
 
 
-def _show(found: Explanation, record: Mapping[str, Any], console: Console) -> None:
+def _show(found: Explanation, record: RunRecord, console: Console) -> None:
     match = found.match
     assert match.score is not None
     if found.rank is not None:
-        state = f"chosen, rank {found.rank:,} of {record['chosen']:,}"
+        state = f"chosen, rank {found.rank:,} of {record.chosen:,}"
     elif found.line is None:
-        state = "not chosen; nothing of its source is" if record["chosen"] else "not chosen; nothing is"
+        state = "not chosen; nothing of its source is" if record.chosen else "not chosen; nothing is"
     elif found.line > match.score:
         state = f"not chosen: {100 * (1 - match.score / found.line):.2g}% below the line ({found.line:.6g})"
     else:

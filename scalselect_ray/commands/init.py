@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scalselect_ray.config import SourceConfig, parse_config
+from scalselect_ray.config import CorpusConfig, SourceConfig, parse_config
 from scalselect_ray.console import Console, counted
 from scalselect_ray.corpus import (
     Broken,
@@ -122,7 +122,8 @@ def _name(path: str, taken: set[str]) -> str:
 
 def _look(path: str, name: str) -> Seen:
     """Raises CorpusError when nothing of it can be read."""
-    files = list_files([SourceConfig(name=name, paths=[path])], _ROWS, _BYTES)
+    source = SourceConfig(name=name, paths=[path])
+    files = list_files(CorpusConfig(sources=[source], slice_rows=_ROWS, slice_bytes=_BYTES))
     seen = Seen(name, storage.absolute(path), len(files), sum(file.file.size for file in files), None)
     rows_by_byte: list[tuple[int, int]] = []
     references: list[tuple[str, str]] = []  # (folder of the file, path of an image)

@@ -5,10 +5,9 @@ from typing import Any
 
 from scalselect_ray.config import ExtractorConfig, JobConfig
 from scalselect_ray.console import Console, duration
-from scalselect_ray.corpus import Reject, Slice, list_files, read_slices, slice_range
+from scalselect_ray.corpus import Plan, Reject, Slice, list_files, make_plan, plan_here, read_slices
 from scalselect_ray.errors import ScalSelectError
 from scalselect_ray.io import storage
-from scalselect_ray.stages.plan import Plan, make_plan, plan_here
 from scalselect_ray.store.features import FeatureStore
 from scalselect_ray.store.runs import Runs
 
@@ -23,7 +22,7 @@ def plan(config: JobConfig, console: Console) -> dict[str, Any]:
     from scalselect_ray.stages.extract import extractor_bytes
 
     store = open_store(config)
-    files = list_files(config.corpus.sources, config.corpus.slice_rows, config.corpus.slice_bytes)
+    files = list_files(config.corpus)
     plan = make_plan(files, store.committed(), plan_here)
     sources = _by_source(plan)
     console.table(
@@ -58,11 +57,10 @@ def _by_source(plan: Plan) -> dict[str, dict[str, int]]:
         counts["files"] += 1
         counts["bytes"] += file.file.size
     for slice_id in plan.slice_ids:
-        key, first, stop, _ = slice_range(slice_id)
-        counts = sources[source_of[key]]
+        counts = sources[source_of[slice_id.file_key]]
         counts["slices"] += 1
-        counts["rows"] += stop - first
-        counts["rows to do"] += (stop - first) * (slice_id in todo)
+        counts["rows"] += slice_id.rows
+        counts["rows to do"] += slice_id.rows * (slice_id in todo)
     return sources
 
 
@@ -101,8 +99,8 @@ def _measured_rate(store: FeatureStore) -> float | None:
     runs = Runs(store.output)
     for name in reversed(runs.names()):
         record = runs.record(name)
-        if record.get("extractor") == store.extractor_id and record.get("samples_per_second"):
-            return float(record["samples_per_second"])
+        if record is not None and record.extractor == store.extractor_id and record.samples_per_second:
+            return record.samples_per_second
     return None
 
 

@@ -4,39 +4,33 @@ from typing import Any
 
 from scalselect_ray.console import Console, counted
 from scalselect_ray.corpus import Reason
-from scalselect_ray.errors import ConfigError, ScalSelectError
+from scalselect_ray.errors import ConfigError, OutputError, ScalSelectError
 from scalselect_ray.io import storage
+from scalselect_ray.store.features import FeatureStore
 from scalselect_ray.store.garbage import find_garbage, find_rejected
+from scalselect_ray.store.layout import Output
 from scalselect_ray.store.runs import Runs, read_object
 
 
 def status(given: str, console: Console) -> dict[str, Any]:
     """Prints and returns what lies below an output folder."""
-    output = storage.absolute(given)
+    output = Output(storage.absolute(given))
     known = Runs(output)
     latest = known.latest()
-    extractors: dict[str, dict[str, Any]] = {}
-    for name in storage.list_folders(storage.join(output, "features")):
-        slices = [
-            item for item in storage.list_names(storage.join(output, "features", name)) if item.endswith(".parquet")
-        ]
-        model = read_object(storage.join(output, "features", name, "extractor.json")).get("model")
-        extractors[name] = {"model": model, "slices": len(slices)}
-    runs = []
-    for name in known.names():
-        record = known.record(name)
-        runs.append(
-            {"run_id": name, "finished": bool(record), **{key: record.get(key) for key in ("scored", "chosen", "k")}}
-        )
+    extractors = {name: _extractor(FeatureStore(output, name)) for name in output.extractors()}
+    runs = [_run(known, name) for name in known.names()]
     if not extractors and not runs:
-        console.note(f"{storage.redact(output)}: nothing there yet")
+        console.note(f"{storage.redact(output.uri)}: nothing there yet")
     for name, found in extractors.items():
         console.note(f"extractor {name}: {counted(found['slices'], 'slice')} committed, model {found['model']}")
     for item in runs:
         mark = "  latest" if item["run_id"] == latest else ""
-        state = (
-            f"{item['chosen']:,} of {item['scored']:,} chosen, k = {item['k']}" if item["finished"] else "not finished"
-        )
+        if "problem" in item:
+            state = item["problem"]
+        elif item["finished"]:
+            state = f"{item['chosen']:,} of {item['scored']:,} chosen, k = {item['k']}"
+        else:
+            state = "not finished"
         console.note(f"run {item['run_id']}: {state}{mark}")
     try:
         garbage = find_garbage(output)
@@ -50,10 +44,24 @@ def status(given: str, console: Console) -> dict[str, Any]:
     return {"latest": latest, "extractors": extractors, "runs": runs, "garbage": [_heap(heap) for heap in garbage]}
 
 
+def _extractor(store: FeatureStore) -> dict[str, Any]:
+    model = read_object(store.output.extractor(store.extractor_id)).get("model")
+    return {"model": model, "slices": len(store.committed())}
+
+
+def _run(runs: Runs, name: str) -> dict[str, Any]:
+    try:
+        record = runs.record(name)
+    except OutputError as error:  # of another version
+        return {"run_id": name, "finished": True, "problem": storage.redact(str(error))}
+    shown = {key: getattr(record, key, None) for key in ("scored", "chosen", "k")}
+    return {"run_id": name, "finished": record is not None, **shown}
+
+
 def clean(given: str, rejected: str | None, delete: bool, console: Console) -> dict[str, Any]:
     """Prints and returns what is of no more use, or what holds rejects of the reason `rejected`; removes it when
     `delete` says so."""
-    output = storage.absolute(given)
+    output = Output(storage.absolute(given))
     if rejected is not None and rejected not in set(Reason):
         raise ConfigError(f"--rejected {rejected} is no reason; there are {', '.join(Reason)}")
     garbage = find_garbage(output) if rejected is None else find_rejected(output, rejected)

@@ -4,18 +4,10 @@ from scalselect_ray.corpus.conversation import PLACEHOLDER, normalise
 from scalselect_ray.corpus.decoding import MAX_PIXELS
 from scalselect_ray.corpus.formats import Broken
 from scalselect_ray.corpus.images import fetched, fetched_images, load_image, load_images, resolver
-from scalselect_ray.corpus.planning import (
-    CorpusFile,
-    Slice,
-    is_complete,
-    list_files,
-    plan_file,
-    reading_units,
-    slice_range,
-    without_overlaps,
-)
+from scalselect_ray.corpus.planning import CorpusFile, Plan, list_files, make_plan, plan_file, plan_here, plan_open_file
 from scalselect_ray.corpus.reading import read_records, read_rows, read_slices
 from scalselect_ray.corpus.sample import ImagePlaceholder, ImageRef, Reason, Reject, Sample, SampleRejectedError, Turn
+from scalselect_ray.corpus.slices import Slice, SliceId, is_complete, reading_units, without_overlaps
 
 __all__ = [
     "MAX_PIXELS",
@@ -24,11 +16,13 @@ __all__ = [
     "CorpusFile",
     "ImagePlaceholder",
     "ImageRef",
+    "Plan",
     "Reason",
     "Reject",
     "Sample",
     "SampleRejectedError",
     "Slice",
+    "SliceId",
     "Turn",
     "fetched",
     "fetched_images",
@@ -36,13 +30,15 @@ __all__ = [
     "list_files",
     "load_image",
     "load_images",
+    "make_plan",
     "normalise",
     "plan_file",
+    "plan_here",
+    "plan_open_file",
     "read_records",
     "read_rows",
     "read_slices",
     "reading_units",
     "resolver",
-    "slice_range",
     "without_overlaps",
 ]

@@ -1,13 +1,14 @@
-"""A corpus to slices: fixed runs of rows of one file, the unit of work, of commit, of resume and of growth."""
+"""A corpus to slices, and what of these a run has still to do."""
 
 import hashlib
-import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 from scalselect_ray.corpus.formats import Cutting, RowRange, UnreadableFileError, format_of, is_corpus_file
-from scalselect_ray.errors import CorpusError, StorageError
+from scalselect_ray.corpus.slices import Slice, SliceId, is_complete, without_overlaps
+from scalselect_ray.errors import CorpusChangedError, CorpusError, StorageError
 from scalselect_ray.io import storage
 
 _PLAN_VERSION = 2  # raised when the same file would be read as other rows
@@ -22,6 +23,17 @@ class Source(Protocol):
     def paths(self) -> Sequence[str]: ...
     @property
     def image_root(self) -> str | None: ...
+
+
+class CorpusSettings(Protocol):
+    """What is needed of a corpus's config."""
+
+    @property
+    def sources(self) -> Sequence[Source]: ...
+    @property
+    def slice_rows(self) -> int: ...
+    @property
+    def slice_bytes(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,69 +54,10 @@ class CorpusFile:
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """Rows [first_row, stop_row) of one file. Planned once, it travels through the whole run and names its feature
-    file.
-
-    `problem` is set where the file could not be read from `first_row` on: the slice then stands for one reject.
-    """
-
-    source: str
-    shard: str  # URI of the file
-    size: int  # bytes of the file
-    image_root: str
-    file_key: str
-    first_row: int
-    stop_row: int
-    file_rows: int
-    start_byte: int  # where the rows lie in the file; slices with the same bytes are read together
-    stop_byte: int
-    problem: str | None = None
-
-    @property
-    def id(self) -> str:
-        """Says which rows of how many it covers, so that a listing alone tells whether a file is done."""
-        return f"{self.file_key}-{self.first_row:09d}-{self.stop_row:09d}-of-{self.file_rows:09d}"
-
-    @property
-    def rows(self) -> int:
-        return self.stop_row - self.first_row
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def slice_range(slice_id: str) -> tuple[str, int, int, int]:
-    """(file key, first row, stop row, rows of the file) of a slice id."""
-    key, first, stop, _, rows = slice_id.split("-")
-    return key, int(first), int(stop), int(rows)
-
-
-def without_overlaps(slice_ids: Iterable[str]) -> list[str]:
-    """Slices of one file in the order of their rows, less those that begin inside the one before: two runs at once can
-    have cut a file in two ways."""
-    kept: list[str] = []
-    at = 0
-    for _, first, stop, slice_id in sorted((*slice_range(slice_id)[:3], slice_id) for slice_id in slice_ids):
-        if first >= at:
-            kept.append(slice_id)
-            at = stop
-    return kept
-
-
-def is_complete(slice_ids: Sequence[str]) -> bool:
-    """Whether slices of one file, in order and without overlaps, cover all its rows."""
-    return (
-        bool(slice_ids)
-        and sum(stop - first for _, first, stop, _ in map(slice_range, slice_ids)) == slice_range(slice_ids[0])[3]
-    )
-
-
-def list_files(sources: Sequence[Source], slice_rows: int, slice_bytes: int) -> list[CorpusFile]:
+def list_files(corpus: CorpusSettings) -> list[CorpusFile]:
     """Every file of the corpus, sorted by URI. Raises CorpusError naming the source when a path leads nowhere."""
     files: dict[tuple[str, str], CorpusFile] = {}
-    for source in sources:
+    for source in corpus.sources:
         for path in source.paths:
             pattern = storage.absolute(path)
             try:
@@ -118,60 +71,137 @@ def list_files(sources: Sequence[Source], slice_rows: int, slice_bytes: int) -> 
             if not found:
                 raise CorpusError(
                     f"source '{source.name}': nothing matches {storage.redact(pattern)}; check corpus.sources[].paths "
-                    f"(is the bucket or "
-                    "folder right? corpora end in .json, .jsonl, .parquet, .tar, each also .gz but Parquet)"
+                    "(is the bucket or folder right? corpora end in .json, .jsonl, .parquet, .tar, each also .gz but "
+                    "Parquet)"
                 )
             for file in found:
                 root = storage.absolute(source.image_root) if source.image_root else file.uri.rpartition("/")[0]
-                files[file.uri, source.name] = CorpusFile(source.name, file, root, slice_rows, slice_bytes)
+                files[file.uri, source.name] = CorpusFile(
+                    source.name, file, root, corpus.slice_rows, corpus.slice_bytes
+                )
     return [files[key] for key in sorted(files)]
 
 
-def plan_file(file: CorpusFile, kept: Sequence[str] = ()) -> list[Slice]:
-    """The slices of one file, in order; those of it that are there already (`kept`, ids) stay as they are. Reads the
-    whole file for JSON and tar, only the footer for Parquet.
+def plan_file(file: CorpusFile, kept: Sequence[SliceId] = ()) -> list[Slice]:
+    """The slices of one file, in order; those of it that are there already (`kept`) stay as they are. Reads the whole
+    file for JSON and tar, only the footer for Parquet.
 
-    A file that cannot be read, or not to its end, has a last slice with a `problem`.
+    A file whose bytes cannot be read, or not to their end, has a last slice with a `problem`. Raises CorpusChangedError
+    where the file is gone or is not, or not all the while, the version that was listed; CorpusError; StorageError.
     """
-    runs: list[RowRange] = []
+    ranges: list[RowRange] = []
     problem = None
-    cutting = Cutting(file.slice_rows, file.slice_bytes, {first: stop for _, first, stop, _ in map(slice_range, kept)})
+    cutting = Cutting(file.slice_rows, file.slice_bytes, {slice_id.first_row: slice_id.stop_row for slice_id in kept})
     try:
-        for run in format_of(file.file).scan(file.file, cutting):
-            runs.append(run)
-    except UnreadableFileError as error:
-        problem = str(error)
+        try:
+            for range_ in format_of(file.file).scan(file.file, cutting):
+                ranges.append(range_)
+        except UnreadableFileError as error:
+            problem = str(error)
+        check_unchanged(file.file)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise CorpusChangedError([file.file.uri]) from error
     except PermissionError as error:
         raise CorpusError(f"source '{file.source}': no permission to read {storage.redact(file.file.uri)}") from error
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        problem = f"the file cannot be read: {error}"
     except StorageError:
         raise  # the store's trouble may pass; a file's own does not
     except OSError as error:
         raise StorageError(f"{storage.redact(file.file.uri)} cannot be read: {error}") from error
-    rows = runs[-1].stop_row if runs else 0
     if problem is not None:
-        runs.append(RowRange(rows, rows + 1, 0, 0))
+        read = ranges[-1].stop_row if ranges else 0
+        ranges.append(RowRange(read, read + 1, 0, 0))
     return [
         Slice(
             source=file.source,
             shard=file.file.uri,
             size=file.file.size,
+            version=file.file.version,
             image_root=file.image_root,
             file_key=file.key,
-            first_row=run.first_row,
-            stop_row=run.stop_row,
-            file_rows=runs[-1].stop_row,
-            start_byte=run.start_byte,
-            stop_byte=run.stop_byte,
-            problem=problem if run is runs[-1] else None,
+            first_row=range_.first_row,
+            stop_row=range_.stop_row,
+            file_rows=ranges[-1].stop_row,
+            start_byte=range_.start_byte,
+            stop_byte=range_.stop_byte,
+            problem=problem if range_ is ranges[-1] else None,
         )
-        for run in runs
+        for range_ in ranges
     ]
 
 
-def reading_units(slices: Sequence[Slice]) -> list[list[Slice]]:
-    """The slices that one task reads: one each, but those together that lie in the same bytes (a large Parquet row
-    group, a stream)."""
-    by_bytes = itertools.groupby(slices, key=lambda part: (part.file_key, part.start_byte, part.stop_byte))
-    return [list(unit) for _, unit in by_bytes]
+def check_unchanged(file: storage.FileInfo) -> None:
+    """That a file is still the version that was listed: what was read of it since then is that version's.
+
+    Raises CorpusChangedError, FileNotFoundError, StorageError.
+    """
+    now = storage.stat(file.uri)
+    other_version = file.version and now.version and now.version != file.version  # a store may tell of none
+    if now.size != file.size or other_version:
+        raise CorpusChangedError([file.uri])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a corpus is made of, and what of it is still to do."""
+
+    files: list[CorpusFile]
+    slice_ids: list[SliceId]  # of the whole corpus, in the order of (shard, row)
+    todo: list[Slice]
+
+    @cached_property
+    def rows(self) -> int:
+        return sum(slice_id.rows for slice_id in self.slice_ids)
+
+    @cached_property
+    def todo_rows(self) -> int:
+        return sum(slice_.rows for slice_ in self.todo)
+
+
+OpenFile = tuple[CorpusFile, list[SliceId]]
+"""A file that must be planned, and those of its slices that are committed."""
+
+
+def make_plan(
+    files: Sequence[CorpusFile],
+    committed: set[SliceId],
+    plan_files: Callable[[Sequence[OpenFile]], Sequence[list[Slice] | None]],
+) -> Plan:
+    """Slices of the corpus against what is committed. A file whose slices are all committed is not even opened; of
+    another, what is committed stays as it was cut.
+
+    `plan_files` answers None for a file that is not the listed one any more. Raises CorpusChangedError with all of
+    these."""
+    found: dict[str, list[SliceId]] = {}
+    for slice_id in committed:
+        found.setdefault(slice_id.file_key, []).append(slice_id)
+    done = {file.key: without_overlaps(found.get(file.key, [])) for file in files}
+    open_files = [(file, done[file.key]) for file in files if not is_complete(done[file.key])]
+    answers = plan_files(open_files)
+    planned: dict[str, list[Slice]] = {}
+    for (file, _), slices in zip(open_files, answers, strict=True):
+        if slices is not None:
+            planned[file.key] = slices
+    if changed := [file.file.uri for file, _ in open_files if file.key not in planned]:
+        raise CorpusChangedError(changed)
+    slice_ids: list[SliceId] = []
+    todo: list[Slice] = []
+    for file in files:
+        if file.key in planned:
+            slice_ids += [slice_.id for slice_ in planned[file.key]]
+            todo += [slice_ for slice_ in planned[file.key] if slice_.id not in committed]
+        else:
+            slice_ids += done[file.key]
+    return Plan(list(files), slice_ids, todo)
+
+
+def plan_open_file(file: CorpusFile, kept: Sequence[SliceId]) -> list[Slice] | None:
+    """The slices of a file, or None where it is not the listed one any more. Raises CorpusError, StorageError."""
+    try:
+        return plan_file(file, kept)
+    except CorpusChangedError:
+        return None
+
+
+def plan_here(files: Sequence[OpenFile]) -> list[list[Slice] | None]:
+    """Plans files one by one in this process."""
+    return [plan_open_file(*file) for file in files]

@@ -5,30 +5,38 @@ from collections.abc import Iterator, Sequence
 from scalselect_ray.corpus.conversation import ImageResolver, known_id, normalise
 from scalselect_ray.corpus.formats import Broken, Cutting, RowRange, UnreadableFileError, format_of
 from scalselect_ray.corpus.images import resolver
-from scalselect_ray.corpus.planning import CorpusFile, Slice
+from scalselect_ray.corpus.planning import CorpusFile, check_unchanged
 from scalselect_ray.corpus.sample import Reason, Reject, Sample, SampleRejectedError, plain
-from scalselect_ray.errors import CorpusError, StorageError
+from scalselect_ray.corpus.slices import Slice
+from scalselect_ray.errors import CorpusChangedError, CorpusError, StorageError
 from scalselect_ray.io import storage
 
 
 def read_records(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[object]]]:
-    """The rows of slices of one file as they stand there, in order; `Broken` where a row is broken.
+    """The rows of slices of one file as they stand there, in order; `Broken` in the place of a broken row.
 
-    Raises CorpusError, StorageError.
+    Raises CorpusChangedError where the file is not the version any more that was planned; CorpusError, StorageError.
     """
     if not slices:
         return
-    file = storage.FileInfo(slices[0].shard, slices[0].size, "")
+    file = storage.FileInfo(slices[0].shard, slices[0].size, slices[0].version)
     ranges = [RowRange(slice_.first_row, slice_.stop_row, slice_.start_byte, slice_.stop_byte) for slice_ in slices]
     try:
-        read = format_of(file).read(file, ranges)
-        yield from zip(slices, (_whole(range_, records) for range_, records in read), strict=True)
+        try:
+            for slice_, (range_, records) in zip(slices, format_of(file).read(file, ranges), strict=True):
+                if len(records) != range_.stop_row - range_.first_row:
+                    raise UnreadableFileError(f"{len(records)} rows where {range_.stop_row - range_.first_row} were")
+                check_unchanged(file)  # what is handed on was read from the version that names its slice
+                yield slice_, records
+        except UnreadableFileError as error:
+            check_unchanged(file)
+            raise CorpusError(
+                f"{storage.redact(file.uri)} could be read when it was planned, and now not: {error}"
+            ) from error
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise CorpusChangedError([file.uri]) from error
     except PermissionError as error:
         raise CorpusError(f"no permission to read {storage.redact(file.uri)}") from error
-    except (UnreadableFileError, FileNotFoundError) as error:
-        raise CorpusError(
-            f"{storage.redact(file.uri)} changed or went away while it was read: {error}; run again"
-        ) from error
     except StorageError:
         raise
     except OSError as error:
@@ -36,13 +44,14 @@ def read_records(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[object]]
 
 
 def read_slices(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[Sample | Reject]]]:
-    """The rows of consecutive slices of one file, each row once, a slice at a time. Raises CorpusError,
-    StorageError."""
+    """The rows of consecutive slices of one file, each row once, a slice at a time. Raises as
+    `read_records`."""
     resolve = resolver(slices[0].image_root)
     for slice_, records in read_records([slice_ for slice_ in slices if slice_.problem is None]):
         yield slice_, _samples(slice_.first_row, records, resolve)
     for slice_ in slices:
         if slice_.problem is not None:
+            check_unchanged(storage.FileInfo(slice_.shard, slice_.size, slice_.version))
             yield (
                 slice_,
                 [Reject(slice_.first_row, None, Reason.UNREADABLE_FILE, plain(f"{slice_.shard}: {slice_.problem}"))],
@@ -66,12 +75,6 @@ def read_rows(file: CorpusFile, rows: Sequence[int]) -> dict[int, Sample | Rejec
         if not left:
             break
     return found
-
-
-def _whole(range_: RowRange, records: list[object]) -> list[object]:
-    if len(records) != range_.stop_row - range_.first_row:
-        raise UnreadableFileError(f"{len(records)} rows where {range_.stop_row - range_.first_row} were")
-    return records
 
 
 def _samples(first_row: int, records: list[object], resolve: ImageResolver) -> list[Sample | Reject]:

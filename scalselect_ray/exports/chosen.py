@@ -10,9 +10,9 @@ from scalselect_ray.cluster.tasks import completed
 from scalselect_ray.corpus import CorpusFile
 from scalselect_ray.errors import CorpusError
 from scalselect_ray.io import storage
-from scalselect_ray.store.features import FeatureStore
-from scalselect_ray.store.tables import part_uris, read_part
-from scalselect_ray.subspace import moments
+from scalselect_ray.store.files import RunFile
+from scalselect_ray.store.layout import RunFolder
+from scalselect_ray.store.tables import read_part
 
 FILE_ROWS = 1 << 40  # more than any file has: (number of a file, row) as one number
 
@@ -20,10 +20,10 @@ FILE_ROWS = 1 << 40  # more than any file has: (number of a file, row) as one nu
 class Chosen:
     """The manifest by files of the corpus: sorted keys of each part in Ray's object store, counts here."""
 
-    def __init__(self, run_folder: str, files: Sequence[CorpusFile]) -> None:
+    def __init__(self, run_folder: RunFolder, files: Sequence[CorpusFile]) -> None:
         self.files = files
         numbers = {(file.source, storage.redact(file.file.uri)): number for number, file in enumerate(files)}
-        self.uris = part_uris(run_folder, "manifest")
+        self.uris = run_folder.parts("manifest")
         self.parts: list[Any] = [None] * len(self.uris)
         self.by_file = np.zeros(len(files), dtype=np.int64)
         shared = ray.put(numbers)
@@ -45,17 +45,9 @@ class Chosen:
     def count(self) -> int:
         return int(self.by_file.sum())
 
-    def check_unchanged(self, store: FeatureStore, record: dict[str, Any]) -> None:
+    def check_unchanged(self, read: Sequence[RunFile]) -> None:
         """Every file with chosen samples must be what the run has read: row numbers mean nothing in another."""
-        uri = storage.join(store.output, "moments", store.extractor_id, f"{record['moments']}.safetensors")
-        try:
-            slice_ids: Any = moments.stored_slices(lambda start, stop: storage.read_bytes(uri, start, stop))
-        except (
-            FileNotFoundError,
-            ValueError,
-        ):  # of an older run, and removed; or damaged: what was ever extracted must do
-            slice_ids = store.committed()
-        keys = {slice_id.partition("-")[0] for slice_id in slice_ids}
+        keys = {file.file_key for file in read}
         for file, count in zip(self.files, self.by_file, strict=True):
             if count and file.key not in keys:
                 raise CorpusError(

@@ -43,7 +43,8 @@ from scalselect_ray.exports.chosen import FILE_ROWS, Chosen, count_wanted, wante
 from scalselect_ray.exports.rows import copy_images, fetch_images, read_rows
 from scalselect_ray.exports.spool import Run, RunWriter, merged
 from scalselect_ray.io import storage
-from scalselect_ray.store.features import FeatureStore
+from scalselect_ray.store.files import read_files
+from scalselect_ray.store.layout import Output, RunFolder
 from scalselect_ray.store.runs import Runs
 from scalselect_ray.store.tables import read_part
 
@@ -58,7 +59,7 @@ class Export:
     """What is exported, how and to where."""
 
     run_id: str
-    folder: str  # of the run
+    folder: RunFolder  # of the run
     name: str
     format: Format
     mode: Images | None
@@ -69,7 +70,7 @@ class Export:
         return {"run_id": self.run_id, "to": self.name, "images": self.mode}
 
 
-def export(output: str, run_id: str, name: str, target: str, images: str | None, console: Console) -> dict[str, Any]:
+def export(output: Output, run_id: str, name: str, target: str, images: str | None, console: Console) -> dict[str, Any]:
     """Writes the selection of a finished run (its id, or latest) for one trainer; returns what `export.json` holds.
 
     Raises ScalSelectError.
@@ -84,13 +85,13 @@ def export(output: str, run_id: str, name: str, target: str, images: str | None,
     mode = Images(images) if images is not None else next(iter(known.modes), None)
     runs = Runs(output)
     record = runs.find(run_id)
-    work = Export(record["run_id"], runs.folder(record["run_id"]), name, known, mode, storage.absolute(target))
+    work = Export(record.run_id, runs.folder(record.run_id), name, known, mode, storage.absolute(target))
     config = _config_of(work)
     _check_target(work)
     with session(), own_errors():
-        files = list_files(config.corpus.sources, config.corpus.slice_rows, config.corpus.slice_bytes)
+        files = list_files(config.corpus)
         chosen = Chosen(work.folder, files)
-        chosen.check_unchanged(FeatureStore(output, record["extractor"]), record)
+        chosen.check_unchanged(read_files(work.folder))
         _claim(work)
         with console.stage("export", chosen.count, "samples") as stage:
             if known.needs == "manifest":
@@ -114,7 +115,7 @@ def export(output: str, run_id: str, name: str, target: str, images: str | None,
 
 
 def _config_of(work: Export) -> JobConfig:
-    uri = storage.join(work.folder, "config.yaml")
+    uri = work.folder.config
     return parse_config(storage.read_bytes(uri).decode(), where=uri)
 
 

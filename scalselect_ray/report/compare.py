@@ -9,11 +9,16 @@ import pyarrow.compute as pc
 import ray
 from ray.exceptions import RayTaskError
 
-from scalselect_ray.cluster.tasks import dealt, in_order
+from scalselect_ray.cluster.tasks import in_order, shuffle
+from scalselect_ray.console import Console
 from scalselect_ray.errors import DamagedObjectError
-from scalselect_ray.io import storage
-from scalselect_ray.store.tables import part_uris, read_part
-from scalselect_ray.subspace import decomposition, principal_angles
+from scalselect_ray.store.features import FeatureStore
+from scalselect_ray.store.layout import RunFolder
+from scalselect_ray.store.record import Angles, Change
+from scalselect_ray.store.runs import Runs
+from scalselect_ray.store.subspace import read_subspace
+from scalselect_ray.store.tables import read_part
+from scalselect_ray.subspace import principal_angles
 
 _TASK_ROWS, _MOST_TASKS = (
     1_000_000,
@@ -21,40 +26,52 @@ _TASK_ROWS, _MOST_TASKS = (
 )  # chosen samples of each run that one task compares; more where there would be too many tasks
 
 
-def compare(run: str, previous: str, chosen: int) -> dict[str, Any] | None:
+def compare(run: RunFolder, previous: RunFolder, chosen: int) -> Change | None:
     """What changed from the run in folder `previous` to the run in folder `run`; each chose at most `chosen` samples.
-    None where the results of the previous run are damaged.
-
-    kept, entered, left: counts of chosen samples by (source, shard, row). principal_angles_degrees: mean and largest
-    angle between the two subspaces; null where they are of other dimensions or empty."""
+    None where the results of the previous run are damaged."""
     try:
-        parts = min(max(1, -(-chosen // _TASK_ROWS)), _MOST_TASKS)
-        before, after, both = _counts(part_uris(previous, "manifest"), part_uris(run, "manifest"), parts)
+        partitions = min(max(1, -(-chosen // _TASK_ROWS)), _MOST_TASKS)
+        before, after, both = _counts(previous.parts("manifest"), run.parts("manifest"), partitions)
         angles = ray.get(_angles.remote(run, previous))
     except RayTaskError as error:
         if isinstance(error.cause, DamagedObjectError):
             return None
         raise
-    return {"kept": both, "entered": after - both, "left": before - both, "principal_angles_degrees": angles}
-
-
-def _counts(before: Sequence[str], after: Sequence[str], parts: int) -> tuple[int, int, int]:
-    """How many samples are in one manifest, in the other, and in both."""
-    (old, old_hands), (new, new_hands) = (
-        dealt(_deal_keys, [(uri, parts) for uri in uris], parts) for uris in (before, after)
+    return Change(
+        previous=previous.run_id, kept=both, entered=after - both, left=before - both, principal_angles_degrees=angles
     )
-    return sum(old), sum(new), sum(in_order(_in_both, [*zip(old_hands, new_hands, strict=True)]))
+
+
+def change_since_last(store: FeatureStore, run: RunFolder, chosen: int, console: Console) -> Change | None:
+    """What is other than in the newest run with this extractor; None where there is none, or its results are
+    damaged."""
+    runs = Runs(store.output)
+    previous = runs.latest_with(store.extractor_id)
+    if previous is None:
+        return None
+    change = compare(run, runs.folder(previous.run_id), max(chosen, previous.chosen))
+    if change is None:
+        console.warn(f"the results of run {previous.run_id} are damaged: what has changed since then cannot be told")
+    return change
+
+
+def _counts(before: Sequence[str], after: Sequence[str], partitions: int) -> tuple[int, int, int]:
+    """How many samples are in one manifest, in the other, and in both."""
+    (old, old_keys), (new, new_keys) = (
+        shuffle(_partition_keys, [(uri, partitions) for uri in uris], partitions) for uris in (before, after)
+    )
+    return sum(old), sum(new), sum(in_order(_in_both, [*zip(old_keys, new_keys, strict=True)]))
 
 
 @ray.remote
-def _deal_keys(uri: str, parts: int) -> tuple[Any, ...]:
-    """How many samples a part of a manifest has, and their keys dealt by the row number."""
+def _partition_keys(uri: str, partitions: int) -> tuple[Any, ...]:
+    """How many samples a part file of a manifest has, and their keys in partitions by the row number."""
     table = read_part(uri, ["source", "shard", "row"])
     keys = pc.binary_join_element_wise(table["source"], table["shard"], table["row"].cast(pa.string()), "\0").cast(
         pa.large_string()
     )
-    part = table["row"].to_numpy() % parts
-    return len(table), *(keys.take(pa.array(np.flatnonzero(part == place))) for place in range(parts))
+    target_N = table["row"].to_numpy() % partitions
+    return len(table), *(keys.take(pa.array(np.flatnonzero(target_N == index))) for index in range(partitions))
 
 
 @ray.remote
@@ -67,15 +84,9 @@ def _in_both(before: list[Any], after: list[Any]) -> int:
 
 
 @ray.remote
-def _angles(run: str, previous: str) -> dict[str, float] | None:
-    bases = []
-    for folder in (run, previous):
-        uri = storage.join(folder, "subspace.safetensors")
-        try:
-            bases.append(decomposition.from_bytes(storage.read_bytes(uri)).basis_DK)
-        except (ValueError, FileNotFoundError) as error:
-            raise DamagedObjectError(uri, str(error)) from error
+def _angles(run: RunFolder, previous: RunFolder) -> Angles | None:
+    bases = [read_subspace(folder.subspace).basis_DK for folder in (run, previous)]
     if len({len(basis) for basis in bases}) > 1 or not all(basis.size for basis in bases):
         return None
     degrees = np.degrees(principal_angles(*bases))
-    return {"mean": round(float(degrees.mean()), 4), "largest": round(float(degrees.max()), 4)}
+    return Angles(mean=round(float(degrees.mean()), 4), largest=round(float(degrees.max()), 4))

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from scalselect_ray.store.record import RunRecord
 from scalselect_ray.store.tables import Key
 
 TOKEN_COLUMNS = ("num_tokens", "num_vision_tokens", "num_attended_tokens")
@@ -128,7 +129,7 @@ class Card:
 class Report:
     """Everything the page is made of; JSON-able by `dataclasses.asdict`."""
 
-    record: dict[str, Any]  # run.json
+    record: RunRecord
     config: str  # YAML, as kept with the run
     scores: Scores
     lines: list[Line]

@@ -1,10 +1,8 @@
 """A finished run to the numbers and pictures of its report: tasks over parts, the driver sees counts and a few rows."""
 
-import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ import ray
 
 from scalselect_ray.cluster.tasks import completed
 from scalselect_ray.config import parse_config
-from scalselect_ray.corpus import slice_range
+from scalselect_ray.corpus import SliceId
 from scalselect_ray.errors import ScalSelectError
 from scalselect_ray.io import storage
 from scalselect_ray.report.data import (
@@ -35,8 +33,11 @@ from scalselect_ray.report.data import (
 )
 from scalselect_ray.report.samples import show
 from scalselect_ray.store.features import FeatureStore
-from scalselect_ray.store.tables import Key, part_uris, read_batches, read_part, rejects_uri
-from scalselect_ray.subspace import decomposition
+from scalselect_ray.store.files import RunFile, read_files
+from scalselect_ray.store.layout import Output, RunFolder
+from scalselect_ray.store.record import RunRecord
+from scalselect_ray.store.subspace import read_spectrum
+from scalselect_ray.store.tables import Key, read_batches, read_part
 
 _STAT_SLICES = 256  # whose token counts are read: their rows stand for the corpus
 _STAT_ROWS = 256  # of one slice
@@ -44,18 +45,17 @@ _SLICES_A_TASK = 16
 _EXAMPLES = 3  # of each reason
 
 
-def gather(output: str, record: Mapping[str, Any], limits: Limits = Limits()) -> Report:  # noqa: B008
+def gather(output: Output, record: RunRecord, limits: Limits = Limits()) -> Report:  # noqa: B008
     """The report of the run that `record` (its `run.json`) tells of. Reads what is stored, and the corpus for a few
     samples."""
-    folder = storage.join(output, "runs", record["run_id"])
-    limits = limits.of(record["scored"])
-    subspace = storage.join(folder, "subspace.safetensors")
-    config = storage.read_bytes(storage.join(folder, "config.yaml")).decode()
-    chosen = _chosen(folder, sorted({*record["budgets"].values(), record["chosen"]}), limits.line)
-    lines = dict.fromkeys(record["sources"], min(chosen.lowest.values(), default=float("inf"))) | chosen.lowest
+    folder = output.run(record.run_id)
+    limits = limits.of(record.scored)
+    config = storage.read_bytes(folder.config).decode()
+    chosen = _chosen(folder, sorted({*record.budgets.values(), record.chosen}), limits.line)
+    lines = dict.fromkeys(record.sources, min(chosen.lowest.values(), default=float("inf"))) | chosen.lowest
     scored = _scored(folder, lines, limits)
 
-    files = _Files(FeatureStore(output, record["extractor"]), scored.files, record["finished"])
+    files = _Files(FeatureStore(output, record.extractor), read_files(folder))
     stats, tokens = files.tokens([row.key for row in scored.rows(chosen.last)])
     keys = [
         *(row.key for row in scored.rows(chosen.last)),
@@ -67,21 +67,20 @@ def gather(output: str, record: Mapping[str, Any], limits: Limits = Limits()) ->
         for row in scored.rows(chosen.last, ranks, limits.line)
     ]
     report = Report(
-        record=dict(record),
+        record=record,
         config=config,
         scores=score_histogram(scored.counts, chosen.counts),
         lines=[
-            Line(name, count, chosen.at_rank.get(min(count, record["chosen"])))
-            for name, count in record["budgets"].items()
+            Line(name, count, chosen.at_rank.get(min(count, record.chosen))) for name, count in record.budgets.items()
         ],
         source_lines=chosen.lowest,
         quotas=_quotas(config),
-        spectrum=spectrum_of(decomposition.read_spectrum(functools.partial(storage.read_bytes, subspace)), record["k"]),
+        spectrum=spectrum_of(read_spectrum(folder.subspace), record.k),
         tokens=token_statistics(
             stats, np.array([Key(*key) in ranks for key in keys[len(keys) - len(stats) :]], dtype=bool)
         ),
         tokens_of=len(stats),
-        rejects=ray.get(_reject_examples.remote(rejects_uri(folder))),
+        rejects=ray.get(_reject_examples.remote(folder.rejects)),
         rows=rows,
     )
     return replace(report, galleries=show(config, rows, files.keys))
@@ -111,9 +110,9 @@ class _Chosen:
     last: pa.Table  # the last rows in rank order
 
 
-def _chosen(folder: str, ranks: list[int], last: int) -> _Chosen:
+def _chosen(folder: RunFolder, ranks: list[int], last: int) -> _Chosen:
     found = _Chosen(Counter(), {}, {}, pa.table({}))
-    for _, ref in completed(_manifest_part, [(uri, ranks, last) for uri in part_uris(folder, "manifest")]):
+    for _, ref in completed(_manifest_part, [(uri, ranks, last) for uri in folder.parts("manifest")]):
         part: _Chosen = ray.get(ref)
         found.counts += part.counts
         found.at_rank |= part.at_rank
@@ -166,9 +165,9 @@ class _Scored:
         return list(rows.values())
 
 
-def _scored(folder: str, lines: Mapping[str, float], limits: Limits) -> _Scored:
+def _scored(folder: RunFolder, lines: Mapping[str, float], limits: Limits) -> _Scored:
     found = _Scored(Counter(), Strata(limits), set())
-    parts = enumerate(part_uris(folder, "scores"))
+    parts = enumerate(folder.parts("scores"))
     for _, ref in completed(_score_part, [(uri, place, lines, limits) for place, uri in parts]):
         counts, strata, files = ray.get(ref)
         found.counts += counts
@@ -187,11 +186,11 @@ def _score_part(
     return count_scores(table["score"].to_numpy()), strata_of(table, place, lines, limits), pairs
 
 
-def _ranks(folder: str, keys: Sequence[Any]) -> dict[Key, int]:
+def _ranks(folder: RunFolder, keys: Sequence[Any]) -> dict[Key, int]:
     """The rank of each of the keys that is in the manifest."""
     ranks: dict[Key, int] = {}
     wanted = ray.put(pa.table({name: [key[place] for key in keys] for place, name in enumerate(Key._fields)}, _KEYS))
-    for _, ref in completed(_ranks_in, [(uri, wanted) for uri in part_uris(folder, "manifest")]):
+    for _, ref in completed(_ranks_in, [(uri, wanted) for uri in folder.parts("manifest")]):
         ranks.update((Key(*keys[place]), rank) for place, rank in ray.get(ref))
     return ranks
 
@@ -207,41 +206,27 @@ def _ranks_in(uri: str, wanted: pa.Table) -> list[tuple[int, int]]:
 
 
 class _Files:
-    """The feature files of a run, found by what they hold: of a corpus file that has changed, those that were newest
-    when it finished."""
+    """The feature files of a run."""
 
-    def __init__(self, store: FeatureStore, files: set[tuple[str, str]], finished: str) -> None:
+    def __init__(self, store: FeatureStore, files: Sequence[RunFile]) -> None:
         self._store = store
-        until = datetime.fromisoformat(finished).timestamp() + 1
-        slices: dict[str, list[str]] = {}
-        modified: dict[str, float] = {}
-        for info in storage.expand(storage.join(store.folder, "*.parquet")):
-            slice_id = info.uri.rpartition("/")[2].removesuffix(".parquet")
-            key = slice_id.partition("-")[0]
-            slices.setdefault(key, []).append(slice_id)
-            modified[key] = min(info.modified, modified.get(key, info.modified))
-        chunks = [list(slices)[at : at + _SLICES_A_TASK] for at in range(0, len(slices), _SLICES_A_TASK)]
-        self.keys: dict[tuple[str, str], str] = {}  # file key by (source, shard)
-        for place, ref in completed(_files_of, [(store, [slices[key][0] for key in chunk]) for chunk in chunks]):
-            for key, file in zip(chunks[place], ray.get(ref), strict=True):
-                held = self.keys.get(file)
-                if file in files and (
-                    held is None or (modified[held] > until, -modified[held]) > (modified[key] > until, -modified[key])
-                ):
-                    self.keys[file] = key
-        self._slices = {file: sorted(slices[key]) for file, key in sorted(self.keys.items())}
+        self._files = {(file.source, file.shard): file for file in files}
+
+    @property
+    def keys(self) -> dict[tuple[str, str], str]:
+        """The file key of each (source, shard)."""
+        return {name: file.file_key for name, file in self._files.items()}
 
     def tokens(self, keys: Sequence[Key]) -> tuple[pa.Table, dict[Key, tuple[int, ...]]]:
         """Token counts of samples spread over the run, all of them where it is small, and those of the given
         samples."""
-        every = [slice_id for slices in self._slices.values() for slice_id in slices]
+        every = [slice_id for _, file in sorted(self._files.items()) for slice_id in file.slices]
         spread = set(evenly(every, _STAT_SLICES))
-        wanted: dict[str, list[int]] = {}
+        wanted: dict[SliceId, list[int]] = {}
         for key in keys:
-            for slice_id in self._slices.get((key.source, key.shard), ()):
-                _, first, stop, _ = slice_range(slice_id)
-                if first <= key.row < stop:
-                    wanted.setdefault(slice_id, []).append(key.row)
+            file = self._files.get((key.source, key.shard))
+            if file and (slice_id := file.slice_of(key.row)):
+                wanted.setdefault(slice_id, []).append(key.row)
         read = [slice_id for slice_id in every if slice_id in spread or slice_id in wanted]
         chunks = [read[at : at + _SLICES_A_TASK] for at in range(0, len(read), _SLICES_A_TASK)]
         schema = pa.schema([*_KEYS, *((name, pa.int32()) for name in TOKEN_COLUMNS)])
@@ -255,20 +240,8 @@ class _Files:
 
 
 @ray.remote
-def _files_of(store: FeatureStore, slice_ids: list[str]) -> list[tuple[str, str] | None]:
-    """(source, shard) of each slice."""
-    found: list[tuple[str, str] | None] = []
-    for slice_id in slice_ids:
-        table = store.peek(slice_id, ["source", "shard"])
-        found.append(
-            (table["source"][0].as_py(), table["shard"][0].as_py()) if table is not None and len(table) else None
-        )
-    return found
-
-
-@ray.remote
 def _tokens_of(
-    store: FeatureStore, slices: list[tuple[str, bool, list[int]]]
+    store: FeatureStore, slices: list[tuple[SliceId, bool, list[int]]]
 ) -> tuple[pa.Table, list[tuple[Any, ...]]]:
     columns = [*Key._fields, *TOKEN_COLUMNS]
     schema = pa.schema([*_KEYS, *((name, pa.int32()) for name in TOKEN_COLUMNS)])

@@ -14,6 +14,7 @@ import jinja2
 from scalselect_ray.console import counted, duration
 from scalselect_ray.report import charts, words
 from scalselect_ray.report.data import Card, Report
+from scalselect_ray.store.record import Change
 
 MAX_BYTES = 5_000_000
 _PICTURE_BYTES = 2_800_000  # of all pictures of a page
@@ -27,7 +28,7 @@ def render(report: Report) -> bytes:
     return _small(lambda room: _page(replace(report, galleries=_within(report.galleries, room))))
 
 
-def render_comparison(a: Report, b: Report, change: Mapping[str, Any]) -> bytes:
+def render_comparison(a: Report, b: Report, change: Change) -> bytes:
     """Two runs side by side; `change` is what `compare` says of the way from A to B."""
     differences = difflib.unified_diff(a.config.splitlines(), b.config.splitlines(), "A", "B", n=1, lineterm="")
 
@@ -42,7 +43,7 @@ def render_comparison(a: Report, b: Report, change: Mapping[str, Any]) -> bytes:
             cards=cards if any(galleries for _, galleries in cards) else [],
             scores=charts.compared_scores([a.scores, b.scores]),
             energy=charts.energy_chart(a.spectrum, [b.spectrum]) if a.spectrum.k and b.spectrum.k else None,
-            sources=sorted({*a.record["sources"], *b.record["sources"]}, key=lambda name: (-_chosen(b, name), name))[
+            sources=sorted({*a.record.sources, *b.record.sources}, key=lambda name: (-_chosen(b, name), name))[
                 :_MAX_SOURCES
             ],
             differences="\n".join(differences),
@@ -52,7 +53,8 @@ def render_comparison(a: Report, b: Report, change: Mapping[str, Any]) -> bytes:
 
 
 def _chosen(report: Report, source: str) -> int:
-    return int(report.record["sources"].get(source, {}).get("chosen", 0))
+    counts = report.record.sources.get(source)
+    return counts.chosen if counts else 0
 
 
 def _small(page: Callable[[int], bytes]) -> bytes:
@@ -83,7 +85,7 @@ def _within(galleries: Mapping[str, Sequence[Card]], room: int) -> dict[str, lis
 
 def _page(report: Report) -> bytes:
     record = report.record
-    sources = sorted(record["sources"].items(), key=lambda item: (-item[1]["chosen"], -item[1]["scored"], item[0]))
+    sources = sorted(record.sources.items(), key=lambda item: (-item[1].chosen, -item[1].scored, item[0]))
     return _render(
         "page.html",
         report=report,

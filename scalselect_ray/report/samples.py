@@ -38,7 +38,7 @@ def _cards(config_text: str, rows: Sequence[Row], file_keys: Mapping[tuple[str, 
     cards = {row.key: Card(row, note="not read: the report did not wait longer") for row in rows}
     try:
         config = parse_config(config_text)
-        listed = list_files(config.corpus.sources, config.corpus.slice_rows, config.corpus.slice_bytes)
+        listed = list_files(config.corpus)
     except ScalSelectError as error:
         return {
             key: replace(card, note=_short(f"the corpus is not there any more: {error}")) for key, card in cards.items()

@@ -1,15 +1,13 @@
 """Makes pages of finished runs."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from scalselect_ray.console import Console
 from scalselect_ray.errors import OutputError
 from scalselect_ray.io import storage
-from scalselect_ray.store.runs import Runs
+from scalselect_ray.store.layout import Output
+from scalselect_ray.store.record import RunRecord
 
 
-def write_report(output: str, record: Mapping[str, Any], console: Console) -> None:
+def write_report(output: Output, record: RunRecord, console: Console) -> None:
     """Writes `report.html` of the run that `record` tells of. That it cannot be made is a warning: a run stands
     without."""
     try:
@@ -22,29 +20,28 @@ def write_report(output: str, record: Mapping[str, Any], console: Console) -> No
         )
 
 
-def make_report(output: str, record: Mapping[str, Any], uri: str | None = None) -> str:
+def make_report(output: Output, record: RunRecord, uri: str | None = None) -> str:
     """Writes the page of a run, by default its `report.html`; returns its URI. Ray must be up."""
     from scalselect_ray.report.gather import gather
     from scalselect_ray.report.page import render
 
-    uri = uri or storage.join(Runs(output).folder(record["run_id"]), "report.html")
+    uri = uri or output.run(record.run_id).report
     storage.write(uri, render(gather(output, record)), "text/html; charset=utf-8")
     return uri
 
 
-def make_comparison(output: str, a: Mapping[str, Any], b: Mapping[str, Any], uri: str | None) -> str:
+def make_comparison(output: Output, a: RunRecord, b: RunRecord, uri: str | None) -> str:
     """Writes the page of run A beside run B, by default next to A; returns its URI. Ray must be up."""
     from scalselect_ray.report.compare import compare
     from scalselect_ray.report.gather import gather
     from scalselect_ray.report.page import render_comparison
 
-    runs = Runs(output)
-    folders = [runs.folder(record["run_id"]) for record in (a, b)]
-    change = compare(folders[1], folders[0], max(a["chosen"], b["chosen"]))
+    folders = [output.run(record.run_id) for record in (a, b)]
+    change = compare(folders[1], folders[0], max(a.chosen, b.chosen))
     if change is None:
         raise OutputError(
-            f"{storage.redact(folders[0])}: its manifest or its subspace is damaged; it cannot be compared"
+            f"{storage.redact(folders[0].uri)}: its manifest or its subspace is damaged; it cannot be compared"
         )
-    uri = uri or storage.join(folders[0], f"compared-with-{b['run_id']}.html")
+    uri = uri or folders[0].comparison(b.run_id)
     storage.write(uri, render_comparison(gather(output, a), gather(output, b), change), "text/html; charset=utf-8")
     return uri

@@ -3,7 +3,7 @@
 from scalselect_ray.selection.budget import (
     BINS,
     ROUNDS,
-    Cut,
+    Threshold,
     chosen,
     histogram,
     narrow,
@@ -11,22 +11,22 @@ from scalselect_ray.selection.budget import (
     sortable,
     take_ties,
 )
-from scalselect_ray.selection.parts import Parts, Scale, cut_parts
-from scalselect_ray.selection.quotas import Bounds, Line, lower, resolve_bounds, share_out
+from scalselect_ray.selection.parts import Partition, Scale, partition_scores
+from scalselect_ray.selection.quotas import Bounds, CommonThreshold, lower, resolve_bounds, share_out
 
 __all__ = [
     "BINS",
     "ROUNDS",
     "Bounds",
-    "Cut",
-    "Line",
-    "Parts",
+    "CommonThreshold",
+    "Partition",
     "Scale",
+    "Threshold",
     "chosen",
-    "cut_parts",
     "histogram",
     "lower",
     "narrow",
+    "partition_scores",
     "resolve_bounds",
     "resolve_budget",
     "share_out",

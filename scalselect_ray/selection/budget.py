@@ -31,7 +31,7 @@ def sortable(scores_N: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Threshold:
     """Where the budget ends, as far as it is known: keys whose leading `rounds` digits are above `prefix` are in.
 
     `remaining` of the keys that share the prefix are in as well; after the last round these tie exactly.
@@ -42,24 +42,24 @@ class Cut:
     remaining: int
 
 
-def histogram(keys_N: np.ndarray, cut: Cut) -> np.ndarray:
+def histogram(keys_N: np.ndarray, threshold: Threshold) -> np.ndarray:
     """How often each next digit occurs among the keys that share the prefix. (BINS,) int64."""
-    shift = np.uint64(BITS * (ROUNDS - cut.rounds - 1))
-    if cut.rounds:
-        keys_N = keys_N[keys_N >> (shift + np.uint64(BITS)) == cut.prefix]
+    shift = np.uint64(BITS * (ROUNDS - threshold.rounds - 1))
+    if threshold.rounds:
+        keys_N = keys_N[keys_N >> (shift + np.uint64(BITS)) == threshold.prefix]
     digits_N = (keys_N >> shift) & np.uint64(BINS - 1)
     return np.bincount(digits_N.astype(np.int64), minlength=BINS)
 
 
-def narrow(cut: Cut, counts: np.ndarray) -> Cut:
-    """The cut one digit further, from the sum of all parts' histograms."""
+def narrow(threshold: Threshold, counts: np.ndarray) -> Threshold:
+    """The threshold one digit further, from the sum of all parts' histograms."""
     above = np.cumsum(counts[::-1])  # keys at or above each digit, largest digit first
-    place = int(np.searchsorted(above, cut.remaining))
-    if cut.remaining == 0 or place == BINS:
-        place = 0 if cut.remaining == 0 else BINS - 1
-    digit = BINS - 1 - place
-    taken = int(above[place] - counts[digit])
-    return Cut((cut.prefix << BITS) | digit, cut.rounds + 1, cut.remaining - taken)
+    index = int(np.searchsorted(above, threshold.remaining))
+    if threshold.remaining == 0 or index == BINS:
+        index = 0 if threshold.remaining == 0 else BINS - 1
+    digit = BINS - 1 - index
+    taken = int(above[index] - counts[digit])
+    return Threshold((threshold.prefix << BITS) | digit, threshold.rounds + 1, threshold.remaining - taken)
 
 
 def take_ties(tied: Sequence[int], remaining: int) -> list[int]:
@@ -71,9 +71,10 @@ def take_ties(tied: Sequence[int], remaining: int) -> list[int]:
     return quotas
 
 
-def chosen(keys_N: np.ndarray, cut: Cut, ties: int) -> np.ndarray:
-    """Which rows of a part are in, given a cut after its last round and this part's share of the ties. (N,) bool."""
-    assert cut.rounds == ROUNDS
-    inside_N = keys_N > np.uint64(cut.prefix)
-    inside_N[np.flatnonzero(keys_N == np.uint64(cut.prefix))[:ties]] = True
+def chosen(keys_N: np.ndarray, threshold: Threshold, ties: int) -> np.ndarray:
+    """Which rows of a part are in, given a threshold after its last round and this part's share of the ties. (N,)
+    bool."""
+    assert threshold.rounds == ROUNDS
+    inside_N = keys_N > np.uint64(threshold.prefix)
+    inside_N[np.flatnonzero(keys_N == np.uint64(threshold.prefix))[:ties]] = True
     return np.asarray(inside_N)

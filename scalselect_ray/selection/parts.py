@@ -30,7 +30,7 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Partition:
     """P runs of neighbouring steps, best first; every key of a run is above all keys of the next one."""
 
     scale: Scale
@@ -45,7 +45,7 @@ class Parts:
         return len(self) - np.searchsorted(self.lowest_P[::-1], self.scale.steps(keys_N), side="right")
 
 
-def cut_parts(scale: Scale, counts: np.ndarray, rows: int) -> Parts:
+def partition_scores(scale: Scale, counts: np.ndarray, rows: int) -> Partition:
     """Runs of at most `rows` keys each, more only where a single step holds more; `counts` (BINS,) are those of all
     keys."""
     lowest, above, inside, total = [], [0], 0, 0
@@ -56,4 +56,4 @@ def cut_parts(scale: Scale, counts: np.ndarray, rows: int) -> Parts:
             inside = 0
         inside += int(counts[step])
         total += int(counts[step])
-    return Parts(scale, np.array([*lowest, 0]), np.array(above))
+    return Partition(scale, np.array([*lowest, 0]), np.array(above))

@@ -1,8 +1,8 @@
 """Quotas: how many samples each source may send, exact and deterministic, from histograms alone.
 
-The choice is the best one within the bounds: one line for all sources, and a source that its bounds hold back or push
-up has a line of its own. So each source's count is its number of scores above the common line, clipped to its bounds.
-"""
+The choice is the best one within the bounds: one threshold for all sources, and a source that its bounds hold back or
+push up has a threshold of its own. So each source's count is its number of scores above the common threshold, clipped
+to its bounds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """The common line as far as it is known: scores whose leading `rounds` digits are above `prefix` are above it,
+class CommonThreshold:
+    """The common threshold as far as it is known: scores whose leading `rounds` digits are above `prefix` are above it,
     `above` by source."""
 
     prefix: int
@@ -48,32 +48,36 @@ def resolve_bounds(
     return bounds
 
 
-def lower(line: Line, histograms: Mapping[str, np.ndarray], bounds: Mapping[str, Bounds], budget: int) -> Line:
-    """The line one digit further, from each source's histogram of the next digit among the scores that share the
+def lower(
+    threshold: CommonThreshold, histograms: Mapping[str, np.ndarray], bounds: Mapping[str, Bounds], budget: int
+) -> CommonThreshold:
+    """The threshold one digit further, from each source's histogram of the next digit among the scores that share the
     prefix."""
     sources = sorted(bounds)
     counts_SB = np.array(
-        [np.cumsum(histograms[source][::-1]) + line.above[source] for source in sources]
+        [np.cumsum(histograms[source][::-1]) + threshold.above[source] for source in sources]
     )  # at or above each digit
     least_S1 = np.array([[bounds[source].least] for source in sources])
     most_S1 = np.array([[bounds[source].most] for source in sources])
     reached_B = np.clip(counts_SB, least_S1, most_S1).sum(axis=0) >= budget
-    place = int(reached_B.argmax()) if reached_B.any() else BINS - 1
+    index = int(reached_B.argmax()) if reached_B.any() else BINS - 1
     above = {
-        source: int(counts_SB[row, place] - histograms[source][BINS - 1 - place]) for row, source in enumerate(sources)
+        source: int(counts_SB[row, index] - histograms[source][BINS - 1 - index]) for row, source in enumerate(sources)
     }
-    return Line((line.prefix << BITS) | (BINS - 1 - place), line.rounds + 1, above)
+    return CommonThreshold((threshold.prefix << BITS) | (BINS - 1 - index), threshold.rounds + 1, above)
 
 
-def share_out(line: Line, ties: Sequence[tuple[str, int]], bounds: Mapping[str, Bounds], budget: int) -> dict[str, int]:
-    """How many samples each source sends, after the last round; `ties` are (source, scores exactly on the line) in the
-    corpus's order."""
-    counts = {source: min(max(line.above[source], bound.least), bound.most) for source, bound in bounds.items()}
+def share_out(
+    threshold: CommonThreshold, ties: Sequence[tuple[str, int]], bounds: Mapping[str, Bounds], budget: int
+) -> dict[str, int]:
+    """How many samples each source sends, after the last round; `ties` are (source, scores exactly on the threshold) in
+    the corpus's order."""
+    counts = {source: min(max(threshold.above[source], bound.least), bound.most) for source, bound in bounds.items()}
     tied = dict.fromkeys(bounds, 0)
     left = budget - sum(counts.values())
     for source, count in ties:
         tied[source] += count
-        wanted = min(max(line.above[source] + tied[source], bounds[source].least), bounds[source].most)
+        wanted = min(max(threshold.above[source] + tied[source], bounds[source].least), bounds[source].most)
         taken = min(wanted - counts[source], left)
         counts[source] += taken
         left -= taken

@@ -1,1 +1,1 @@
-"""The stages of the method on Ray, a file a row of README's table."""
+"""The stages of the method on Ray, a file a row of README's table. `job.py` calls them one after the other."""

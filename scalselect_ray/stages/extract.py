@@ -21,6 +21,7 @@ from scalselect_ray.cluster import metrics
 from scalselect_ray.cluster.session import ATTEMPTS, cluster_cpus, cluster_gpus, node_memory
 from scalselect_ray.config import ExtractorConfig, WorkersConfig
 from scalselect_ray.corpus import (
+    Plan,
     Reason,
     Reject,
     Sample,
@@ -31,9 +32,12 @@ from scalselect_ray.corpus import (
     read_slices,
     reading_units,
 )
-from scalselect_ray.errors import ClusterError, ModelError
+from scalselect_ray.errors import ClusterError, CorpusChangedError, ModelError
 from scalselect_ray.io import storage
 from scalselect_ray.io.safetensors_header import header_of
+from scalselect_ray.stages import plan as plan_stage
+from scalselect_ray.stages.context import Job, Run, begin
+from scalselect_ray.stages.rejects import check_rejects
 from scalselect_ray.store.features import FeatureStore, feature_table
 from scalselect_ray.vlm import (
     DeviceLostError,
@@ -49,6 +53,7 @@ from scalselect_ray.vlm.representer import description_of, id_of, make_extractor
 _IMAGE_THREADS = 8  # of one task; the images of JSON corpora are fetched one by one
 _PREPARE_BYTES = 768 << 20  # of one prepare task: a slice of samples, its decoded images and what is made of them
 _ACTIVATION_BYTES = 2 << 30  # of one extractor beside its weights: the pixels and activations of a batch
+_CHANGED = b""  # in the place of a payload: the file is no longer the one that was planned
 _ARRAYS = ("input_ids", "position_ids", "query", "vision")
 
 
@@ -58,12 +63,47 @@ class Committed:
 
     rows: int
     rejected: int  # without the text-only samples
+    changed: str | None = None  # the URI of its file, where that has changed since it was planned: nothing is committed
 
 
-def extract(
+def extract(job: Job, plan: Plan) -> Run:
+    """Extracts and commits what is still to do. A file that changes meanwhile is planned and extracted anew, once.
+
+    Raises CorpusChangedError, TooManyRejectsError, and what `extract_slices` raises.
+    """
+    extracted, rows = len(plan.todo), plan.todo_rows
+    if changed := _extract(job, plan):
+        job.console.warn(f"{min(changed)} changed while it was read: the corpus is listed anew")
+        plan = plan_stage.plan(job)
+        extracted, rows = extracted + len(plan.todo), rows + plan.todo_rows
+        if changed := _extract(job, plan):
+            raise CorpusChangedError(sorted(changed))
+    return begin(job, plan, extracted, rows)
+
+
+def _extract(job: Job, plan: Plan) -> set[str]:
+    """Extracts what is to do of a plan; returns the files that have changed since, of which something is left to do."""
+    changed: set[str] = set()
+    if not plan.todo:
+        return changed
+    with job.stages("extract", plan.todo_rows, "samples") as stage:
+        for committed in extract_slices(plan.todo, job.store, job.config.extractor, job.config.workers):
+            stage.advance(committed.rows, committed.rejected)
+            if committed.changed is not None:
+                changed.add(committed.changed)
+            if stage.rejects > job.config.rejects.max_fraction * plan.rows:
+                break  # it cannot come back below the limit: no more is paid for
+    check_rejects(job, plan, stage.rejects)
+    return changed
+
+
+def extract_slices(
     slices: Sequence[Slice], store: FeatureStore, extractor: ExtractorConfig, workers: WorkersConfig
 ) -> Iterator[Committed]:
-    """Extracts and commits every slice; yields one by one as they are committed, in any order."""
+    """Extracts and commits every slice; yields one by one as they are committed, in any order.
+
+    Raises ModelError, CorpusError, StorageError, ClusterError.
+    """
     cpus, gpus = cluster_cpus(), cluster_gpus()
     gpus_each = workers.gpus_per_extractor if workers.gpus_per_extractor is not None else float(gpus > 0)
     room = int(gpus / gpus_each) if gpus_each else (cpus - 1) // workers.cpus_per_extractor
@@ -123,15 +163,18 @@ def prepare_unit(batch: pa.Table, extractor: ExtractorConfig) -> Iterator[pa.Tab
     slices = [Slice(**part) for part in json.loads(batch["unit"][0].as_py())]
     with ThreadPoolExecutor(_IMAGE_THREADS) as threads:
         started = time.perf_counter()
-        for part, samples in read_slices(slices):
-            prepared = list(threads.map(functools.partial(_prepare_row, preparer), samples))
-            metrics.images_read(part.source, sum(size for _, size in prepared))
-            payload = pack([row for row, _ in prepared])
-            del prepared  # its pixels are large
-            answer = _one_row(json.dumps(part.to_dict()), payload)
-            metrics.step_done("prepare", part.source, time.perf_counter() - started)
-            yield answer
-            started = time.perf_counter()
+        try:
+            for slice_, samples in read_slices(slices):
+                prepared = list(threads.map(functools.partial(_prepare_row, preparer), samples))
+                metrics.images_read(slice_.source, sum(size for _, size in prepared))
+                payload = pack([row for row, _ in prepared])
+                del prepared  # its pixels are large
+                answer = _one_row(slice_, payload)
+                metrics.step_done("prepare", slice_.source, time.perf_counter() - started)
+                yield answer
+                started = time.perf_counter()
+        except CorpusChangedError:  # what was yielded before is of the planned version; nothing after it is
+            yield _one_row(slices[0], _CHANGED)
 
 
 class ExtractSlices:
@@ -157,7 +200,10 @@ class ExtractSlices:
                 "give a folder that nobody writes to, or a hub id with the commit as extractor.revision"
             )
         part = Slice(**json.loads(batch["slice"][0].as_py()))
-        rows = unpack(batch["payload"][0].as_buffer())
+        payload = batch["payload"][0].as_buffer()
+        if payload.size == len(_CHANGED):
+            return _answer(Committed(0, 0, part.shard))
+        rows = unpack(payload)
         with self._turn:
             started = time.perf_counter()
             answers = iter(self._extract(part, [prepared for _, prepared in rows if isinstance(prepared, Prepared)]))
@@ -193,7 +239,12 @@ class ExtractSlices:
         metrics.step_done("commit", part.source, time.perf_counter() - started)
         reasons = table["reason"].to_pylist()
         rejected = sum(reason not in (None, "text_only") for reason in reasons)
-        return pa.Table.from_pylist([asdict(Committed(len(reasons), rejected))])
+        return _answer(Committed(len(reasons), rejected))
+
+
+def _answer(committed: Committed) -> pa.Table:
+    schema = pa.schema([("rows", pa.int64()), ("rejected", pa.int64()), ("changed", pa.string())])
+    return pa.Table.from_pylist([asdict(committed)], schema)
 
 
 Row = tuple[dict[str, Any], Prepared | SampleRejectedError]
@@ -274,7 +325,7 @@ def _preparer(extractor: ExtractorConfig) -> Preparer:
     return make_preparer(extractor)
 
 
-def _one_row(slice: str, payload: bytes) -> pa.Table:
+def _one_row(slice_: Slice, payload: bytes) -> pa.Table:
     ends = pa.py_buffer(np.array([0, len(payload)], dtype=np.int64))
     column = pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(payload)])  # not a copy of it
-    return pa.table({"slice": [slice], "payload": column})
+    return pa.table({"slice": [json.dumps(slice_.to_dict())], "payload": column})

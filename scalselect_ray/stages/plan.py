@@ -1,59 +1,74 @@
-"""A corpus against what is committed of it: what a run has still to do."""
+"""The corpus against what is committed of it: a task for each file that must be opened."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 
-from scalselect_ray.corpus import CorpusFile, Slice, is_complete, plan_file, slice_range, without_overlaps
+import ray
 
-PlanFiles = Callable[
-    [Sequence[tuple[CorpusFile, list[str]]]], list[list[Slice]]
-]  # of each file, the ids of slices that are there
+from scalselect_ray.cluster.tasks import in_order
+from scalselect_ray.console import counted
+from scalselect_ray.corpus import Plan, list_files, make_plan, plan_open_file
+from scalselect_ray.corpus.planning import OpenFile
+from scalselect_ray.corpus.slices import Slice
+from scalselect_ray.errors import CorpusChangedError, CorpusError
+from scalselect_ray.io import storage
+from scalselect_ray.stages.context import Job
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What a corpus is made of, and what of it is still to do."""
-
-    files: list[CorpusFile]
-    slice_ids: list[str]  # of the whole corpus, in the order of (shard, row)
-    todo: list[Slice]
-
-    @cached_property
-    def rows(self) -> int:
-        return sum(rows_of(slice_id) for slice_id in self.slice_ids)
-
-    @cached_property
-    def todo_rows(self) -> int:
-        return sum(part.rows for part in self.todo)
+_SHOWN = 10  # unreadable files that are named
 
 
-def make_plan(files: Sequence[CorpusFile], committed: set[str], plan_files: PlanFiles) -> Plan:
-    """Slices of the corpus against what is committed. A file whose slices are all committed is not even opened; of
-    another, what is committed stays as it was cut."""
-    found: dict[str, list[str]] = {}
-    for slice_id in committed:
-        found.setdefault(slice_id.partition("-")[0], []).append(slice_id)
-    done = {file.key: without_overlaps(found.get(file.key, [])) for file in files}
-    open_files = [(file, done[file.key]) for file in files if not is_complete(done[file.key])]
-    planned = dict(zip((file.key for file, _ in open_files), plan_files(open_files), strict=True))
-    slice_ids: list[str] = []
-    todo: list[Slice] = []
-    for file in files:
-        if file.key in planned:
-            slice_ids += [part.id for part in planned[file.key]]
-            todo += [part for part in planned[file.key] if part.id not in committed]
-        else:
-            slice_ids += done[file.key]
-    return Plan(list(files), slice_ids, todo)
+def plan(job: Job) -> Plan:
+    """What is to be done. A corpus that changes while it is planned is listed and planned anew, once.
+
+    Raises CorpusError when there is nothing to select from.
+    """
+    try:
+        found = _plan(job)
+    except CorpusChangedError as error:
+        job.console.warn(f"{error.uris[0]} changed while the corpus was planned: the corpus is listed anew")
+        found = _plan(job)
+    _check(found, job)
+    job.console.note(_what_is_to_do(found, job))
+    return found
 
 
-def plan_here(files: Sequence[tuple[CorpusFile, list[str]]]) -> list[list[Slice]]:
-    """Plans files one by one in this process."""
-    return [plan_file(*file) for file in files]
+def _plan(job: Job) -> Plan:
+    files = list_files(job.config.corpus)
+    with job.stages("plan", len(files), "files") as stage:
+
+        def plan_files(some: Sequence[OpenFile]) -> list[list[Slice] | None]:
+            return in_order(ray.remote(plan_open_file), some, stage.advance)
+
+        found = make_plan(files, job.store.committed(), plan_files)
+        stage.advance(len(files) - stage.done)  # the others are known from their committed slices
+    return found
 
 
-def rows_of(slice_id: str) -> int:
-    """How many rows a slice holds, by its id."""
-    _, first, stop, _ = slice_range(slice_id)
-    return stop - first
+def _check(plan: Plan, job: Job) -> None:
+    if not plan.slice_ids:
+        raise CorpusError(f"the corpus is empty: its {len(plan.files)} files hold no rows")
+    problems = [slice_ for slice_ in plan.todo if slice_.problem]
+    for slice_ in problems[:_SHOWN]:
+        job.console.warn(f"{storage.redact(slice_.shard)} from row {slice_.first_row:,} on: {slice_.problem}")
+    if len(problems) > _SHOWN:
+        job.console.warn(f"{len(problems) - _SHOWN:,} more files cannot be read to their end")
+    if problems and len(problems) == len(plan.slice_ids):
+        raise CorpusError(
+            f"no file of the corpus can be read; the first: {storage.redact(problems[0].shard)}: {problems[0].problem}"
+        )
+
+
+def _what_is_to_do(plan: Plan, job: Job) -> str:
+    done = len(plan.slice_ids) - len(plan.todo)
+    text = (
+        f"{counted(plan.rows, 'sample')} in {counted(len(plan.slice_ids), 'slice')} of "
+        f"{counted(len(plan.files), 'file')}"
+        f"; extractor {job.store.extractor_id}"
+    )
+    if not plan.todo:
+        return f"{text}; all extracted before"
+    if len(plan.todo) == len(plan.slice_ids) and (others := job.store.differences()):
+        text += f" is new here: its {others}; what others extracted cannot be used"
+    return (
+        f"{text}; {counted(done, 'slice')} extracted before, {len(plan.todo):,} to do "
+        f"({counted(plan.todo_rows, 'sample')})"
+    )

@@ -1,32 +1,73 @@
-"""The rejects of a run to their one file, and the text-only samples that are kept to the end of its manifest."""
+"""The rejects of a run: how many may be, their one file, and the text-only samples that are kept at the manifest's
+end."""
 
 import hashlib
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from ray import ObjectRef
 
+from scalselect_ray.config import SelectionConfig
+from scalselect_ray.corpus import Plan, Reason
+from scalselect_ray.errors import TooManyRejectsError
 from scalselect_ray.io import storage
+from scalselect_ray.stages.context import Job
 from scalselect_ray.store.tables import KEYS, MANIFEST, REJECTS, write_part
 
+_SHOWN = 5  # rejects in an error
+_SEARCHED = 200  # slices that are searched for them
 
-def write_rejects(rejects: Sequence[Any], keep_share: float, uri: str) -> None:
+
+def check_rejects(job: Job, plan: Plan, rejected: int) -> None:
+    """Raises TooManyRejectsError with examples where more samples are rejected than the config allows."""
+    if rejected > job.config.rejects.max_fraction * plan.rows:
+        raise TooManyRejectsError(
+            f"{rejected:,} of {plan.rows:,} samples are rejected, above "
+            f"rejects.max_fraction={job.config.rejects.max_fraction:g}{_examples(job, plan)}\n"
+            "Fix the corpus, or raise rejects.max_fraction; extracted features are kept. A rejected row is tried "
+            "again once\n"
+            "the file that holds it has changed, or 'scalselect clean OUTPUT --rejected REASON' has removed what is "
+            "committed\n"
+            "with rejects of a reason."
+        )
+
+
+def _examples(job: Job, plan: Plan) -> str:
+    """The first few rejects, to see what is wrong."""
+    lines: list[str] = []
+    for slice_id in sorted(job.store.committed().intersection(plan.slice_ids))[:_SEARCHED]:
+        for row in job.store.read(slice_id, ["shard", "row", "reason", "message"]).to_pylist():
+            if row["reason"] not in (None, Reason.TEXT_ONLY):
+                lines.append(f"\n  {row['reason']}: {row['shard']} row {row['row']}: {row['message']}")
+            if len(lines) == _SHOWN:
+                return "".join(lines)
+    return "".join(lines)
+
+
+def text_only_share(selection: SelectionConfig, chosen: int, scored: int) -> float:
+    """Of the samples without an image, how large a share is kept."""
+    if selection.text_only == "drop":
+        return 0.0
+    return selection.text_only_share if selection.text_only_share is not None else chosen / max(scored, 1)
+
+
+def write_rejects(rejects: Sequence[ObjectRef[pa.Table]], keep_share: float, uri: str) -> None:
     """Writes the rejects of all tables (references, in order) but the text-only samples that `keep_text_only` keeps."""
     ray.get(_write_rejects.remote(list(rejects), keep_share, uri))
 
 
-def keep_text_only(rejects: Sequence[Any], keep_share: float, uri: str, first_rank: int) -> int:
+def keep_text_only(rejects: Sequence[ObjectRef[pa.Table]], keep_share: float, uri: str, first_rank: int) -> int:
     """Writes `keep_share` of the text-only samples as a part of the manifest, score null, ranks from `first_rank` on;
     none where it is 0. How many these are."""
     return int(ray.get(_keep_text_only.remote(list(rejects), keep_share, uri, first_rank))) if keep_share else 0
 
 
 @ray.remote
-def _write_rejects(refs: list[Any], keep_share: float, uri: str) -> None:
+def _write_rejects(refs: list[ObjectRef[pa.Table]], keep_share: float, uri: str) -> None:
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, REJECTS, compression="zstd") as writer:
         for ref in refs:
@@ -36,7 +77,7 @@ def _write_rejects(refs: list[Any], keep_share: float, uri: str) -> None:
 
 
 @ray.remote
-def _keep_text_only(refs: list[Any], keep_share: float, uri: str, first_rank: int) -> int:
+def _keep_text_only(refs: list[ObjectRef[pa.Table]], keep_share: float, uri: str, first_rank: int) -> int:
     tables = []
     for ref in refs:
         table = ray.get(ref)
@@ -53,7 +94,8 @@ def _kept(rejects: pa.Table, share: float) -> np.ndarray:
     """Which rows are text-only samples that are kept. (N,) bool"""
     keys = zip(*(rejects[name].to_pylist() for name in ("source", "shard", "row", "reason")), strict=True)
     kept = [
-        reason == "text_only" and _uniform(f"{source}\0{shard}\0{row}") < share for source, shard, row, reason in keys
+        reason == Reason.TEXT_ONLY and _uniform(f"{source}\0{shard}\0{row}") < share
+        for source, shard, row, reason in keys
     ]
     return np.array(kept, dtype=bool)
 

@@ -2,80 +2,136 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+from ray import ObjectRef
 
-from scalselect_ray.cluster.tasks import completed
-from scalselect_ray.io import storage
+from scalselect_ray.cluster.tasks import Damage, completed, one_thread
+from scalselect_ray.corpus import Reason, SliceId
+from scalselect_ray.errors import CorpusError
+from scalselect_ray.stages.context import Job, Run
+from scalselect_ray.stages.reduce import Reduced
+from scalselect_ray.stages.rejects import check_rejects
 from scalselect_ray.store.features import FeatureStore, features_of
+from scalselect_ray.store.layout import RunFolder
 from scalselect_ray.store.tables import KEYS, REJECTS, SCORES, value_counts, write_part
 from scalselect_ray.subspace import Subspace, leverage
 
 
-@dataclass
-class Scored:
+@dataclass(frozen=True)
+class ScoredPart:
+    """What a task tells of the score file that it has written."""
+
+    rows: int  # scored samples
+    sources: dict[str, int]  # scored samples by source
+    reasons: dict[str, int]  # rejects by reason
+    total: float  # sum of the scores
+    best: float  # highest score
+
+
+@dataclass(frozen=True)
+class Scores:
     """What the driver keeps of the scoring pass: nothing that grows with the number of samples but a few bytes a
     file."""
 
     uris: list[str]  # of the score files, in the order of (shard, row)
-    rows: list[int]  # scored samples in each
-    counts: Counter[str] = field(default_factory=Counter)  # scored samples by source
-    reasons: Counter[str] = field(default_factory=Counter)  # rejects by reason
-    total: float = 0.0  # sum of all scores
-    best: float = 0.0  # highest score
-    rejects: list[Any] = field(default_factory=list)  # references to tables of rejects, in order
+    parts: list[ScoredPart]
+    rejects: list[ObjectRef[pa.Table]]  # of each score file's slices
+
+    @property
+    def rows(self) -> list[int]:
+        """Scored samples in each file."""
+        return [part.rows for part in self.parts]
 
     @property
     def count(self) -> int:
+        """All scored samples."""
         return sum(self.rows)
 
+    @property
+    def sources(self) -> Counter[str]:
+        """Scored samples by source."""
+        return sum((Counter(part.sources) for part in self.parts), Counter[str]())
 
-def score(
-    store: FeatureStore, groups: Sequence[Sequence[str]], subspace: Any, folder: str, done: Callable[[int], None]
-) -> Scored:
-    """Writes `folder`/NNNNN.parquet for each group of slices; `subspace` is a reference, `done` hears of each group's
-    slices."""
-    uris = [storage.join(folder, f"{place:05d}.parquet") for place in range(len(groups))]
-    scored = Scored(uris, [0] * len(groups), rejects=[None] * len(groups))
+    @property
+    def reasons(self) -> Counter[str]:
+        """Rejects by reason."""
+        return sum((Counter(part.reasons) for part in self.parts), Counter[str]())
+
+    @property
+    def total(self) -> float:
+        """Sum of all scores."""
+        return sum(part.total for part in self.parts)
+
+    @property
+    def best(self) -> float:
+        """The highest score, 0 at least."""
+        return max((part.best for part in self.parts), default=0.0)
+
+
+def score(job: Job, run: Run, reduced: Reduced) -> Scores:
+    """The leverage of every sample, in a score file for each group of slices.
+
+    Raises DamagedObjectError, TooManyRejectsError, CorpusError where nothing can be scored.
+    """
+    with job.stages("score", len(run.plan.slice_ids), "slices") as stage:
+        scores = score_groups(job.store, run.groups, reduced.subspace, run.folder, stage.advance)
+    check_rejects(job, run.plan, sum(count for reason, count in scores.reasons.items() if reason != Reason.TEXT_ONLY))
+    if not scores.count:
+        raise CorpusError(
+            f"none of the {run.plan.rows:,} samples could be scored; see the reasons below {job.store.folder}"
+        )
+    return scores
+
+
+def score_groups(
+    store: FeatureStore,
+    groups: Sequence[Sequence[SliceId]],
+    subspace: ObjectRef[Subspace],
+    folder: RunFolder,
+    done: Callable[[int], None],
+) -> Scores:
+    """Writes a score file for each group of slices; `done` hears of each group's slices. Raises DamagedObjectError once
+    all damage is known."""
+    uris = [folder.part("scores", index) for index in range(len(groups))]
     tasks = [(store, list(group), subspace, uri) for group, uri in zip(groups, uris, strict=True)]
-    for place, refs in completed(_score_group.options(num_returns=2), tasks):
-        facts = ray.get(refs[0])
-        scored.counts.update(facts["counts"])
-        scored.reasons.update(facts["reasons"])
-        scored.rows[place] = facts["rows"]
-        scored.total += facts["total"]
-        scored.best = max(scored.best, facts["best"])
-        scored.rejects[place] = refs[1]
-        done(len(groups[place]))
-    return scored
+    parts: list[Any] = [None] * len(uris)
+    rejects: list[Any] = [None] * len(uris)
+    damage = Damage()
+    for index, (part, rejected) in completed(_score_group.options(num_returns=2), tasks):
+        done(len(groups[index]))
+        if not damage.among(part):
+            parts[index], rejects[index] = ray.get(part), rejected
+    damage.check()
+    return Scores(uris, parts, rejects)
 
 
 @ray.remote
 def _score_group(
-    store: FeatureStore, slice_ids: list[str], subspace: Subspace, uri: str
-) -> tuple[dict[str, Any], pa.Table]:
+    store: FeatureStore, slice_ids: list[SliceId], subspace: Subspace, uri: str
+) -> tuple[ScoredPart, pa.Table]:
     names = [name for name, _ in KEYS]
     scored, rejected = [], []
-    for slice_id in slice_ids:
-        table = store.read(slice_id, [*REJECTS.names, "feature"])
+    for table in store.read_all(slice_ids, [*REJECTS.names, "feature"]):
         kept = table.filter(pc.is_null(table["reason"]))
-        values = leverage(features_of(kept), subspace) if len(kept) else np.empty(0)
+        with one_thread():
+            values = leverage(features_of(kept), subspace) if len(kept) else np.empty(0)
         scored.append(kept.select(names).append_column("score", pa.array(values)))
         rejected.append(table.filter(pc.is_valid(table["reason"])).select(REJECTS.names))
     scores = pa.concat_tables(scored).cast(SCORES)
     write_part(uri, scores)
     values = scores["score"].to_numpy()
     rejects = pa.concat_tables(rejected).cast(REJECTS)
-    facts = {
-        "rows": len(values),
-        "counts": value_counts(scores["source"]),
-        "reasons": value_counts(rejects["reason"]),
-        "total": float(values.sum()),
-        "best": float(values.max(initial=0.0)),
-    }
-    return facts, rejects
+    part = ScoredPart(
+        rows=len(values),
+        sources=value_counts(scores["source"]),
+        reasons=value_counts(rejects["reason"]),
+        total=float(values.sum()),
+        best=float(values.max(initial=0.0)),
+    )
+    return part, rejects

@@ -3,7 +3,8 @@ is done."""
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from scalselect_ray.corpus.slices import SliceId
 from scalselect_ray.errors import DamagedObjectError, StorageError
 from scalselect_ray.io import checksum, storage
+from scalselect_ray.store.layout import Output, check_format, format_name
 
-_FORMAT = "scalselect.features/2"
 COUNTS = ("num_tokens", "num_vision_tokens", "num_query_tokens", "num_attended_tokens")
 
 
@@ -22,35 +24,39 @@ COUNTS = ("num_tokens", "num_vision_tokens", "num_query_tokens", "num_attended_t
 class FeatureStore:
     """The features of one extractor below an output folder. Holds only strings: it may travel to any worker."""
 
-    output: str
+    output: Output
     extractor_id: str
 
     @property
     def folder(self) -> str:
-        return storage.join(self.output, "features", self.extractor_id)
+        return self.output.features(self.extractor_id)
 
     def describe(self, description: Mapping[str, Any]) -> None:
         """Writes `extractor.json` once, so that a person can tell the folders apart."""
-        uri = storage.join(self.folder, "extractor.json")
+        uri = self.output.extractor(self.extractor_id)
         if not storage.exists(uri):
             storage.write(uri, json.dumps(description, indent=2).encode())
 
     def differences(self) -> str:
         """What tells this extractor from the one in the same output that is most like it; empty when it is the only
         one."""
-        parent = storage.join(self.output, "features")
-        names = [self.extractor_id, *(name for name in storage.list_folders(parent) if name != self.extractor_id)]
-        ours, *others = [_description(storage.join(parent, name, "extractor.json")) for name in names]
+        names = [self.extractor_id, *(name for name in self.output.extractors() if name != self.extractor_id)]
+        ours, *others = [_description(self.output.extractor(name)) for name in names]
         others = [other for other in others if other]
         changes = [[name for name in ours | other if ours.get(name) != other.get(name)] for other in others]
         nearest = min(zip(changes, others, strict=True), key=lambda item: len(item[0]), default=([], {}))
         return ", ".join(f"{name} is {ours.get(name)} and was {nearest[1].get(name)}" for name in nearest[0])
 
-    def committed(self) -> set[str]:
-        """Ids of the slices that are done: one listing."""
-        return {name.removesuffix(".parquet") for name in storage.list_names(self.folder) if name.endswith(".parquet")}
+    def committed(self) -> set[SliceId]:
+        """The slices that are done: one listing. Raises StorageError."""
+        found = set()
+        for name in storage.list_names(self.folder):
+            with suppress(ValueError):  # what is not ours
+                if name.endswith(".parquet"):
+                    found.add(SliceId.parse(name.removesuffix(".parquet")))
+        return found
 
-    def commit(self, slice_id: str, table: pa.Table) -> int:
+    def commit(self, slice_id: SliceId, table: pa.Table) -> int:
         """Writes one slice's features whole, and returns the bytes. Writing a slice again writes the same bytes."""
         sink = io.BytesIO()
         table = table.replace_schema_metadata(self._metadata(slice_id))
@@ -70,7 +76,7 @@ class FeatureStore:
         storage.write(self._uri(slice_id), data)
         return len(data)
 
-    def read(self, slice_id: str, columns: Sequence[str] | None = None) -> pa.Table:
+    def read(self, slice_id: SliceId, columns: Sequence[str] | None = None) -> pa.Table:
         """The table of a slice. Raises DamagedObjectError when it is gone or is not, to the byte, what was committed
         for this slice."""
         uri = self._uri(slice_id)
@@ -85,12 +91,28 @@ class FeatureStore:
         except (pa.ArrowException, OSError) as error:
             raise DamagedObjectError(uri, str(error)) from error
         found = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
+        check_format("features", found.get("format"), uri)
         for name, expected in self._metadata(slice_id).items():
             if found.get(name) != expected:
                 raise DamagedObjectError(uri, f"its {name} is {found.get(name)}, expected {expected}")
         return table
 
-    def peek(self, slice_id: str, columns: Sequence[str]) -> pa.Table | None:
+    def read_all(self, slice_ids: Iterable[SliceId], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The tables of slices, in order. Raises DamagedObjectError, but not before all that is damaged among them is
+        known: it names every one. StorageError."""
+        damage: dict[str, str] = {}
+        for slice_id in slice_ids:
+            try:
+                table = self.read(slice_id, columns)
+            except DamagedObjectError as error:
+                damage |= error.damage
+            if not damage:
+                yield table
+        if damage:
+            (uri, problem), *others = damage.items()
+            raise DamagedObjectError(uri, problem, dict(others))
+
+    def peek(self, slice_id: SliceId, columns: Sequence[str]) -> pa.Table | None:
         """Some small columns of a slice, without the features beside them and without its checksum; None when it is
         gone or damaged."""
         try:
@@ -101,11 +123,11 @@ class FeatureStore:
         except (pa.ArrowException, OSError):
             return None
 
-    def _metadata(self, slice_id: str) -> dict[str, str]:
-        return {"format": _FORMAT, "slice": slice_id, "extractor": self.extractor_id}
+    def _metadata(self, slice_id: SliceId) -> dict[str, str]:
+        return {"format": format_name("features"), "slice": str(slice_id), "extractor": self.extractor_id}
 
-    def _uri(self, slice_id: str) -> str:
-        return storage.join(self.folder, f"{slice_id}.parquet")
+    def _uri(self, slice_id: SliceId) -> str:
+        return self.output.feature_file(self.extractor_id, slice_id)
 
 
 def _description(uri: str) -> dict[str, Any]:

@@ -1,17 +1,11 @@
 """Moments to the dominant subspace (paper section 3.3)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
-from scalselect_ray.io.safetensors_header import header_of, read_header
 from scalselect_ray.subspace.moments import Moments
-
-_FORMAT = "scalselect.subspace/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,41 +86,6 @@ def dominant_subspace(moments: Moments, transform: Transform, gram_DD: np.ndarra
     basis_DK = basis_DK * np.where(basis_DK[largest_K, np.arange(k)] < 0, -1.0, 1.0)
     spectrum_D = np.sqrt(values_D)
     return Subspace(transform, np.ascontiguousarray(basis_DK), spectrum_D[:k].copy(), spectrum_D, moments.count)
-
-
-def to_bytes(subspace: Subspace) -> bytes:
-    """Safetensors."""
-    arrays = {
-        "mean": subspace.transform.mean_D,
-        "basis": subspace.basis_DK,
-        "singular_values": subspace.singular_values_K,
-        "spectrum": np.ascontiguousarray(subspace.spectrum_D),
-        "count": np.array([subspace.count]),
-    }
-    if subspace.transform.scale_D is not None:
-        arrays["scale"] = subspace.transform.scale_D
-    return bytes(save(arrays, metadata={"format": _FORMAT, "l2_normalize": str(subspace.transform.l2_normalize)}))
-
-
-def from_bytes(data: bytes) -> Subspace:
-    """The inverse of `to_bytes`. Raises ValueError when the data is not what was written."""
-    metadata = header_of(data).metadata
-    if (found := metadata.get("format")) != _FORMAT:
-        raise ValueError(f"its format is {found}, expected {_FORMAT}")
-    try:
-        arrays = load(data)
-        transform = Transform(arrays["mean"], arrays.get("scale"), metadata["l2_normalize"] == "True")
-        return Subspace(
-            transform, arrays["basis"], arrays["singular_values"], arrays["spectrum"], int(arrays["count"][0])
-        )
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(str(error)) from error
-
-
-def read_spectrum(read: Callable[[int, int], bytes]) -> np.ndarray:
-    """All singular values from the bytes of `to_bytes`, without the basis; `read(start, stop)` gives bytes. (D,).
-    Raises ValueError."""
-    return np.frombuffer(read(*read_header(read).place("spectrum")), dtype="<f8")
 
 
 def principal_angles(a_DK: np.ndarray, b_DK: np.ndarray) -> np.ndarray:

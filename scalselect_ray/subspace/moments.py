@@ -1,19 +1,11 @@
 """Moments of a set of features: what a subspace is made of, mergeable and exact."""
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 from scipy.linalg import blas
 
-from scalselect_ray.io import checksum
-from scalselect_ray.io.safetensors_header import read_header
-
-_FORMAT = "scalselect.moments/3"
-_MAX_IDS = 1 << 32
 _TILE = 64
 
 
@@ -106,41 +98,3 @@ def _mirror(matrix_DD: np.ndarray) -> None:
         tile = matrix_DD[at : at + _TILE, at : at + _TILE]
         tile[:] = np.tril(tile) + np.tril(tile, -1).T
         matrix_DD[at : at + _TILE, at + _TILE :] = matrix_DD[at + _TILE :, at : at + _TILE].T
-
-
-def set_id(slice_ids: Iterable[str]) -> str:
-    """The id of a set of slices: stored moments are named by it."""
-    return hashlib.sha256("\n".join(sorted(slice_ids)).encode()).hexdigest()[:32]
-
-
-def to_bytes(moments: Moments, slice_ids: Sequence[str]) -> bytes:
-    """Safetensors with the ids of the slices whose rows these moments are of, sealed. The ids are a tensor of bytes: a
-    header holds at most 100 MB, which is two million of them."""
-    ids = np.frombuffer("\n".join(sorted(slice_ids)).encode(), dtype=np.uint8)
-    arrays = {"count": np.array([moments.count]), "mean": moments.mean_D, "scatter": moments.scatter_DD, "slices": ids}
-    return checksum.sealed(save(arrays, metadata={"format": _FORMAT, "seal": checksum.BLANK}))
-
-
-def from_bytes(data: bytes) -> Moments:
-    """The inverse of `to_bytes`. Raises ValueError when the data is not what was written."""
-    if not checksum.holds(data):
-        raise ValueError("its checksum differs")
-    try:
-        arrays = load(data)
-        return Moments(int(arrays["count"][0]), arrays["mean"], arrays["scatter"])
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(str(error)) from error
-
-
-def stored_slices(read: Callable[[int, int], bytes]) -> list[str]:
-    """The slice ids of stored moments, without the matrix; `read(start, stop)` gives bytes.
-
-    Raises ValueError when they are not ours. What they say is true only if `set_id` of them is the file's name.
-    """
-    header = read_header(read)
-    if (found := header.metadata.get("format")) != _FORMAT:
-        raise ValueError(f"its format is {found}, expected {_FORMAT}")
-    start, stop = header.place("slices")
-    if stop - start > _MAX_IDS:
-        raise ValueError(f"its slice ids claim {stop - start:,} bytes")
-    return read(start, stop).decode().split("\n")

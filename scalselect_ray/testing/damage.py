@@ -12,7 +12,6 @@ import random
 import struct
 import tarfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from scalselect_ray.config import CorpusConfig, SourceConfig
 from scalselect_ray.corpus import (
     ImageRef,
     Reject,
@@ -56,15 +56,6 @@ _GREEDY = (
     b",",
     b"\\",
 )
-
-
-@dataclass
-class Source:
-    """A source of one file."""
-
-    paths: list[str]
-    name: str = "fuzz"
-    image_root: str | None = None
 
 
 def pictures() -> dict[str, bytes]:
@@ -152,7 +143,8 @@ def mutated(name: str, content: bytes, dice: random.Random) -> bytes:
 def file_outcome(folder: Path, name: str, content: bytes) -> str:
     """Plans and reads a file as a run does. Raises what is a finding."""
     (folder / name).write_bytes(content)
-    planned = plan_file(list_files([Source([str(folder / name)])], _SLICE_ROWS, 1 << 20)[0])
+    source = SourceConfig(name="fuzz", paths=[str(folder / name)])
+    planned = plan_file(list_files(CorpusConfig(sources=[source], slice_rows=_SLICE_ROWS))[0])
     rows = [row for unit in reading_units(planned) for _, some in read_slices(unit) for row in some]
     assert [row.row for row in rows] == list(range(sum(part.rows for part in planned))), (
         "scan and read count differently"

@@ -48,13 +48,14 @@ READ = """
 import json, sys
 from scalselect_ray.commands.init import init
 from scalselect_ray.console import Console
+from scalselect_ray.config import CorpusConfig
 from scalselect_ray.corpus import list_files, plan_file, read_slices, reading_units
 from scalselect_ray.corpus.formats import format_of
 from types import SimpleNamespace
 
 folder = sys.argv[1]
 source = SimpleNamespace(name="s", paths=[folder], image_root=None)
-files = list_files([source], 2, 1 << 20)
+files = list_files(CorpusConfig(sources=[source], slice_rows=2, slice_bytes=1 << 20))
 seen = init([folder], None, folder + "/config.yaml", Console())
 print(json.dumps({
     "files": [file.file.uri for file in files],

@@ -16,10 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scalselect_ray.config import CorpusConfig
 from scalselect_ray.corpus import (
     Reason,
     Reject,
     Slice,
+    SliceId,
     is_complete,
     list_files,
     plan_file,
@@ -79,7 +81,7 @@ FILES = {
 
 
 def slices(path: Path, rows: int = 10, size: int = 1 << 20) -> list[Slice]:
-    return plan_file(list_files([Source([str(path)])], rows, size)[0])
+    return plan_file(list_files(CorpusConfig(sources=[Source([str(path)])], slice_rows=rows, slice_bytes=size))[0])
 
 
 def read(planned: list[Slice]) -> list:
@@ -152,7 +154,9 @@ def test_a_large_json_list_is_never_in_memory(tmp_path):
 
 def test_wrong_paths_are_named(tmp_path):
     with pytest.raises(CorpusError, match=r"source 's': nothing matches .*nowhere"):
-        list_files([Source([str(tmp_path / "nowhere" / "*.json")])], 10, 10)
+        list_files(
+            CorpusConfig(sources=[Source([str(tmp_path / "nowhere" / "*.json")])], slice_rows=10, slice_bytes=10)
+        )
 
 
 def test_a_changed_file_gets_new_slices(tmp_path):
@@ -166,7 +170,9 @@ def test_the_order_of_paths_does_not_matter(tmp_path):
     for name in FILES:
         (tmp_path / name).write_bytes(FILES[name])
     paths = [str(tmp_path / name) for name in FILES]
-    assert list_files([Source(paths)], 10, 10) == list_files([Source([*paths[::-1], str(tmp_path)])], 10, 10)
+    assert list_files(CorpusConfig(sources=[Source(paths)], slice_rows=10, slice_bytes=10)) == list_files(
+        CorpusConfig(sources=[Source([*paths[::-1], str(tmp_path)])], slice_rows=10, slice_bytes=10)
+    )
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -176,10 +182,9 @@ def test_slices_that_are_there_stay_and_the_rest_is_cut_around_them(name, data, 
     (tmp_path / name).write_bytes(FILES[name])
     edges = sorted(data.draw(st.sets(st.integers(0, len(ROWS)), max_size=6)))
     ranges = [pair for pair in itertools.pairwise(edges) if data.draw(st.booleans())]
-    file = list_files(
-        [Source([str(tmp_path / name)])], data.draw(st.integers(1, 30)), data.draw(st.sampled_from([300, 1 << 20]))
-    )[0]
-    kept = [f"{file.key}-{first:09d}-{stop:09d}-of-{len(ROWS):09d}" for first, stop in ranges]
+    rows, size = data.draw(st.integers(1, 30)), data.draw(st.sampled_from([300, 1 << 20]))
+    file = list_files(CorpusConfig(sources=[Source([str(tmp_path / name)])], slice_rows=rows, slice_bytes=size))[0]
+    kept = [SliceId(file.key, first, stop, len(ROWS)) for first, stop in ranges]
     planned = plan_file(file, kept)
     assert [part.first_row for part in planned] == [0, *(part.stop_row for part in planned[:-1])]
     assert set(kept) <= {part.id for part in planned}
@@ -194,7 +199,7 @@ def test_slices_that_are_there_stay_and_the_rest_is_cut_around_them(name, data, 
 
 def test_of_slices_that_overlap_the_first_ones_count():
     def named(*ranges):
-        return [f"k-{first:09d}-{stop:09d}-of-{20:09d}" for first, stop in ranges]
+        return [SliceId("k", first, stop, 20) for first, stop in ranges]
 
     assert without_overlaps(named((5, 12), (10, 20), (0, 5), (12, 20), (0, 10))) == named((0, 5), (5, 12), (12, 20))
     assert is_complete(named((0, 5), (5, 12), (12, 20)))
@@ -206,7 +211,7 @@ def test_of_slices_that_overlap_the_first_ones_count():
 def test_trouble_of_a_disk_while_a_file_is_planned_is_not_the_files_own(name, tmp_path, monkeypatch):
     """As a reject of the whole file it would stay when the trouble is over."""
     (tmp_path / name).write_bytes(FILES[name])
-    file = list_files([Source([str(tmp_path / name)])], 5, 1 << 20)[0]
+    file = list_files(CorpusConfig(sources=[Source([str(tmp_path / name)])], slice_rows=5, slice_bytes=1 << 20))[0]
 
     class Disk(io.BytesIO):
         def read(self, *_):

@@ -13,12 +13,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import GOLDEN, write_config
+from records import record_of
 
 from scalselect_ray.cli import main
 from scalselect_ray.io import storage
 from scalselect_ray.store import garbage
+from scalselect_ray.store.layout import Output
 from scalselect_ray.store.runs import Runs
-from scalselect_ray.subspace import decomposition, principal_angles
+from scalselect_ray.store.subspace import read_subspace
+from scalselect_ray.subspace import principal_angles
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -96,9 +99,7 @@ def test_a_grown_corpus_costs_its_growth_and_says_how_the_selection_changed(conf
     assert first["change"] is None
     assert change["previous"] == first["run_id"]
     assert (change["kept"], change["entered"], change["left"]) == (len(old & new), len(new - old), len(old - new))
-    bases = [
-        decomposition.from_bytes((folder / "subspace.safetensors").read_bytes()).basis_DK for folder in (before, after)
-    ]
+    bases = [read_subspace(str(folder / "subspace.safetensors")).basis_DK for folder in (before, after)]
     degrees = np.degrees(principal_angles(*bases))
     assert change["principal_angles_degrees"]["largest"] == pytest.approx(degrees.max(), abs=1e-3)
     assert "kept" in capsys.readouterr().err
@@ -155,21 +156,21 @@ def test_two_runs_at_once_may_waste_but_not_corrupt(config):
         _, said = process.communicate(timeout=400)
         assert process.returncode == 0, said
     output = config.parent / "output"
-    runs = Runs(str(output))
+    runs = Runs(Output(str(output)))
     assert len(runs.names()) == 2
     assert runs.latest() == runs.names()[-1], "the newest, whoever ended last"
     records = [runs.record(name) for name in runs.names()]
-    assert records[0]["chosen"] != records[1]["chosen"]
-    one, two = (scores(Path(runs.folder(name))) for name in runs.names())
+    assert records[0].chosen != records[1].chosen
+    one, two = (scores(Path(runs.folder(name).uri)) for name in runs.names())
     assert one == two
     agree(one, from_scratch(config))
 
 
 def test_latest_moves_only_forward(tmp_path):
-    runs = Runs(str(tmp_path))
+    runs = Runs(Output(str(tmp_path)))
     old, new = "20260101T000000000Z-aaaaaaaa", "20260102T000000000Z-bbbbbbbb"
-    runs.finish(new, {"run_id": new})
-    runs.finish(old, {"run_id": old})
+    runs.finish(record_of(new))
+    runs.finish(record_of(old))
     assert runs.latest() == new
 
 
@@ -204,21 +205,21 @@ def test_garbage_is_shown_by_status_and_removed_only_when_told_to(config, corpus
     assert (again["slices"]["extracted"], again["slices"]["moments_reused"]) == (0, record["slices"]["total"]), (
         "what is in use is still there"
     )
-    assert garbage.find_garbage(str(output)) == []
+    assert garbage.find_garbage(Output(str(output))) == []
     assert folder.exists()
 
 
 def test_features_of_a_run_that_is_still_going_on_are_no_garbage(config):
     """It adds a source that the newest finished run does not know."""
     record, _ = run(config)
-    began = Runs(str(config.parent / "output")).began(record["run_id"]).timestamp()
+    began = Runs(Output(str(config.parent / "output"))).began(record["run_id"]).timestamp()
     features = config.parent / "output" / "features" / record["extractor"]
     name = f"{'f' * 16}-000000000-000000005-of-000000005.parquet"
     (features / name).write_bytes(b"of another run")
     os.utime(features / name, (began + 1, began + 1))
-    assert garbage.find_garbage(str(config.parent / "output")) == []
+    assert garbage.find_garbage(Output(str(config.parent / "output"))) == []
     os.utime(features / name, (began - 1, began - 1))
-    assert [len(heap.uris) for heap in garbage.find_garbage(str(config.parent / "output"))] == [1]
+    assert [len(heap.uris) for heap in garbage.find_garbage(Output(str(config.parent / "output")))] == [1]
 
 
 def test_slices_of_another_size_are_cut_around_what_is_committed(config, corpus):

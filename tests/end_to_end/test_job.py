@@ -340,7 +340,7 @@ def test_an_error_of_ours_inside_a_task_comes_out_as_itself(tmp_path, capsys, mo
     """A file that goes away between plan and read."""
     rows = tmp_path / "rows.json"
     rows.write_text(json.dumps(ROWS))
-    monkeypatch.setattr("scalselect_ray.job._what_is_to_do", lambda plan, store: rows.unlink() or "")
+    monkeypatch.setattr("scalselect_ray.stages.plan._what_is_to_do", lambda plan, job: rows.unlink() or "")
     assert main(["run", str(write_config(tmp_path, [{"name": "s", "paths": [str(rows)]}], MODEL))]) == 2
     said = capsys.readouterr().err
     assert "error: " in said

@@ -13,12 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalselect_ray.cli import main
-from scalselect_ray.errors import DamagedObjectError
+from scalselect_ray.corpus import SliceId
+from scalselect_ray.errors import DamagedObjectError, OutputError
+from scalselect_ray.io import storage
+from scalselect_ray.store import moments
 from scalselect_ray.store.features import FeatureStore, feature_table
-from scalselect_ray.subspace import moments, of_rows
+from scalselect_ray.store.layout import Output
+from scalselect_ray.subspace import of_rows
 
 CORPUS = GOLDEN / "llava"
-SLICE_ID = "0123456789abcdef-000000000-000000004-of-000000004"
+SLICE_ID, OTHER_ID = SliceId("0123456789abcdef", 0, 4, 4), SliceId("0123456789abcdef", 0, 5, 5)
 KEY = {"source": "s", "shard": "/a.json"}
 TABLE = feature_table(
     [
@@ -29,12 +33,17 @@ TABLE = feature_table(
     ],
     3,
 )
-MOMENTS = moments.to_bytes(of_rows(np.random.default_rng(0).normal(size=(9, 3))), ["a", "b"])
+MOMENTS = moments.to_bytes(of_rows(np.random.default_rng(0).normal(size=(9, 3))), [SLICE_ID, OTHER_ID])
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> FeatureStore:
-    return FeatureStore(str(tmp_path_factory.mktemp("store")), "abc")
+    return FeatureStore(Output(str(tmp_path_factory.mktemp("store"))), "abc")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("moments")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +65,7 @@ def test_a_flipped_byte_anywhere_in_a_feature_file_is_found(store, written, plac
     damaged = bytearray(data)
     damaged[int(place * len(data))] ^= flip
     path.write_bytes(damaged)
-    with pytest.raises(DamagedObjectError, match=SLICE_ID):
+    with pytest.raises(DamagedObjectError, match=str(SLICE_ID)):
         store.read(SLICE_ID, columns)
 
 
@@ -66,23 +75,25 @@ def test_a_cut_or_longer_feature_file_is_found(store, written, length, tail):
     path, data = written
     for damaged in (data[: int(length * len(data))] + tail, data + b"\0" + tail):
         path.write_bytes(damaged)
-        with pytest.raises(DamagedObjectError, match=SLICE_ID):
+        with pytest.raises(DamagedObjectError, match=str(SLICE_ID)):
             store.read(SLICE_ID)
 
 
 @settings(max_examples=300, deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
-def test_a_flipped_byte_anywhere_in_stored_moments_is_found(place, flip):
+def test_a_flipped_byte_anywhere_in_stored_moments_is_found(folder, place, flip):
     data = bytearray(MOMENTS)
     data[int(place * len(data))] ^= flip
     with pytest.raises(ValueError, match="checksum"):
         moments.from_bytes(bytes(data))
+    uri = str(folder / "moments.safetensors")
+    storage.write(uri, bytes(data))
     try:
-        found = moments.stored_slices(lambda start, stop: bytes(data[start:stop]))
-    except ValueError:
+        found = moments.covered_slices(uri)
+    except OutputError:
         return
     # what the header says is believed only where it agrees with the file's name
-    assert found == ["a", "b"] or moments.set_id(found) != moments.set_id(["a", "b"])
+    assert found in ([], [SLICE_ID, OTHER_ID]) or moments.set_id(found) != moments.set_id([SLICE_ID, OTHER_ID])
 
 
 def test_a_file_of_another_extractor_or_slice_is_no_feature_file_of_ours(store):
@@ -90,9 +101,9 @@ def test_a_file_of_another_extractor_or_slice_is_no_feature_file_of_ours(store):
     other.commit(SLICE_ID, TABLE)
     store.commit(SLICE_ID, TABLE)
     path = Path(store.folder, f"{SLICE_ID}.parquet")
-    shutil.copy(path, path.with_name("b.parquet"))
+    shutil.copy(path, path.with_name(f"{OTHER_ID}.parquet"))
     with pytest.raises(DamagedObjectError, match="its slice is"):
-        store.read("b")
+        store.read(OTHER_ID)
     shutil.copy(Path(other.folder, f"{SLICE_ID}.parquet"), path)
     with pytest.raises(DamagedObjectError, match="its extractor is other, expected abc"):
         store.read(SLICE_ID)

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scalselect_ray.cli import main
+from scalselect_ray.config import CorpusConfig, SourceConfig
 from scalselect_ray.corpus import ImageRef, Reason, Reject, Sample, list_files, plan_file, read_slices, reading_units
 from scalselect_ray.corpus.images import resolver
 from scalselect_ray.corpus.reading import normalise
@@ -32,7 +33,11 @@ FUZZED = {**damage.corpora(), **damage.pictures()}
 
 
 def read(path: Path) -> list[Sample | Reject]:
-    planned = plan_file(list_files([damage.Source([str(path)])], 5, 1 << 20)[0])
+    planned = plan_file(
+        list_files(
+            CorpusConfig(sources=[SourceConfig(name="s", paths=[str(path)])], slice_rows=5, slice_bytes=1 << 20)
+        )[0]
+    )
     return [row for unit in reading_units(planned) for _, rows in read_slices(unit) for row in rows]
 
 

@@ -19,6 +19,8 @@ from scalselect_ray.report.data import (
     spectrum_of,
     token_statistics,
 )
+from scalselect_ray.store.layout import format_name
+from scalselect_ray.store.record import RunRecord
 from scalselect_ray.store.tables import Key
 
 HOSTILE = '<img src=x onerror="window.hit=1">\'"</script><script>window.hit=1</script>{{7*7}}'
@@ -80,7 +82,7 @@ def report(
     card = Card(rows[0], [("user", text), ("assistant", text)], [picture] * 3, 2, text) if rows else None
     tokens = pa.table({name: pa.array(rng.integers(20, 900, samples), pa.int32()) for name in TOKEN_COLUMNS})
     values = {
-        "record": made,
+        "record": RunRecord.from_json({"format": format_name("run"), "moments": "0" * 32, **made}, "made up"),
         "config": f"output: {text}\n",
         "scores": score_histogram(count_scores(scores), count_scores(scores[:chosen])),
         "lines": [

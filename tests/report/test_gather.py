@@ -16,6 +16,7 @@ from scalselect_ray.io import storage
 from scalselect_ray.report import write
 from scalselect_ray.report.data import TOKEN_COLUMNS, Limits, Report
 from scalselect_ray.report.gather import gather
+from scalselect_ray.store.layout import Output
 from scalselect_ray.store.runs import Runs
 from scalselect_ray.testing import object_store
 
@@ -42,7 +43,7 @@ def corpus(tmp_path_factory) -> Path:
         for name in ("first", "second")
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scalselect_ray.job.write_report", write.write_report)
+        patch.setattr("scalselect_ray.stages.finish.write_report", write.write_report)
         config = write_config(folder, sources, folder / "model", reduce={"leaf_rows": 20})
         assert main(["run", str(config)]) == 0
         more = ["selection.per_source.first.share=0.7", "selection.text_only=keep", "selection.text_only_share=1.0"]
@@ -50,8 +51,8 @@ def corpus(tmp_path_factory) -> Path:
     return folder
 
 
-def runs_of(folder: Path) -> tuple[str, list[str]]:
-    output = str(folder / "output")
+def runs_of(folder: Path) -> tuple[Output, list[str]]:
+    output = Output(str(folder / "output"))
     return output, Runs(output).names()
 
 
@@ -59,9 +60,10 @@ def reported(folder: Path, run: int = -1, **limits: int) -> tuple[Report, dict[s
     """(report of a run, its tables by name)"""
     output, names = runs_of(folder)
     tables = {
-        name: pq.read_table(f"{output}/runs/{names[run]}/{name}") for name in ("scores", "manifest", "rejects.parquet")
+        name: pq.read_table(f"{output.run(names[run]).uri}/{name}")
+        for name in ("scores", "manifest", "rejects.parquet")
     }
-    tables["features"] = pq.read_table(sorted(Path(output).glob("features/*/*.parquet")))
+    tables["features"] = pq.read_table(sorted(Path(output.uri).glob("features/*/*.parquet")))
     return gather(output, Runs(output).record(names[run]), Limits(**limits)), tables
 
 
@@ -103,9 +105,9 @@ def test_the_numbers_are_those_of_the_whole_tables(corpus):
             (row.rank is None) == (row.stratum == "just out") for row in report.rows if row.stratum.startswith("just")
         )
         assert report.spectrum.energy[-1] <= 1 + 1e-12
-        assert report.spectrum.captured == pytest.approx(report.record["energy_captured"])
+        assert report.spectrum.captured == pytest.approx(report.record.energy_captured)
     assert report.quotas == {"first": "share 0.7"}
-    assert report.record["text_only_kept"] == 4
+    assert report.record.text_only_kept == 4
     assert {example.reason for example in report.rejects} == {"image_missing", "broken_row"}
 
 
@@ -127,7 +129,7 @@ def test_the_galleries_show_pictures_texts_and_attention(corpus):
 def test_a_run_leaves_its_page_and_says_where(corpus):
     output, names = runs_of(corpus)
     for name in names:
-        page = Path(output, "runs", name, "report.html").read_text()
+        page = Path(output.uri, "runs", name, "report.html").read_text()
         assert name in page
         assert page.count("data:image/webp") >= 10
     assert "Since the last run" in page
@@ -136,23 +138,23 @@ def test_a_run_leaves_its_page_and_says_where(corpus):
 
 def test_the_verb_makes_a_page_anew_and_compares(corpus, capsys, tmp_path):
     output, names = runs_of(corpus)
-    page = Path(output, "runs", names[1], "report.html")
+    page = Path(output.uri, "runs", names[1], "report.html")
     before = page.read_bytes()
     page.unlink()
-    assert main(["report", output, "--json"]) == 0
+    assert main(["report", output.uri, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"report": str(page)}
     assert page.read_bytes() == before, "from what is stored, byte by byte"
-    assert main(["report", output, "--run", names[0], "--out", str(tmp_path / "other.html")]) == 0
+    assert main(["report", output.uri, "--run", names[0], "--out", str(tmp_path / "other.html")]) == 0
     assert names[0] in (tmp_path / "other.html").read_text()
-    assert main(["report", output, "--compare", names[0], "latest"]) == 0
-    text = Path(output, "runs", names[0], f"compared-with-{names[1]}.html").read_text()
+    assert main(["report", output.uri, "--compare", names[0], "latest"]) == 0
+    text = Path(output.uri, "runs", names[0], f"compared-with-{names[1]}.html").read_text()
     manifests = [
-        {(row["source"], row["row"]) for row in pq.read_table(f"{output}/runs/{name}/manifest").to_pylist()}
+        {(row["source"], row["row"]) for row in pq.read_table(f"{output.run(name).uri}/manifest").to_pylist()}
         for name in names
     ]
     assert f"<em>{len(manifests[0] & manifests[1])}</em> chosen in both runs" in text
     assert "share: 0.7" in text, "what differs in the configs"
-    assert main(["report", output, "--run", "20200101T000000000Z-00000000"]) == 2
+    assert main(["report", output.uri, "--run", "20200101T000000000Z-00000000"]) == 2
     said = capsys.readouterr().err
     assert "is not there" in said
     assert names[1] in said
@@ -190,7 +192,7 @@ def test_what_is_gone_is_said_and_the_rest_is_shown(corpus, tmp_path):
     notes = {(card.row.key.source, card.note) for cards in gather(output, record).galleries.values() for card in cards}
     assert notes == {("first", "its file has changed since the run"), ("second", None)}
 
-    features = next(Path(output, "features").iterdir())
+    features = next(Path(output.uri, "features").iterdir())
     features.rename(tmp_path / "features")
     try:
         report = gather(output, record)
@@ -201,7 +203,7 @@ def test_what_is_gone_is_said_and_the_rest_is_shown(corpus, tmp_path):
 
 
 def test_a_report_that_fails_does_not_fail_its_run(corpus, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("scalselect_ray.job.write_report", write.write_report)
+    monkeypatch.setattr("scalselect_ray.stages.finish.write_report", write.write_report)
     monkeypatch.setattr("scalselect_ray.report.gather.spectrum_of", lambda *_: 1 / 0)
     shutil.copytree(corpus / "output" / "features", tmp_path / "features")  # nothing is extracted again
     assert main(["run", str(corpus / "config.yaml"), f"output={tmp_path}"]) == 0
@@ -213,7 +215,7 @@ def test_a_report_that_fails_does_not_fail_its_run(corpus, tmp_path, monkeypatch
 
 def test_a_run_in_a_bucket_has_its_page_there(s3, tmp_path, monkeypatch):
     s3.clear()
-    monkeypatch.setattr("scalselect_ray.job.write_report", write.write_report)
+    monkeypatch.setattr("scalselect_ray.stages.finish.write_report", write.write_report)
     object_store.upload(GOLDEN / "llava" / "images", "s3://bucket/reported/images")
     storage.write("s3://bucket/reported/some.json", json.dumps(ROWS[:6]).encode())
     source = {"name": "some", "paths": ["s3://bucket/reported/some.json"]}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalselect_ray.selection import ROUNDS, Cut, chosen, histogram, narrow, resolve_budget, sortable, take_ties
+from scalselect_ray.selection import ROUNDS, Threshold, chosen, histogram, narrow, resolve_budget, sortable, take_ties
 
 SCORES = st.lists(
     st.one_of(st.sampled_from([0.0, -0.0, 1.0, 5e-324, 1e308, -1.0]), st.floats(-2, 2)), min_size=1, max_size=60
@@ -14,11 +14,11 @@ SCORES = st.lists(
 
 def selected(parts, budget):
     keys = [sortable(np.array(part, dtype=np.float64)) for part in parts]
-    cut = Cut(0, 0, budget)
-    while cut.rounds < ROUNDS:
-        cut = narrow(cut, sum(histogram(key, cut) for key in keys))
-    quotas = take_ties([int((key == np.uint64(cut.prefix)).sum()) for key in keys], cut.remaining)
-    return np.concatenate([chosen(key, cut, quota) for key, quota in zip(keys, quotas, strict=True)])
+    threshold = Threshold(0, 0, budget)
+    while threshold.rounds < ROUNDS:
+        threshold = narrow(threshold, sum(histogram(key, threshold) for key in keys))
+    quotas = take_ties([int((key == np.uint64(threshold.prefix)).sum()) for key in keys], threshold.remaining)
+    return np.concatenate([chosen(key, threshold, quota) for key, quota in zip(keys, quotas, strict=True)])
 
 
 @given(SCORES, st.data())

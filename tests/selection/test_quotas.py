@@ -5,17 +5,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalselect_ray.selection import ROUNDS, Bounds, Cut, Line, histogram, lower, resolve_bounds, share_out, sortable
+from scalselect_ray.selection import (
+    ROUNDS,
+    Bounds,
+    CommonThreshold,
+    Threshold,
+    histogram,
+    lower,
+    resolve_bounds,
+    share_out,
+    sortable,
+)
 
 
 def counts_by_line(scores: dict[str, np.ndarray], bounds: dict[str, Bounds], budget: int) -> dict[str, int]:
     keys = {source: sortable(values) for source, values in scores.items()}
-    line = Line(0, 0, dict.fromkeys(keys, 0))
+    common = CommonThreshold(0, 0, dict.fromkeys(keys, 0))
     for _ in range(ROUNDS):
-        cut = Cut(line.prefix, line.rounds, 0)
-        line = lower(line, {source: histogram(values, cut) for source, values in keys.items()}, bounds, budget)
-    ties = [(source, int((values == np.uint64(line.prefix)).sum())) for source, values in keys.items()]
-    return share_out(line, ties, bounds, budget)
+        threshold = Threshold(common.prefix, common.rounds, 0)
+        common = lower(
+            common, {source: histogram(values, threshold) for source, values in keys.items()}, bounds, budget
+        )
+    ties = [(source, int((values == np.uint64(common.prefix)).sum())) for source, values in keys.items()]
+    return share_out(common, ties, bounds, budget)
 
 
 def counts_by_greed(scores: dict[str, np.ndarray], bounds: dict[str, Bounds], budget: int) -> dict[str, int]:

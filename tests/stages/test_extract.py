@@ -13,6 +13,7 @@ from scalselect_ray.corpus import CorpusFile, Reason, SampleRejectedError, plan_
 from scalselect_ray.io.storage import stat
 from scalselect_ray.stages.extract import ExtractSlices, pack, prepare_unit, unpack
 from scalselect_ray.store.features import FeatureStore, features_of
+from scalselect_ray.store.layout import Output
 from scalselect_ray.vlm import Prepared
 from scalselect_ray.vlm.representer import description_of, id_of
 
@@ -24,7 +25,7 @@ def test_two_slices_at_once_take_turns_on_the_device_and_give_the_same_features(
     )
     units = [pa.table({"unit": [json.dumps([part.to_dict()])]}) for part in slices]
     prepared = [row for unit in units for row in prepare_unit(unit, extractor)]
-    stores = [FeatureStore(str(tmp_path / name), id_of(description_of(extractor))) for name in ("one", "two")]
+    stores = [FeatureStore(Output(str(tmp_path / name)), id_of(description_of(extractor))) for name in ("one", "two")]
     actor = ExtractSlices(extractor, 1, stores[0])
     for row in prepared:
         actor(row)

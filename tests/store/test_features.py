@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 
-from scalselect_ray.errors import DamagedObjectError
+from scalselect_ray.corpus import SliceId
+from scalselect_ray.errors import DamagedObjectError, OutputError
 from scalselect_ray.io import storage
+from scalselect_ray.store import layout
 from scalselect_ray.store.features import FeatureStore, feature_table, features_of
+from scalselect_ray.store.layout import Output
 
+ONE = SliceId("0123456789abcdef", 0, 4, 4)
 KEY = {"source": "s", "shard": "/a.json"}
 ROWS = [
     {**KEY, "row": 0, "id": "x", "feature": np.array([1, 2, 3], np.float32), "num_tokens": 9},
@@ -18,38 +22,61 @@ ROWS = [
 
 @pytest.fixture
 def store(tmp_path) -> FeatureStore:
-    return FeatureStore(str(tmp_path), "abc")
+    return FeatureStore(Output(str(tmp_path)), "abc")
 
 
 def test_what_is_committed_is_listed_and_read_back(store):
     assert store.committed() == set()
-    store.commit("one", feature_table(ROWS, 3))
-    assert store.committed() == {"one"}
-    assert features_of(store.read("one")).tolist() == [[1, 2, 3], [4, 5, 6]]
-    assert store.read("one", ["reason"])["reason"].to_pylist() == [None, "image_missing", None, "text_only"]
+    store.commit(ONE, feature_table(ROWS, 3))
+    assert store.committed() == {ONE}
+    assert features_of(store.read(ONE)).tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert store.read(ONE, ["reason"])["reason"].to_pylist() == [None, "image_missing", None, "text_only"]
 
 
 def test_committing_again_writes_the_same_bytes(store):
-    store.commit("one", feature_table(ROWS, 3))
-    first = storage.read_bytes(f"{store.folder}/one.parquet")
-    store.commit("one", feature_table(ROWS, 3))
-    assert storage.read_bytes(f"{store.folder}/one.parquet") == first
+    store.commit(ONE, feature_table(ROWS, 3))
+    first = storage.read_bytes(f"{store.folder}/{ONE}.parquet")
+    store.commit(ONE, feature_table(ROWS, 3))
+    assert storage.read_bytes(f"{store.folder}/{ONE}.parquet") == first
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other"])
 def test_damage_is_found_and_named(store, damage, tmp_path):
-    store.commit("one", feature_table(ROWS, 3))
-    path = f"{store.folder}/one.parquet"
+    store.commit(ONE, feature_table(ROWS, 3))
+    path = f"{store.folder}/{ONE}.parquet"
     data = bytearray(storage.read_bytes(path))
     if damage == "flip":
         place = bytes(data).index(np.array([1, 2, 3], np.float32).tobytes())
         data[place] ^= 1
     data = {"flip": data, "cut": data[:-20], "empty": b"", "other": b"PAR1 not really PAR1"}[damage]
     storage.write(path, bytes(data))
-    with pytest.raises(DamagedObjectError, match=r"one\.parquet"):
-        store.read("one")
+    with pytest.raises(DamagedObjectError, match=f"{ONE}"):
+        store.read(ONE)
 
 
 def test_a_slice_of_rejects_alone_has_no_features(store):
-    store.commit("bad", feature_table(ROWS[1:2], 3))
-    assert features_of(store.read("bad")).shape == (0, 3)
+    store.commit(ONE, feature_table(ROWS[1:2], 3))
+    assert features_of(store.read(ONE)).shape == (0, 3)
+
+
+def test_reading_many_slices_names_all_that_is_damaged(store):
+    others = [SliceId(ONE.file_key, first, first + 1, 9) for first in range(4, 9)]
+    for slice_id in others:
+        store.commit(slice_id, feature_table(ROWS, 3))
+    assert [len(table) for table in store.read_all(others, ["row"])] == [4] * 5
+    for slice_id in others[1::2]:
+        storage.write(f"{store.folder}/{slice_id}.parquet", b"")
+    read = []
+    with pytest.raises(DamagedObjectError) as raised:
+        read.extend(store.read_all(others, ["row"]))
+    assert len(read) == 1, "nothing after the first damage is handed on"
+    assert list(raised.value.damage) == [f"{store.folder}/{slice_id}.parquet" for slice_id in others[1::2]]
+
+
+def test_a_file_of_another_version_is_refused_and_not_called_damaged(store, monkeypatch):
+    monkeypatch.setitem(layout.FORMATS, "features", 9)
+    store.commit(ONE, feature_table(ROWS, 3))
+    monkeypatch.undo()
+    with pytest.raises(OutputError, match=r"scalselect\.features/9.*scalselect\.features/2") as raised:
+        store.read(ONE)
+    assert not isinstance(raised.value, DamagedObjectError), "what a later version has written is never removed"

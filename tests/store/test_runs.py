@@ -4,9 +4,11 @@ import os
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from records import record_of
 
 from scalselect_ray.corpus import CorpusFile
 from scalselect_ray.io import storage
+from scalselect_ray.store.layout import Output
 from scalselect_ray.store.runs import Runs
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -14,12 +16,12 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 @pytest.fixture
 def runs(tmp_path) -> Runs:
-    return Runs(str(tmp_path))
+    return Runs(Output(str(tmp_path)))
 
 
 def finished(runs: Runs, now: datetime, tail: str = "00000000") -> str:
     run_id = runs.new_id(now, tail)
-    runs.finish(run_id, {"run_id": run_id})
+    runs.finish(record_of(run_id))
     return run_id
 
 
@@ -45,7 +47,7 @@ def test_a_clock_that_went_back_hides_no_run(runs, back):
 def test_a_run_that_never_finished_counts_for_the_order_but_is_not_the_latest(runs):
     first = finished(runs, NOON)
     abandoned = runs.new_id(NOON + timedelta(hours=1), "00000000")
-    storage.write(storage.join(runs.folder(abandoned), "scores", "00000.parquet"), b"")
+    storage.write(runs.folder(abandoned).part("scores", 0), b"")
     assert runs.latest() == first
     assert finished(runs, NOON) > abandoned
 

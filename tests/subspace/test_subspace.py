@@ -11,11 +11,9 @@ from scalselect_ray.subspace import (
     MergeTree,
     accumulate,
     consecutive_groups,
-    decomposition,
     dominant_subspace,
     fit_transform,
     merge,
-    moments,
     of_rows,
     principal_angles,
 )
@@ -202,31 +200,6 @@ def test_a_column_that_is_constant_but_for_rounding_has_no_part_in_the_standardi
     np.testing.assert_allclose(
         leverage(constant, solve(constant, standardize=True)), leverage(x, solve(x, standardize=True)), rtol=1e-9
     )
-
-
-def test_the_slices_of_stored_moments_may_be_many():
-    names = [f"{'0' * 16}-{first:09d}-{first + 256:09d}-of-999999999" for first in range(0, 2_000_000 * 256, 256)]
-    stored = moments.to_bytes(of_rows(rows(3)), names)
-    assert len("".join(names)) > 90e6, "a safetensors header ends at 100 MB"
-    assert moments.stored_slices(lambda start, stop: stored[start:stop]) == sorted(names)
-    assert moments.from_bytes(stored).count == 3
-
-
-def test_stored_forms_come_back():
-    x = rows()
-    stored = moments.to_bytes(of_rows(x), ["b", "a"])
-    assert moments.stored_slices(lambda start, stop: stored[start:stop]) == ["a", "b"]
-    assert np.array_equal(moments.from_bytes(stored).scatter_DD, of_rows(x).scatter_DD)
-    for byte in (b"\xff", b"\0", b""):
-        with pytest.raises(ValueError):  # noqa: PT011
-            moments.stored_slices(lambda start, stop, byte=byte: byte * (stop - start))
-    for options in ({"standardize": True}, {"l2_normalize": True}):
-        subspace = solve(x, **options)
-        again = decomposition.from_bytes(decomposition.to_bytes(subspace))
-        assert np.array_equal(leverage(x, again), leverage(x, subspace))
-    for damaged in (b"", b"\0" * 9, stored, decomposition.to_bytes(subspace)[:-1]):
-        with pytest.raises(ValueError):  # noqa: PT011
-            decomposition.from_bytes(damaged)
 
 
 @pytest.mark.parametrize(("leaves", "fan_in"), [(1, 2), (2, 2), (7, 2), (8, 8), (9, 8), (65, 8)])
