@@ -8,6 +8,7 @@ from pathlib import Path
 
 import browser
 import fence
+import hypothesis
 import mixed_corpus
 import pytest
 import ray
@@ -18,6 +19,9 @@ from scalselect_ray.testing import object_store
 GOLDEN = Path(__file__).parent / "golden"  # committed with the project
 DATA = Path(__file__).parent / "data"  # likewise
 SHARED = Path(__file__).parents[2] / "shared"  # beside a checkout, where there is one
+
+hypothesis.settings.register_profile("no clock", deadline=None)  # a machine may be busy
+hypothesis.settings.load_profile("no clock")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
