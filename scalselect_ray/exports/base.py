@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, BinaryIO, ClassVar, Literal, TypeVar
 
-from scalselect_ray.corpus import PLACEHOLDER, ImagePlaceholder, Turn
+from scalselect_ray.corpus import PLACEHOLDER, Turn
 from scalselect_ray.errors import ConfigError
 from scalselect_ray.io import storage
 
@@ -23,11 +23,11 @@ class Images(StrEnum):
 
 
 class NotExportableError(Exception):
-    """A row that the trainer could not read; it is left out and counted."""
+    """The trainer could not read this row: it is left out and counted."""
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ExportImage:
     """One image of a row: a reference (`uri`, below `root`), a file of the export (`copy`), or `data`."""
 
     name: str  # as the row has it
@@ -38,7 +38,7 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ExportRow:
     """A chosen sample on its way out. `turns` hold the source's texts byte for byte."""
 
     rank: int
@@ -49,24 +49,24 @@ class Row:
     score: float | None  # None: text-only
     uid: str | None = None
     turns: tuple[Turn, ...] = ()
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[ExportImage, ...] = ()
     members: tuple[tuple[str, bytes], ...] = ()  # of a WebDataset sample, where the format asks for them
     problem: str | None = None  # why it cannot be exported at all
 
 
 @dataclass
-class Places:
-    """Where images are found by a trainer: all of them below `folder`."""
+class ImagePaths:
+    """The paths by which a trainer finds the images: all of them lie below `folder`."""
 
     target: str  # the export's folder
     folder: str
-    sole_root: bool  # every image is a reference below `folder`, which is the corpus's own image root
+    sole_root: bool  # every image is a reference below `folder`, which is the image root of the corpus
 
-    def path(self, picture: Picture) -> str:
-        """The path to join to `folder`: the row's own where that leads there."""
-        uri = picture.uri if picture.uri is not None else storage.join(self.target, picture.copy or "")
-        if self.sole_root and storage.join(self.folder, picture.name) == uri:
-            return picture.name
+    def of(self, image: ExportImage) -> str:
+        """The path to join to `folder`: the one that the row itself gives, where that leads to the image."""
+        uri = image.uri if image.uri is not None else storage.join(self.target, image.copy or "")
+        if self.sole_root and storage.join(self.folder, image.name) == uri:
+            return image.name
         return uri[len(self.folder.rstrip("/")) + 1 :]
 
 
@@ -77,20 +77,20 @@ def common_folder(folders: Sequence[str]) -> str:
     shared = posixpath.commonpath(paths) if len(schemes) == 1 else ""
     if not shared:
         shown = " and ".join(storage.redact(folder) for folder in [folders[0], folders[-1]])
-        raise ConfigError(f"the images lie in places with no folder in common ({shown}): use --images copy")
+        raise ConfigError(f"the images lie in folders that have no folder in common ({shown}): use --images copy")
     scheme = schemes.pop()
     return f"{scheme}://{shared}" if scheme else shared
 
 
 @dataclass
-class Part:
-    """What is heard of one part of an export while it is written."""
+class PartReport:
+    """What the writing of one part file tells: remarks, and the rows that were left out."""
 
-    places: Places
+    paths: ImagePaths
     notes: Counter[str] = field(default_factory=Counter)  # remarks that people should see, and how often
     left_out: list[dict[str, Any]] = field(default_factory=list)
 
-    def each(self, rows: Iterator[Row], convert: Callable[[Row, "Part"], T]) -> Iterator[T]:
+    def each(self, rows: Iterator[ExportRow], convert: Callable[[ExportRow, "PartReport"], T]) -> Iterator[T]:
         """`convert` of each row that can be exported."""
         for row in rows:
             if row.problem is None:
@@ -102,17 +102,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Finish:
-    """All parts are written: what the last step of a format works with."""
+    """What the last step of a format works with, once all part files are written."""
 
-    places: Places
-    parts: Sequence[str]  # URIs, in order
+    paths: ImagePaths
+    parts: Sequence[str]  # URIs of the part files, in order
     counts: Sequence[int]  # items in each
     run_id: str
     shards: Sequence["Shard"] = ()
 
     @property
     def target(self) -> str:
-        return self.places.target
+        return self.paths.target
 
     @property
     def count(self) -> int:
@@ -131,7 +131,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Usage:
-    """How the trainer is told: lines to paste, and what to beware of."""
+    """How to use the export: lines to paste, and what to beware of."""
 
     lines: Sequence[str]
     warnings: Sequence[str] = ()
@@ -144,50 +144,50 @@ SPOOL = ".spool"  # below the export's folder while it is made
 
 
 class Format(ABC):
-    """One trainer's format. Instances travel to the workers; a part is one object that one task streams."""
+    """One trainer's format. Instances travel to the workers; a part file is one object that one task streams."""
 
     about: ClassVar[str]
     """One line for people."""
     needs: ClassVar[Literal["manifest", "rows", "members", "shards"]] = "rows"
-    """What `write` gets: tables of the manifest; `Row`s; these with the members of WebDataset samples; (key, chosen) of
-    a shard."""
+    """What `write` gets: tables of the manifest; `ExportRow`s; these with the members of WebDataset samples; or
+    (key, chosen) of each sample of a shard."""
     modes: ClassVar[tuple[Images, ...]] = ()
     """The ways with images it knows, the default first; none where it names no images."""
     embeds: ClassVar[bool] = False
-    """Images that go with the export go inside its parts, and not to files beside them."""
+    """Images that go with the export stand inside its part files, and not in files of their own."""
     part_rows: ClassVar[int | None] = None
-    """Ranks in one part, 0 for all in one; None: as many as suits."""
+    """Ranks in one part file; 0: all of them; None: as the flow decides."""
 
-    def part(self, number: int, parts: int) -> str:
-        """Where a part goes, below the export's folder; below SPOOL when `finish` puts the parts together."""
+    def part_name(self, number: int, parts: int) -> str:
+        """The path of part file `number` below the export's folder; below SPOOL where `finish` joins them to one."""
         return f"{SPOOL}/parts/{number:05d}"
 
-    def order(self, row: Row) -> int:
+    def order(self, row: ExportRow) -> int:
         """Rows are written in this order, at most 128 bits; rank in all formats that keep an order."""
         return row.rank
 
-    def check(self, row: Row) -> None:  # noqa: B027
+    def check(self, row: ExportRow) -> None:  # noqa: B027
         """Raises NotExportableError for a row that the trainer could not read."""
 
     @abstractmethod
-    def write(self, items: Iterator[Any], part: Part, stream: BinaryIO) -> int:
-        """Writes one part and returns the number of its items."""
+    def write(self, items: Iterator[Any], report: PartReport, stream: BinaryIO) -> int:
+        """Writes one part file and returns the number of its items."""
 
     @abstractmethod
     def finish(self, finish: Finish) -> Usage:
-        """Writes what stands beside the parts, or the one file made of them."""
+        """Writes what stands beside the part files, or the one file that is made of them."""
 
 
 def text_of(turn: Turn) -> str:
     """A turn as one string with `<image>` in it: the source's own where it is one."""
     return "".join(
-        part if not isinstance(part, ImagePlaceholder) else PLACEHOLDER if part.written else f"{PLACEHOLDER}\n"
-        for part in turn.content
+        piece if isinstance(piece, str) else PLACEHOLDER if piece.written else f"{PLACEHOLDER}\n"
+        for piece in turn.content
     )
 
 
 def join_parts(stream: BinaryIO, uris: Sequence[str], between: bytes = b"") -> None:
-    """Copies objects one behind the other, with `between` between them."""
+    """Copies objects one after the other, with `between` between them."""
     for number, uri in enumerate(uris):
         stream.write(between if number else b"")
         with storage.open_read(uri) as part:

@@ -1,4 +1,4 @@
-"""Which rows of which files a run chose: the manifest, turned from ranks to places."""
+"""Which rows of which files a run chose: the manifest, sorted by file and row instead of by rank."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,11 +14,11 @@ from scalselect_ray.store.files import RunFile
 from scalselect_ray.store.layout import RunFolder
 from scalselect_ray.store.tables import read_part
 
-FILE_ROWS = 1 << 40  # more than any file has: (number of a file, row) as one number
+FILE_ROWS = 1 << 40  # more rows than any file has: (number of a file, row) is written as one number
 
 
-class Chosen:
-    """The manifest by files of the corpus: sorted keys of each part in Ray's object store, counts here."""
+class ChosenRows:
+    """The manifest by files of the corpus: the sorted keys of each part file in Ray's object store, the counts here."""
 
     def __init__(self, run_folder: RunFolder, files: Sequence[CorpusFile]) -> None:
         self.files = files
@@ -28,8 +28,8 @@ class Chosen:
         self.by_file = np.zeros(len(files), dtype=np.int64)
         shared = ray.put(numbers)
         missing: set[tuple[str, str]] = set()
-        for place, refs in completed(_index_part.options(num_returns=2), [(uri, shared) for uri in self.uris]):
-            self.parts[place] = refs[0]
+        for index, refs in completed(_index_part.options(num_returns=2), [(uri, shared) for uri in self.uris]):
+            self.parts[index] = refs[0]
             counts, unknown = ray.get(refs[1])
             self.by_file += counts
             missing.update(unknown)
@@ -37,8 +37,7 @@ class Chosen:
             source, shard = min(missing)
             raise CorpusError(
                 f"{storage.redact(shard)} (source '{source}') has chosen samples and is no longer in the corpus: "
-                f"bring it back, "
-                "or run again"
+                f"bring it back, or run again"
             )
 
     @property
@@ -46,27 +45,27 @@ class Chosen:
         return int(self.by_file.sum())
 
     def check_unchanged(self, read: Sequence[RunFile]) -> None:
-        """Every file with chosen samples must be what the run has read: row numbers mean nothing in another."""
+        """Every file with chosen samples must be the version that the run read: row numbers mean nothing in another."""
         keys = {file.file_key for file in read}
         for file, count in zip(self.files, self.by_file, strict=True):
             if count and file.key not in keys:
                 raise CorpusError(
                     f"{storage.redact(file.file.uri)} (source '{file.source}') has changed since the run: its rows "
-                    f"are not the chosen ones "
-                    "any more. Bring the old file back, or run again: only what changed is extracted"
+                    f"are not the chosen ones any more. Bring the old file back, or run again: only what changed is "
+                    f"extracted"
                 )
 
 
 @ray.remote
 def _index_part(uri: str, numbers: dict[tuple[str, str], int]) -> tuple[Any, Any]:
-    """(keys, ranks, scores) of one part of the manifest sorted by file and row, and (counts by file, places that are no
-    file)."""
+    """(keys, ranks, scores) of one part file of the manifest sorted by file and row, and (counts by file, the
+    (source, shard) that are not in the corpus)."""
     table = read_part(uri, ["source", "shard", "row", "rank", "score"])
-    places = list(zip(table["source"].to_pylist(), table["shard"].to_pylist(), strict=True))
-    unknown = {place for place in set(places) if place not in numbers}
+    shards = list(zip(table["source"].to_pylist(), table["shard"].to_pylist(), strict=True))
+    unknown = {shard for shard in set(shards) if shard not in numbers}
     if unknown:
         return None, (np.zeros(len(numbers), dtype=np.int64), unknown)
-    file = np.array([numbers[place] for place in places], dtype=np.int64)
+    file = np.array([numbers[shard] for shard in shards], dtype=np.int64)
     keys = file * FILE_ROWS + table["row"].to_numpy()
     order = np.argsort(keys, kind="stable")
     scores = table["score"].to_numpy()  # NaN where null
@@ -77,6 +76,7 @@ def _index_part(uri: str, numbers: dict[tuple[str, str], int]) -> tuple[Any, Any
 
 
 def count_wanted(parts: Sequence[Any], number: int, first: int, stop: int) -> int:
+    """How many of the rows [first, stop) of a file are chosen."""
     edges = [number * FILE_ROWS + first, number * FILE_ROWS + stop]
     return sum(int(np.diff(np.searchsorted(keys, edges))[0]) for keys, _, _ in parts)
 

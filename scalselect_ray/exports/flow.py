@@ -1,7 +1,7 @@
-"""The flow of an export: manifest and corpus -> rows in the order of files -> sorted runs -> parts in the order of
-ranks -> the files.
+"""The flow of an export: manifest and corpus -> rows in the order of files -> sorted runs -> part files in the order
+of ranks -> the export.
 
-Tasks do the reading and the writing; the driver sees slices, counts and the places of runs.
+Tasks do the reading and the writing; the driver sees slices, counts and the URIs of sorted runs.
 """
 
 import functools
@@ -27,31 +27,31 @@ from scalselect_ray.errors import ConfigError, CorpusError, OutputError
 from scalselect_ray.exports import FORMATS
 from scalselect_ray.exports.base import (
     SPOOL,
+    ExportRow,
     Finish,
     Format,
+    ImagePaths,
     Images,
     NotExportableError,
-    Part,
-    Places,
-    Row,
+    PartReport,
     Shard,
     Usage,
     common_folder,
     join_parts,
 )
-from scalselect_ray.exports.chosen import FILE_ROWS, Chosen, count_wanted, wanted
+from scalselect_ray.exports.chosen import FILE_ROWS, ChosenRows, count_wanted, wanted
 from scalselect_ray.exports.rows import copy_images, fetch_images, read_rows
-from scalselect_ray.exports.spool import Run, RunWriter, merged
+from scalselect_ray.exports.spool import SortedRun, SortedRunWriter, merged
 from scalselect_ray.io import storage
 from scalselect_ray.store.files import read_files
 from scalselect_ray.store.layout import Output, RunFolder
 from scalselect_ray.store.runs import Runs
 from scalselect_ray.store.tables import read_part
 
-_RUN_BYTES = 64 << 20  # of a sorted run: what a reading task holds
+_RUN_BYTES = 64 << 20  # of a sorted run: what a reading task holds in memory
 _TASK_BYTES = 128 << 20  # about so many bytes of the corpus in one reading task,
-_TASK_ROWS, _TASKS = 5_000, 1_000  # and about so many chosen rows: at least, unless that makes more tasks than this
-_PART_ROWS, _PARTS = 20_000, 200  # the same for parts that are put together to one file
+_TASK_ROWS, _TASKS = 5_000, 1_000  # and about so many chosen rows, or more where there would be more tasks than this
+_PART_ROWS, _PARTS = 20_000, 200  # the same for part files that are joined to one
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def export(output: Output, run_id: str, name: str, target: str, images: str | No
     known = FORMATS.get(name)
     if known is None:
         listed = "".join(f"\n  {format_name:<15}{each.about}" for format_name, each in FORMATS.items())
-        raise ConfigError(f"'{name}' is no export format; there are{listed}")
+        raise ConfigError(f"'{name}' is no export format; these are:{listed}")
     if images is not None and images not in known.modes:
         can = f"only {' or '.join(known.modes)}" if known.modes else "it names no images"
         raise ConfigError(f"export to {name} does not support --images {images}: {can}")
@@ -90,14 +90,14 @@ def export(output: Output, run_id: str, name: str, target: str, images: str | No
     _check_target(work)
     with session(), own_errors():
         files = list_files(config.corpus)
-        chosen = Chosen(work.folder, files)
+        chosen = ChosenRows(work.folder, files)
         chosen.check_unchanged(read_files(work.folder))
         _claim(work)
         with console.stage("export", chosen.count, "samples") as stage:
             if known.needs == "manifest":
                 written = _write_parts(
                     work,
-                    Places(work.target, work.target, False),
+                    ImagePaths(work.target, work.target, False),
                     [(_from_manifest, uri) for uri in chosen.uris],
                     stage.advance,
                 )
@@ -143,7 +143,8 @@ def _claim(work: Export) -> None:
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if len(nodes) > 1 and storage.is_local(work.target) and any(missing_by_node(nodes, [_claim_of(work)])):
         raise OutputError(
-            f"{work.target} is not there on every node of the cluster: use a bucket, or a folder that all nodes share"
+            f"{work.target} is not there on every node of the cluster: write to a bucket, or to a folder that all "
+            f"nodes share"
         )
 
 
@@ -153,7 +154,7 @@ def _claim_of(work: Export) -> str:
 
 @dataclass
 class _Written:
-    """What the driver knows once all parts are there."""
+    """What the driver knows once all part files are there."""
 
     finish: Finish
     reasons: Counter[str]  # of rows that were left out
@@ -162,7 +163,7 @@ class _Written:
     copied: bool = False
 
 
-def _write_rows(work: Export, chosen: Chosen, advance: Any) -> _Written:
+def _write_rows(work: Export, chosen: ChosenRows, advance: Any) -> _Written:
     tasks = _reading_tasks(chosen)
     known = work.format
     part_rows = (
@@ -170,26 +171,26 @@ def _write_rows(work: Export, chosen: Chosen, advance: Any) -> _Written:
     )
     count = max(1, -(-chosen.count // part_rows))
     first_keys = [1 + number * part_rows for number in range(1, count)]
-    runs: list[list[Run]] = [[] for _ in tasks]
+    runs: list[list[SortedRun]] = [[] for _ in tasks]
     roots: set[str] = set()
     copied = False
-    for place, ref in completed(
+    for index, ref in completed(
         _read, [(work, task, chosen.parts, f"{number:05d}", first_keys) for number, task in enumerate(tasks)]
     ):
-        runs[place], found, has_copies = ray.get(ref)
+        runs[index], found, has_copies = ray.get(ref)
         roots.update(found)
         copied |= has_copies
     folders = sorted(roots) + ([work.target] if copied else [])
-    places = Places(
+    paths = ImagePaths(
         work.target, common_folder(folders) if folders else work.target, sole_root=len(folders) == 1 and not copied
     )
     shared = ray.put([run for some in runs for run in some])
-    written = _write_parts(work, places, [(_from_runs, (shared, part)) for part in range(count)], advance)
+    written = _write_parts(work, paths, [(_from_runs, (shared, part)) for part in range(count)], advance)
     written.copied = copied
     return written
 
 
-def _reading_tasks(chosen: Chosen) -> list[list[tuple[int, list[Slice]]]]:
+def _reading_tasks(chosen: ChosenRows) -> list[list[tuple[int, list[Slice]]]]:
     """(number of the file, slices) of each reading unit with chosen rows, grouped for tasks."""
     numbers = [number for number, count in enumerate(chosen.by_file) if count]
     planned = in_order(_plan_wanted, [(chosen.files[number], number, chosen.parts) for number in numbers])
@@ -212,14 +213,14 @@ def _plan_wanted(file: CorpusFile, number: int, parts: Sequence[Any]) -> list[tu
     """The reading units of a file, of each the slices with chosen rows and how many these are."""
     known = ray.get(list(parts))
     found = []
-    for unit in reading_units([part for part in plan_file(file) if part.problem is None]):
-        counts = [count_wanted(known, number, part.first_row, part.stop_row) for part in unit]
+    for unit in reading_units([slice_ for slice_ in plan_file(file) if slice_.problem is None]):
+        counts = [count_wanted(known, number, slice_.first_row, slice_.stop_row) for slice_ in unit]
         if sum(counts):
-            found.append(([part for part, count in zip(unit, counts, strict=True) if count], sum(counts)))
+            found.append(([slice_ for slice_, count in zip(unit, counts, strict=True) if count], sum(counts)))
     if sum(count for _, count in found) != count_wanted(known, number, 0, FILE_ROWS):
         raise CorpusError(
-            f"{storage.redact(file.file.uri)} cannot be read to its last chosen row: bring back the file that the run "
-            f"has read"
+            f"{storage.redact(file.file.uri)} cannot be read to its last chosen row: bring back the file as the run "
+            f"read it"
         )
     return found
 
@@ -227,51 +228,47 @@ def _plan_wanted(file: CorpusFile, number: int, parts: Sequence[Any]) -> list[tu
 @ray.remote
 def _read(
     work: Export, units: Sequence[tuple[int, list[Slice]]], parts: Sequence[Any], name: str, first_keys: Sequence[int]
-) -> tuple[list[Run], set[str], bool]:
+) -> tuple[list[SortedRun], set[str], bool]:
     """Sorted runs of the chosen rows of some units; the image roots they refer to; whether images were copied to
     files."""
     known = ray.get(list(parts))
-    writer = RunWriter(storage.join(work.target, SPOOL, "rows", name), first_keys, _RUN_BYTES)
+    writer = SortedRunWriter(storage.join(work.target, SPOOL, "rows", name), first_keys, _RUN_BYTES)
     roots: set[str] = set()
     copied = False
     for number, slices in units:
-        places = {
+        chosen = {
             row: (rank, None if np.isnan(score) else score)
             for row, rank, score in wanted(known, number, slices[0].first_row, slices[-1].stop_row)
         }
-        rows: Iterator[Row] = (
-            _checked(row, work.format) for row in read_rows(slices, places, with_members=work.format.needs == "members")
+        rows: Iterator[ExportRow] = (
+            _checked(row, work.format) for row in read_rows(slices, chosen, with_members=work.format.needs == "members")
         )
         if work.mode is not None and not work.format.embeds:
             rows = copy_images(rows, work.mode, work.target)
         for row in rows:
             writer.add(work.format.order(row), row)
-            roots.update(
-                picture.root for picture in row.pictures if picture.uri is not None and picture.root is not None
-            )
-            copied |= any(picture.copy is not None for picture in row.pictures)
+            roots.update(image.root for image in row.images if image.uri is not None and image.root is not None)
+            copied |= any(image.copy is not None for image in row.images)
     writer.flush()
     return writer.runs, roots if not work.format.embeds else set(), copied
 
 
-def _checked(row: Row, known: Format) -> Row:
+def _checked(row: ExportRow, known: Format) -> ExportRow:
     """The row, or what is left of it when the trainer could not read it. Without images when the format names none."""
     try:
         if row.problem is None:
             known.check(row)
     except NotExportableError as error:
         row = replace(row, problem=str(error))
-    return row if row.problem is None and known.modes else replace(row, turns=(), pictures=(), members=())
+    return row if row.problem is None and known.modes else replace(row, turns=(), images=(), members=())
 
 
-def _write_shards(work: Export, chosen: Chosen, console: Console, advance: Any) -> _Written:
-    """One part for each tar with chosen samples."""
+def _write_shards(work: Export, chosen: ChosenRows, console: Console, advance: Any) -> _Written:
+    """One part file for each tar with chosen samples."""
     numbers = [number for number, is_tar in enumerate(in_order(_is_tar, [(file,) for file in chosen.files])) if is_tar]
     elsewhere = chosen.count - int(chosen.by_file[numbers].sum())
     if elsewhere:
-        console.warn(
-            f"{elsewhere:,} chosen samples lie in files that are no plain tar: they are no part of this export"
-        )
+        console.warn(f"{elsewhere:,} chosen samples lie in files that are no plain tar: this export does not hold them")
     shards = [
         Shard(
             chosen.files[number].source,
@@ -286,7 +283,7 @@ def _write_shards(work: Export, chosen: Chosen, console: Console, advance: Any) 
         for number, shard in zip(numbers, shards, strict=True)
         if shard.chosen
     ]
-    return _write_parts(work, Places(work.target, work.target, False), suppliers, advance, shards)
+    return _write_parts(work, ImagePaths(work.target, work.target, False), suppliers, advance, shards)
 
 
 @ray.remote
@@ -302,7 +299,7 @@ def _from_manifest(uri: str, work: Export) -> Iterator[pa.Table]:
     yield read_part(uri)
 
 
-def _from_runs(supplied: tuple[Any, int], work: Export) -> Iterator[Row]:
+def _from_runs(supplied: tuple[Any, int], work: Export) -> Iterator[ExportRow]:
     runs, part = supplied
     rows = merged([run.range(part) for run in ray.get(runs)])
     return fetch_images(rows) if work.format.embeds and work.mode is Images.COPY else rows
@@ -315,42 +312,44 @@ def _from_tar(shard: Shard, work: Export, number: int, parts: Sequence[Any]) -> 
 
 
 def _write_parts(
-    work: Export, places: Places, suppliers: Sequence[tuple[Any, Any]], advance: Any, shards: Sequence[Shard] = ()
+    work: Export, paths: ImagePaths, suppliers: Sequence[tuple[Any, Any]], advance: Any, shards: Sequence[Shard] = ()
 ) -> _Written:
-    uris = [storage.join(work.target, work.format.part(number, len(suppliers))) for number in range(len(suppliers))]
+    uris = [
+        storage.join(work.target, work.format.part_name(number, len(suppliers))) for number in range(len(suppliers))
+    ]
     counts = [0] * len(uris)
     left_out: list[str | None] = [None] * len(uris)
-    written = _Written(Finish(places, uris, counts, work.run_id, shards), Counter(), Counter(), [])
+    written = _Written(Finish(paths, uris, counts, work.run_id, shards), Counter(), Counter(), [])
 
     tasks = [
-        (work, places, *supplier, place, uri) for place, (supplier, uri) in enumerate(zip(suppliers, uris, strict=True))
+        (work, paths, *supplier, index, uri) for index, (supplier, uri) in enumerate(zip(suppliers, uris, strict=True))
     ]
-    for place, ref in completed(_write_part, tasks):
-        counts[place], reasons, notes = ray.get(ref)
+    for index, ref in completed(_write_part, tasks):
+        counts[index], reasons, notes = ray.get(ref)
         written.reasons.update(reasons)
         written.notes.update(notes)
-        left_out[place] = _left_out_uri(work, place) if reasons else None
-        advance(counts[place])
+        left_out[index] = _left_out_uri(work, index) if reasons else None
+        advance(counts[index])
     written.left_out += [uri for uri in left_out if uri]
     return written
 
 
-def _left_out_uri(work: Export, place: int) -> str:
-    return storage.join(work.target, SPOOL, "left-out", f"{place:05d}")
+def _left_out_uri(work: Export, part: int) -> str:
+    return storage.join(work.target, SPOOL, "left-out", f"{part:05d}")
 
 
 @ray.remote
 def _write_part(
-    work: Export, places: Places, supply: Any, supplied: Any, place: int, uri: str
+    work: Export, paths: ImagePaths, supply: Any, supplied: Any, part: int, uri: str
 ) -> tuple[int, Counter[str], Counter[str]]:
-    """Streams one part: (items, rows left out by reason, notes)."""
-    part = Part(places)
+    """Streams one part file: (items, rows left out by reason, notes)."""
+    report = PartReport(paths)
     with storage.open_write(uri) as stream:
-        count = work.format.write(supply(supplied, work), part, stream)
-    if part.left_out:
-        lines = "".join(json.dumps(row) + "\n" for row in part.left_out)
-        storage.write(_left_out_uri(work, place), lines.encode())
-    return count, Counter(row["reason"] for row in part.left_out), part.notes
+        count = work.format.write(supply(supplied, work), report, stream)
+    if report.left_out:
+        lines = "".join(json.dumps(row) + "\n" for row in report.left_out)
+        storage.write(_left_out_uri(work, part), lines.encode())
+    return count, Counter(row["reason"] for row in report.left_out), report.notes
 
 
 @ray.remote
@@ -370,7 +369,7 @@ def _commit(work: Export, chosen: int, written: _Written, usage: Usage, console:
         "chosen": chosen,
         "written": written.finish.count,
         "left_out": dict(sorted(written.reasons.items())),
-        "image_folder": storage.redact(written.finish.places.folder)
+        "image_folder": storage.redact(written.finish.paths.folder)
         if work.mode is not None and not work.format.embeds
         else None,
         "use": [storage.redact(line) for line in usage.lines],
@@ -381,11 +380,11 @@ def _commit(work: Export, chosen: int, written: _Written, usage: Usage, console:
         f"{written.finish.count:,} of {chosen:,} chosen samples of run {work.run_id} to {storage.redact(work.target)}"
     )
     for reason, count in written.reasons.most_common():
-        console.warn(f"{count:,} left out, see left-out.jsonl: {reason}")
+        console.warn(f"{count:,} left out (see left-out.jsonl): {reason}")
     for note, count in written.notes.most_common():
         console.warn(f"{count:,} {note}")
     if written.copied:
-        console.note("  images that are bytes in the corpus, or were to be copied, lie below images/")
+        console.note("  images that are bytes in the corpus, or were to be copied, are in images/")
     for line in usage.lines:
         console.note(f"  {storage.redact(line)}")
     if not storage.is_local(work.target) and work.format.modes and not work.format.embeds:

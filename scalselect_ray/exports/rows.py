@@ -1,4 +1,4 @@
-"""Chosen rows of the corpus, read again: what stands there, byte for byte."""
+"""The chosen rows of the corpus, read again: what stands there, byte for byte."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ from scalselect_ray.corpus.conversation import ImageResolver
 from scalselect_ray.corpus.formats import RowRange, format_of
 from scalselect_ray.corpus.formats.webdataset import WebDataset
 from scalselect_ray.errors import CorpusError
-from scalselect_ray.exports.base import Images, Picture, Row
+from scalselect_ray.exports.base import ExportImage, ExportRow, Images
 from scalselect_ray.io import storage
 
 _THREADS = 8  # of one task; images are fetched and written one by one
@@ -35,15 +35,15 @@ _SUFFIX = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm)$", re.IGNORECASE)
 Wanted = dict[int, tuple[int, float | None]]  # row to (rank, score)
 
 
-def read_rows(slices: Sequence[Slice], wanted: Wanted, with_members: bool) -> Iterator[Row]:
+def read_rows(slices: Sequence[Slice], wanted: Wanted, with_members: bool) -> Iterator[ExportRow]:
     """The wanted rows of slices of one file. Raises CorpusError."""
     contents = _members(slices) if with_members else itertools.repeat([])
     resolve = resolver(slices[0].image_root)
-    for (part, records), members in zip(read_records(slices), contents, strict=False):
-        for row, record in enumerate(records, start=part.first_row):
+    for (slice_, records), members in zip(read_records(slices), contents, strict=False):
+        for row, record in enumerate(records, start=slice_.first_row):
             if row in wanted:
-                read = _row(part, row, record, resolve, *wanted[row])
-                yield replace(read, members=tuple(members[row - part.first_row])) if members else read
+                read = _row(slice_, row, record, resolve, *wanted[row])
+                yield replace(read, members=tuple(members[row - slice_.first_row])) if members else read
 
 
 def _members(slices: Sequence[Slice]) -> Iterator[list[list[tuple[str, bytes]]]]:
@@ -52,12 +52,12 @@ def _members(slices: Sequence[Slice]) -> Iterator[list[list[tuple[str, bytes]]]]
     kind = format_of(file)
     if not isinstance(kind, WebDataset):
         return itertools.repeat([])
-    runs = [RowRange(part.first_row, part.stop_row, part.start_byte, part.stop_byte) for part in slices]
+    runs = [RowRange(slice_.first_row, slice_.stop_row, slice_.start_byte, slice_.stop_byte) for slice_ in slices]
     return (members for _, members in kind.members(file, runs))
 
 
-def _row(part: Slice, row: int, record: object, resolve: ImageResolver, rank: int, score: float | None) -> Row:
-    made = Row(rank, part.source, part.shard, row, None, score)
+def _row(slice_: Slice, row: int, record: object, resolve: ImageResolver, rank: int, score: float | None) -> ExportRow:
+    made = ExportRow(rank, slice_.source, slice_.shard, row, None, score)
     if isinstance(record, Broken):
         return replace(made, problem=record.message)
     fields: dict[str, Any] = record if isinstance(record, dict) else {}
@@ -71,26 +71,30 @@ def _row(part: Slice, row: int, record: object, resolve: ImageResolver, rank: in
         id=fields["id"] if type(fields.get("id")) in (str, int) else sample.id,
         uid=uid if isinstance(uid, str) else None,
         turns=sample.turns,
-        pictures=tuple(Picture(image.name, part.image_root, image.uri, None, image.data) for image in sample.images),
+        images=tuple(
+            ExportImage(image.name, slice_.image_root, image.uri, None, image.data) for image in sample.images
+        ),
     )
 
 
-def copy_images(rows: Iterator[Row], mode: Images, target: str) -> Iterator[Row]:
+def copy_images(rows: Iterator[ExportRow], mode: Images, target: str) -> Iterator[ExportRow]:
     """The rows, with those images written below `target` that have no file of their own; with COPY all of them. Raises
     CorpusError."""
     with ThreadPoolExecutor(_THREADS) as threads:
         yield from _ahead(threads, lambda row: _with_copies(row, mode, target), rows)
 
 
-def fetch_images(rows: Iterator[Row]) -> Iterator[Row]:
+def fetch_images(rows: Iterator[ExportRow]) -> Iterator[ExportRow]:
     """The rows, with the bytes of every image. Raises CorpusError."""
     with ThreadPoolExecutor(_THREADS) as threads:
         yield from _ahead(threads, _with_data, rows)
 
 
-def _ahead(threads: ThreadPoolExecutor, work: Callable[[Row], Row], rows: Iterator[Row]) -> Iterator[Row]:
+def _ahead(
+    threads: ThreadPoolExecutor, work: Callable[[ExportRow], ExportRow], rows: Iterator[ExportRow]
+) -> Iterator[ExportRow]:
     """`work` of each row, in order, some rows ahead of the one that is asked for."""
-    waiting: deque[Future[Row]] = deque()
+    waiting: deque[Future[ExportRow]] = deque()
     for row in rows:
         waiting.append(threads.submit(work, row))
         if len(waiting) > 2 * _THREADS:
@@ -99,25 +103,25 @@ def _ahead(threads: ThreadPoolExecutor, work: Callable[[Row], Row], rows: Iterat
         yield waiting.popleft().result()
 
 
-def _with_copies(row: Row, mode: Images, target: str) -> Row:
-    pictures = []
-    for number, picture in enumerate(row.pictures):
-        if picture.data is not None or mode is Images.COPY:
-            data = _data(row, picture)
-            copy = _copy_name(row, number, picture.name, data)
+def _with_copies(row: ExportRow, mode: Images, target: str) -> ExportRow:
+    images = []
+    for number, image in enumerate(row.images):
+        if image.data is not None or mode is Images.COPY:
+            data = _data(row, image)
+            copy = _copy_name(row, number, image.name, data)
             storage.write(storage.join(target, copy), data)
-            picture = Picture(picture.name, copy=copy)
-        pictures.append(picture)
-    return replace(row, pictures=tuple(pictures))
+            image = ExportImage(image.name, copy=copy)
+        images.append(image)
+    return replace(row, images=tuple(images))
 
 
-def _with_data(row: Row) -> Row:
-    return replace(row, pictures=tuple(replace(picture, data=_data(row, picture)) for picture in row.pictures))
+def _with_data(row: ExportRow) -> ExportRow:
+    return replace(row, images=tuple(replace(image, data=_data(row, image)) for image in row.images))
 
 
-def _data(row: Row, picture: Picture) -> bytes:
+def _data(row: ExportRow, image: ExportImage) -> bytes:
     try:
-        data = fetched(ImageRef(picture.name, picture.data, picture.uri)).data
+        data = fetched(ImageRef(image.name, image.data, image.uri)).data
     except SampleRejectedError as error:
         raise CorpusError(
             f"{storage.redact(row.shard)} row {row.row}: an image is not what it was when the sample was chosen: "
@@ -127,19 +131,19 @@ def _data(row: Row, picture: Picture) -> bytes:
     return data
 
 
-def _copy_name(row: Row, number: int, name: str, data: bytes) -> str:
-    """Made of where the row stands, never of what it says: no name escapes, repeats or is too long."""
+def _copy_name(row: ExportRow, number: int, name: str, data: bytes) -> str:
+    """Made of the position of the row in the corpus, never of what it says: no name escapes, repeats or is too long."""
     shard = hashlib.sha256(f"{row.source}\0{row.shard}".encode()).hexdigest()[:16]
     return f"images/{shard}/{row.row // 1000:06d}/{row.row:09d}-{number}.{suffix_of(name, data)}"
 
 
 def suffix_of(name: str, data: bytes) -> str:
-    """A file name's own suffix when it is one of an image, or else what the first bytes say."""
+    """The suffix of a file name when it is one of an image, or else what the first bytes say."""
     found = _SUFFIX.search(name)
     if found:
         return found[1].lower()
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return "jpg" if picture.format == "JPEG" else str(picture.format).lower()
+        with Image.open(io.BytesIO(data)) as image:
+            return "jpg" if image.format == "JPEG" else str(image.format).lower()
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
         return "img"

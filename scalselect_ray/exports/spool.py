@@ -16,7 +16,7 @@ import numpy as np
 
 from scalselect_ray.corpus import ImagePlaceholder, Turn
 from scalselect_ray.errors import StorageError
-from scalselect_ray.exports.base import Picture, Row
+from scalselect_ray.exports.base import ExportImage, ExportRow
 from scalselect_ray.io import storage
 
 _HEAD = struct.Struct(">16sI")  # key, blobs; then each blob behind its length
@@ -33,7 +33,7 @@ class Range(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class SortedRun:
     """One written run; part n lies in its bytes [edges[n], edges[n + 1])."""
 
     uri: str
@@ -43,7 +43,7 @@ class Run:
         return Range(self.uri, int(self.edges[part]), int(self.edges[part + 1]))
 
 
-class RunWriter:
+class SortedRunWriter:
     """Collects rows and writes them as sorted runs, each when it has become large."""
 
     def __init__(self, uri: str, first_keys: Sequence[int], run_bytes: int) -> None:
@@ -52,9 +52,9 @@ class RunWriter:
         self._uri, self._first_keys, self._run_bytes = uri, first_keys, run_bytes
         self._frames: list[tuple[int, bytes]] = []
         self._size = 0
-        self.runs: list[Run] = []
+        self.runs: list[SortedRun] = []
 
-    def add(self, key: int, row: Row) -> None:
+    def add(self, key: int, row: ExportRow) -> None:
         frame = to_frame(key, row)
         self._frames.append((key, frame))
         self._size += len(frame)
@@ -74,11 +74,11 @@ class RunWriter:
         with storage.open_write(uri) as stream:
             for _, frame in self._frames:
                 stream.write(frame)
-        self.runs.append(Run(uri, np.array(edges, dtype=np.int64)))
+        self.runs.append(SortedRun(uri, np.array(edges, dtype=np.int64)))
         self._frames, self._size = [], 0
 
 
-def merged(ranges: Sequence[Range]) -> Iterator[Row]:
+def merged(ranges: Sequence[Range]) -> Iterator[ExportRow]:
     """The rows of all ranges in the order of their keys."""
     filled = [item for item in ranges if item.stop > item.start]
     window = min(8 << 20, max(64 << 10, _WINDOW // max(1, len(filled))))
@@ -112,40 +112,37 @@ def _frames(item: Range, number: int, window: int) -> Iterator[tuple[bytes, int,
         yield key, number, blobs
 
 
-def to_frame(key: int, row: Row) -> bytes:
+def to_frame(key: int, row: ExportRow) -> bytes:
     """A row as bytes: its key, what is text as JSON, and what is not as it is."""
     facts = {
         **{name: getattr(row, name) for name in ("rank", "source", "shard", "row", "id", "score", "uid", "problem")},
         "turns": [
             [
                 turn.role,
-                [[part.index, part.written] if isinstance(part, ImagePlaceholder) else part for part in turn.content],
+                [piece if isinstance(piece, str) else [piece.index, piece.written] for piece in turn.content],
             ]
             for turn in row.turns
         ],
-        "pictures": [
-            [picture.name, picture.root, picture.uri, picture.copy, picture.data is not None]
-            for picture in row.pictures
-        ],
+        "images": [[image.name, image.root, image.uri, image.copy, image.data is not None] for image in row.images],
         "members": [name for name, _ in row.members],
     }
-    data = [picture.data for picture in row.pictures if picture.data is not None]
+    data = [image.data for image in row.images if image.data is not None]
     blobs = [json.dumps(facts).encode(), *data, *(content for _, content in row.members)]
     framed = [piece for blob in blobs for piece in (_LENGTH.pack(len(blob)), blob)]
     return b"".join([_HEAD.pack(key.to_bytes(16, "big"), len(blobs)), *framed])
 
 
-def from_blobs(blobs: Sequence[bytes]) -> Row:
+def from_blobs(blobs: Sequence[bytes]) -> ExportRow:
     """The row of a frame."""
     facts = json.loads(blobs[0])
     data = iter(blobs[1:])
     turns = [
-        Turn(role, tuple(part if isinstance(part, str) else ImagePlaceholder(part[0], part[1]) for part in parts))
-        for role, parts in facts.pop("turns")
+        Turn(role, tuple(piece if isinstance(piece, str) else ImagePlaceholder(*piece) for piece in content))
+        for role, content in facts.pop("turns")
     ]
-    pictures = [
-        Picture(name, root, uri, copy, next(data) if inside else None)
-        for name, root, uri, copy, inside in facts.pop("pictures")
+    images = [
+        ExportImage(name, root, uri, copy, next(data) if inside else None)
+        for name, root, uri, copy, inside in facts.pop("images")
     ]
     members = [(name, next(data)) for name in facts.pop("members")]
-    return Row(**facts, turns=tuple(turns), pictures=tuple(pictures), members=tuple(members))
+    return ExportRow(**facts, turns=tuple(turns), images=tuple(images), members=tuple(members))

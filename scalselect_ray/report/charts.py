@@ -1,7 +1,7 @@
-"""Charts as numbers in percent of their frame: the page's template draws them as SVG, with its labels as text beside
-it.
+"""Charts as numbers in percent of their frame: the template of the page draws them as SVG, and their labels as text
+beside it.
 
-So a chart takes the width that a screen has and its text stays at its size, in both themes.
+So a chart takes the width that a screen has, and its text keeps its size.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scalselect_ray.console import counted
-from scalselect_ray.report.data import Line, Scores, Spectrum, Tokens
+from scalselect_ray.report.data import Cutoff, Scores, Spectrum, Tokens
 from scalselect_ray.report.words import budget, number, percent, score, tick
 
 
@@ -20,7 +20,7 @@ class Bar:
     x: float
     width: float
     height: float
-    kind: str  # of its colour: chosen, rest
+    kind: str  # names its colour: chosen, rest
     tip: str
 
 
@@ -32,12 +32,12 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """An upright line with a name."""
+    """A value on the x axis, drawn as an upright stroke with a name."""
 
     x: float
     label: str
-    level: int = 0  # labels that would touch stand below each other, and each line ends at its label
-    left: bool = False  # the label stands on the left of the line
+    level: int = 0  # labels that would touch stand below each other, and each mark ends at its label
+    left: bool = False  # the label stands on the left of the mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Tick:
 @dataclass(frozen=True, slots=True)
 class Chart:
     title: str
-    describe: str  # in words, for who cannot see it
+    describe: str  # in words, for people who cannot see it
     x_label: str
     bars: list[Bar] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
@@ -58,28 +58,28 @@ class Chart:
     y_ticks: list[Tick] = field(default_factory=list)
 
 
-def score_chart(scores: Scores, lines: Sequence[Line], source_lines: Mapping[str, float]) -> Chart | None:
-    """The histogram of the scores with the line of each budget, or with quotas the line of each source."""
+def score_chart(scores: Scores, cutoffs: Sequence[Cutoff], source_cutoffs: Mapping[str, float]) -> Chart | None:
+    """The histogram of the scores with the cutoff of each budget, or with quotas the cutoff of each source."""
     if not scores.edges:
         return None
     bins, most = len(scores.scored), max(scores.scored)
     bars = []
-    for place, (count, inside) in enumerate(zip(scores.scored, scores.chosen, strict=True)):
+    for index, (count, inside) in enumerate(zip(scores.scored, scores.chosen, strict=True)):
         where = (
-            f"{score(scores.edges[place])} to {score(scores.edges[place + 1])}: {counted(count, 'sample')}, "
+            f"{score(scores.edges[index])} to {score(scores.edges[index + 1])}: {counted(count, 'sample')}, "
             f"{inside:,} chosen"
         )
         for kind, height in (("rest", count), ("chosen", inside)):
             if height:
-                bars.append(Bar(100 * place / bins, 100 / bins, 100 * height / most, kind, where))
+                bars.append(Bar(100 * index / bins, 100 / bins, 100 * height / most, kind, where))
     low, high = math.log(scores.edges[0]), math.log(scores.edges[-1])
 
     def at(value: float) -> float:
         return min(max(100 * (math.log(value) - low) / (high - low), 0.0), 100.0)
 
-    named = [(f"{budget(line.name)} · {score(line.score)}", line.score) for line in lines if line.score]
-    if source_lines:
-        named = [(f"{name} · {score(value)}", value) for name, value in source_lines.items() if value > 0]
+    named = [(f"{budget(item.name)} · {score(item.score)}", item.score) for item in cutoffs if item.score]
+    if source_cutoffs:
+        named = [(f"{name} · {score(value)}", value) for name, value in source_cutoffs.items() if value > 0]
     labelled = len(named) <= 6
     shown = [(name if labelled else "", value) for name, value in sorted(named, key=lambda item: -item[1])]
     marks = [
@@ -90,7 +90,7 @@ def score_chart(scores: Scores, lines: Sequence[Line], source_lines: Mapping[str
         f"Histogram of {counted(sum(scores.scored), 'score')} from {score(scores.edges[0])} to "
         f"{score(scores.edges[-1])}"
     )
-    describe += "".join(f"; the line of {name}" for name, _ in named[:6])
+    describe += "".join(f"; the cutoff of {name}" for name, _ in named[:6])
     return Chart(
         "Leverage scores", describe, "score, logarithmic", bars, [], marks,
         [Tick(at(value), tick(value)) for value in log_ticks(scores.edges[0], scores.edges[-1])], _counts(most),
@@ -98,22 +98,22 @@ def score_chart(scores: Scores, lines: Sequence[Line], source_lines: Mapping[str
 
 
 def energy_chart(spectrum: Spectrum, others: Sequence[Spectrum] = ()) -> Chart | None:
-    """The share of the energy that the first directions hold, with the cut at k."""
+    """The share of the energy that the first directions hold, with a mark at k."""
     curves = [item for item in (spectrum, *others) if item.k]
     if not curves:
         return None
     last = max(item.directions[-1] for item in curves)
 
-    def line(item: Spectrum) -> str:
+    def curve(item: Spectrum) -> str:
         return " ".join(
-            f"L{100 * place / last:.2f} {100 - 100 * share:.2f}"
-            for place, share in zip(item.directions, item.energy, strict=True)
+            f"L{100 * direction / last:.2f} {100 - 100 * share:.2f}"
+            for direction, share in zip(item.directions, item.energy, strict=True)
         )
 
     kinds = ["a", "b"] if others else ["chosen"]
-    paths = [Path(f"M0 100 {line(item)}", kind) for item, kind in zip(curves, kinds, strict=False)]
+    paths = [Path(f"M0 100 {curve(item)}", kind) for item, kind in zip(curves, kinds, strict=False)]
     if not others:
-        paths.insert(0, Path(f"M0 100 {line(spectrum)} L{100 * spectrum.directions[-1] / last:.2f} 100Z", "area"))
+        paths.insert(0, Path(f"M0 100 {curve(spectrum)} L{100 * spectrum.directions[-1] / last:.2f} 100Z", "area"))
     names = ["A: ", "B: "] if others else [""]
     marks = [
         Mark(100 * item.k / last, f"{name}k = {item.k:,} · {percent(item.captured)}", level, item.k > 0.62 * last)
@@ -130,7 +130,7 @@ def energy_chart(spectrum: Spectrum, others: Sequence[Spectrum] = ()) -> Chart |
 
 
 def token_chart(tokens: Tokens, title: str) -> Chart | None:
-    """All samples as an area, the chosen as a line, each as shares of its own."""
+    """All samples as an area, the chosen ones as an outline, each as shares of its own total."""
     if len(tokens.all_counts) < 2:
         return None
     both = [_share(tokens.all_counts), _share(tokens.chosen_counts)]
@@ -147,7 +147,7 @@ def token_chart(tokens: Tokens, title: str) -> Chart | None:
 
 
 def compared_scores(scores: Sequence[Scores]) -> Chart | None:
-    """The histograms of two runs as outlines, each as shares of its own, on one axis."""
+    """The histograms of two runs as outlines, each as shares of its own total, on one axis."""
     drawn = [(item, kind) for item, kind in zip(scores, "ab", strict=True) if item.edges]
     if not drawn:
         return None
@@ -157,10 +157,10 @@ def compared_scores(scores: Sequence[Scores]) -> Chart | None:
         return 100 * (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))
 
     shares = [np.array(_share(item.scored)) / np.diff(np.log(item.edges)) for item, _ in drawn]
-    most = max(part.max() for part in shares)
+    most = max(heights.max() for heights in shares)
     paths = [
-        Path(steps([at(edge) for edge in item.edges], (100 * part / most).tolist()), kind)
-        for (item, kind), part in zip(drawn, shares, strict=True)
+        Path(steps([at(edge) for edge in item.edges], (100 * heights / most).tolist()), kind)
+        for (item, kind), heights in zip(drawn, shares, strict=True)
     ]
     ticks = [Tick(at(value), tick(value)) for value in log_ticks(low, high)]
     return Chart(
@@ -177,21 +177,21 @@ def compared_scores(scores: Sequence[Scores]) -> Chart | None:
 
 def steps(edges: Sequence[float], heights: Sequence[float]) -> str:
     """The outline of a histogram."""
-    parts = [f"M{edges[0]:.2f} 100"]
+    pieces = [f"M{edges[0]:.2f} 100"]
     for start, stop, height in zip(edges, edges[1:], heights, strict=False):
-        parts.append(f"L{start:.2f} {100 - height:.2f} L{stop:.2f} {100 - height:.2f}")
-    return " ".join([*parts, f"L{edges[-1]:.2f} 100"])
+        pieces.append(f"L{start:.2f} {100 - height:.2f} L{stop:.2f} {100 - height:.2f}")
+    return " ".join([*pieces, f"L{edges[-1]:.2f} 100"])
 
 
 def linear_ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round values in [low, high]."""
     step = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(step * factor for factor in (1, 2, 5, 10, 20) if (high - low) / (step * factor) <= most)
-    return [step * place for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return [step * count for count in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round values in [low, high], apart by about equal factors."""
+    """Round values in [low, high], with about equal factors between them."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 4, 6, 8), (1, 2, 5), (1, 3), (1,)):
         ticks = [

@@ -1,4 +1,4 @@
-"""How one run's selection differs from another's: tasks over parts, the driver sees counts."""
+"""How one run's selection differs from another's: tasks over part files, the driver sees counts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,10 +20,8 @@ from scalselect_ray.store.subspace import read_subspace
 from scalselect_ray.store.tables import read_part
 from scalselect_ray.subspace import principal_angles
 
-_TASK_ROWS, _MOST_TASKS = (
-    1_000_000,
-    64,
-)  # chosen samples of each run that one task compares; more where there would be too many tasks
+_TASK_ROWS, _MOST_TASKS = 1_000_000, 64  # chosen samples of each run that one task compares; more where there would be
+# more tasks than this
 
 
 def compare(run: RunFolder, previous: RunFolder, chosen: int) -> Change | None:

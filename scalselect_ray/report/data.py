@@ -1,8 +1,8 @@
-"""What a report says, in numbers: what one task makes of one part of a run, how parts are put together, and the summary
-they make.
+"""What a report says, in numbers: what one task makes of one part file of a run, how these are put together, and the
+summary they make.
 
-Nothing here grows with the number of samples: parts become counts in bins and a few rows, chosen alike whatever the
-parts are."""
+Nothing here grows with the number of samples: part files become counts in bins and a few rows, which are the same
+however the run is cut into part files."""
 
 import hashlib
 import math
@@ -19,14 +19,14 @@ from scalselect_ray.store.record import RunRecord
 from scalselect_ray.store.tables import Key
 
 TOKEN_COLUMNS = ("num_tokens", "num_vision_tokens", "num_attended_tokens")
-_STEPS = 32  # bins of a score count per doubling of the score
+_STEPS = 32  # bins of a count of scores for each doubling of the score
 _ZERO = -(1 << 30)  # the bin of the score 0
 _BINS = 72  # of a drawn histogram, at most
 _TAIL = 0.001  # share of the scores that may lie left of a drawn histogram
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SampleRow:
     """One sample of the table."""
 
     key: Key
@@ -49,12 +49,12 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """Where a budget ends."""
+class Cutoff:
+    """Where a budget ends in the ranking."""
 
     name: str  # the budget as the config gives it
     count: int
-    score: float | None  # of the last sample inside; None: nothing is
+    score: float | None  # of the last chosen sample; None: there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class RejectExample:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class Thumbnail:
     """A thumbnail, and what is drawn over it."""
 
     image: str  # data URI
@@ -118,9 +118,9 @@ class Picture:
 class Card:
     """One sample of a gallery."""
 
-    row: Row
+    row: SampleRow
     turns: list[tuple[str, str]] = field(default_factory=list)  # role, text
-    pictures: list[Picture] = field(default_factory=list)
+    pictures: list[Thumbnail] = field(default_factory=list)
     left_out: int = 0  # pictures that are not shown
     note: str | None = None  # why something is not shown
 
@@ -132,36 +132,36 @@ class Report:
     record: RunRecord
     config: str  # YAML, as kept with the run
     scores: Scores
-    lines: list[Line]
-    source_lines: dict[str, float]  # the lowest chosen score of each source
+    cutoffs: list[Cutoff]
+    source_cutoffs: dict[str, float]  # the lowest chosen score of each source
     quotas: dict[str, str]  # the bounds of a source in words, where it has any
     spectrum: Spectrum
     tokens: list[Tokens]
     tokens_of: int  # samples that the token counts are of
     rejects: list[RejectExample]
-    rows: list[Row]
+    rows: list[SampleRow]
     galleries: dict[str, list[Card]] = field(default_factory=dict)
 
 
 class Limits(NamedTuple):
-    """Rows of each kind in the table."""
+    """How many rows of each kind stand in the table."""
 
     best: int = 60
-    line: int = 30  # on each side
+    cutoff: int = 30  # on each side of the cutoff
     worst: int = 40
     random: int = 240
 
     def of(self, count: int) -> "Limits":
         """As many rows of each kind as a corpus of so many samples has use for: the random ones alone are all of a
         small one."""
-        small = min(1.0, count / (self.best + 2 * self.line + self.worst + self.random))
-        best, line, worst = (math.ceil(limit * small) for limit in (self.best, self.line, self.worst))
-        return Limits(best, line, worst, self.random)
+        small = min(1.0, count / (self.best + 2 * self.cutoff + self.worst + self.random))
+        best, cutoff, worst = (math.ceil(limit * small) for limit in (self.best, self.cutoff, self.worst))
+        return Limits(best, cutoff, worst, self.random)
 
 
 @dataclass
 class Strata:
-    """The rows that the table is made of, from the parts of the scores in any order."""
+    """The rows that the table is made of, from the part files of the scores in any order."""
 
     limits: Limits
     tables: dict[str, pa.Table] = field(default_factory=dict)
@@ -174,41 +174,41 @@ class Strata:
     def limit(self, name: str) -> int:
         return {
             "best": self.limits.best,
-            "below": 4 * self.limits.line,
+            "below": 4 * self.limits.cutoff,
             "worst": self.limits.worst,
             "random": self.limits.random,
         }[name]
 
 
-def strata_of(table: pa.Table, part: int, lines: Mapping[str, float], limits: Limits) -> dict[str, pa.Table]:
-    """The rows of one part of the scores that may come into the table. `lines` is the lowest chosen score of each
-    source."""
+def strata_of(table: pa.Table, part: int, cutoffs: Mapping[str, float], limits: Limits) -> dict[str, pa.Table]:
+    """The rows of part file `part` of the scores that may come into the table, by stratum. `cutoffs` is the lowest
+    chosen score of each source."""
     score = table["score"].to_numpy()
     table = table.append_column("part", pa.array(np.full(len(table), part))).append_column(
-        "at", pa.array(np.arange(len(table)))
+        "index", pa.array(np.arange(len(table)))
     )
-    table = table.append_column("dice", pa.array(_dice(table)))
-    line = np.array([lines.get(source, math.inf) for source in table["source"].to_pylist()])
+    table = table.append_column("draw", pa.array(_draws(table)))
+    cutoff = np.array([cutoffs.get(source, math.inf) for source in table["source"].to_pylist()])
     strata = Strata(limits)
-    strata.add({"best": table, "worst": table, "random": table, "below": table.filter(pa.array(score <= line))})
+    strata.add({"best": table, "worst": table, "random": table, "below": table.filter(pa.array(score <= cutoff))})
     return strata.tables
 
 
 def _order(name: str, table: pa.Table) -> np.ndarray:
-    """Indices of the rows of a stratum, the one wanted most first. Ties at the line: the last rows are those that were
-    not taken."""
-    score, part, at, dice = (table[column].to_numpy() for column in ("score", "part", "at", "dice"))
+    """Indices of the rows of a stratum, the one wanted most first. Of samples that tie at the cutoff the
+    last ones are those that were not chosen."""
+    score, part, index, draw = (table[column].to_numpy() for column in ("score", "part", "index", "draw"))
     keys = {
-        "best": (at, part, -score),
-        "worst": (-at, -part, score),
-        "below": (-at, -part, -score),
-        "random": (at, part, dice),
+        "best": (index, part, -score),
+        "worst": (-index, -part, score),
+        "below": (-index, -part, -score),
+        "random": (index, part, draw),
     }
     return np.lexsort(keys[name])
 
 
-def _dice(table: pa.Table) -> np.ndarray:
-    """A number that only depends on the sample's key."""
+def _draws(table: pa.Table) -> np.ndarray:
+    """A number that depends on the key of the sample alone."""
     keys = zip(*(table[name].to_pylist() for name in Key._fields), strict=True)
     return np.array(
         [int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big") for key in keys],
@@ -234,12 +234,13 @@ def count_scores(scores_N: np.ndarray) -> Counter[int]:
 
 
 def score_histogram(scored: Counter[int], chosen: Counter[int]) -> Scores:
-    """The counts of all parts as a histogram of about 64 bins. A thin tail of tiny scores is counted beside it."""
-    bins = sorted(place for place in scored if place != _ZERO)
+    """The counts of all part files as a histogram of 36 to 72 bins where scores spread so far. A thin tail of tiny
+    scores is counted beside it."""
+    bins = sorted(step for step in scored if step != _ZERO)
     if not bins:
         return Scores([], [], [], scored[_ZERO], 0)
-    allowed, first = _TAIL * sum(scored[place] for place in bins), 0
-    while first < len(bins) - 1 and sum(scored[place] for place in bins[: first + 1]) <= allowed:
+    allowed, first = _TAIL * sum(scored[step] for step in bins), 0
+    while first < len(bins) - 1 and sum(scored[step] for step in bins[: first + 1]) <= allowed:
         first += 1
     width = 1
     while (bins[-1] - bins[first] + 1) / width > _BINS:
@@ -248,12 +249,12 @@ def score_histogram(scored: Counter[int], chosen: Counter[int]) -> Scores:
 
     def merged(counts: Counter[int]) -> list[int]:
         totals = Counter[int]()
-        for place, count in counts.items():
-            totals[place // width] += count
-        return [totals[place] for place in range(start, stop)]
+        for step, count in counts.items():
+            totals[step // width] += count
+        return [totals[index] for index in range(start, stop)]
 
-    edges = [2.0 ** (place * width / _STEPS) for place in range(start, stop + 1)]
-    below = sum(count for place, count in scored.items() if place != _ZERO and place // width < start)
+    edges = [2.0 ** (index * width / _STEPS) for index in range(start, stop + 1)]
+    below = sum(count for step, count in scored.items() if step != _ZERO and step // width < start)
     return Scores(edges, merged(scored), merged(chosen), scored[_ZERO], below)
 
 
@@ -264,9 +265,9 @@ def spectrum_of(singular_values_D: np.ndarray, k: int) -> Spectrum:
     share_D = np.cumsum(energy_D) / total if total else np.zeros(len(energy_D))
     dim = len(share_D)
     last = min(dim, max(3 * k, 24))
-    places = sorted({*np.linspace(1, last, 200).round().astype(int).tolist(), *([k] if k else [])}) if dim else []
+    shown = sorted({*np.linspace(1, last, 200).round().astype(int).tolist(), *([k] if k else [])}) if dim else []
     captured = float(share_D[k - 1]) if k else 0.0
-    return Spectrum([int(place) for place in places], [float(share_D[place - 1]) for place in places], k, dim, captured)
+    return Spectrum(shown, [float(share_D[count - 1]) for count in shown], k, dim, captured)
 
 
 def token_statistics(table: pa.Table, chosen_N: np.ndarray) -> list[Tokens]:
@@ -299,7 +300,7 @@ def _quantiles(values: np.ndarray) -> Quantiles:
 
 
 def evenly(items: Sequence[Any], most: int) -> list[Any]:
-    """At most so many of the items, spread evenly over them."""
+    """At most `most` of the items, spread evenly over them."""
     if len(items) <= most:
         return list(items)
-    return [items[place * len(items) // most] for place in range(most)]
+    return [items[index * len(items) // most] for index in range(most)]

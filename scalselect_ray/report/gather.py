@@ -1,4 +1,5 @@
-"""A finished run to the numbers and pictures of its report: tasks over parts, the driver sees counts and a few rows."""
+"""A finished run to the numbers and pictures of its report: tasks over part files, the driver sees
+counts and a few rows."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,11 @@ from scalselect_ray.errors import ScalSelectError
 from scalselect_ray.io import storage
 from scalselect_ray.report.data import (
     TOKEN_COLUMNS,
+    Cutoff,
     Limits,
-    Line,
     RejectExample,
     Report,
-    Row,
+    SampleRow,
     Strata,
     count_scores,
     evenly,
@@ -39,10 +40,10 @@ from scalselect_ray.store.record import RunRecord
 from scalselect_ray.store.subspace import read_spectrum
 from scalselect_ray.store.tables import Key, read_batches, read_part
 
-_STAT_SLICES = 256  # whose token counts are read: their rows stand for the corpus
+_STAT_SLICES = 256  # the token counts of so many slices are read: they stand for the corpus
 _STAT_ROWS = 256  # of one slice
 _SLICES_A_TASK = 16
-_EXAMPLES = 3  # of each reason
+_EXAMPLES = 3  # rejects shown of each reason
 
 
 def gather(output: Output, record: RunRecord, limits: Limits = Limits()) -> Report:  # noqa: B008
@@ -51,9 +52,9 @@ def gather(output: Output, record: RunRecord, limits: Limits = Limits()) -> Repo
     folder = output.run(record.run_id)
     limits = limits.of(record.scored)
     config = storage.read_bytes(folder.config).decode()
-    chosen = _chosen(folder, sorted({*record.budgets.values(), record.chosen}), limits.line)
-    lines = dict.fromkeys(record.sources, min(chosen.lowest.values(), default=float("inf"))) | chosen.lowest
-    scored = _scored(folder, lines, limits)
+    chosen = _chosen(folder, sorted({*record.budgets.values(), record.chosen}), limits.cutoff)
+    cutoffs = dict.fromkeys(record.sources, min(chosen.lowest.values(), default=float("inf"))) | chosen.lowest
+    scored = _scored(folder, cutoffs, limits)
 
     files = _Files(FeatureStore(output, record.extractor), read_files(folder))
     stats, tokens = files.tokens([row.key for row in scored.rows(chosen.last)])
@@ -64,16 +65,16 @@ def gather(output: Output, record: RunRecord, limits: Limits = Limits()) -> Repo
     ranks = _ranks(folder, keys)
     rows = [
         replace(row, rank=ranks.get(row.key), tokens=tokens.get(row.key))
-        for row in scored.rows(chosen.last, ranks, limits.line)
+        for row in scored.rows(chosen.last, ranks, limits.cutoff)
     ]
     report = Report(
         record=record,
         config=config,
         scores=score_histogram(scored.counts, chosen.counts),
-        lines=[
-            Line(name, count, chosen.at_rank.get(min(count, record.chosen))) for name, count in record.budgets.items()
+        cutoffs=[
+            Cutoff(name, count, chosen.at_rank.get(min(count, record.chosen))) for name, count in record.budgets.items()
         ],
-        source_lines=chosen.lowest,
+        source_cutoffs=chosen.lowest,
         quotas=_quotas(config),
         spectrum=spectrum_of(read_spectrum(folder.subspace), record.k),
         tokens=token_statistics(
@@ -90,7 +91,7 @@ def _quotas(config: str) -> dict[str, str]:
     """The bounds of each source that has any."""
     try:
         bounds = parse_config(config).selection.per_source
-    except ScalSelectError:  # a copy without its secrets need not be usable
+    except ScalSelectError:  # the kept config lacks secrets, and need not be usable
         return {}
     return {
         name: ", ".join(
@@ -101,8 +102,8 @@ def _quotas(config: str) -> dict[str, str]:
 
 
 @dataclass
-class _Chosen:
-    """What the manifest tells."""
+class _ManifestSummary:
+    """What the manifest tells, text-only samples apart."""
 
     counts: Counter[int]
     lowest: dict[str, float]  # score by source
@@ -110,26 +111,26 @@ class _Chosen:
     last: pa.Table  # the last rows in rank order
 
 
-def _chosen(folder: RunFolder, ranks: list[int], last: int) -> _Chosen:
-    found = _Chosen(Counter(), {}, {}, pa.table({}))
+def _chosen(folder: RunFolder, ranks: list[int], last: int) -> _ManifestSummary:
+    found = _ManifestSummary(Counter(), {}, {}, pa.table({}))
     for _, ref in completed(_manifest_part, [(uri, ranks, last) for uri in folder.parts("manifest")]):
-        part: _Chosen = ray.get(ref)
-        found.counts += part.counts
-        found.at_rank |= part.at_rank
-        for source, score in part.lowest.items():
+        summary: _ManifestSummary = ray.get(ref)
+        found.counts += summary.counts
+        found.at_rank |= summary.at_rank
+        for source, score in summary.lowest.items():
             found.lowest[source] = min(score, found.lowest.get(source, score))
-        tail = pa.concat_tables([found.last, part.last]) if found.last.num_columns else part.last
+        tail = pa.concat_tables([found.last, summary.last]) if found.last.num_columns else summary.last
         found.last = tail.sort_by("rank").slice(max(0, len(tail) - last))
     return found
 
 
 @ray.remote
-def _manifest_part(uri: str, ranks: list[int], last: int) -> _Chosen:
+def _manifest_part(uri: str, ranks: list[int], last: int) -> _ManifestSummary:
     table = read_part(uri)
     table = table.filter(pc.is_valid(table["score"]))  # text-only samples have none
     lowest = table.group_by("source").aggregate([("score", "min")])
     at_rank = table.filter(pc.is_in(table["rank"], value_set=pa.array(ranks, pa.int64())))
-    return _Chosen(
+    return _ManifestSummary(
         count_scores(table["score"].to_numpy()),
         dict(zip(lowest["source"].to_pylist(), lowest["score_min"].to_pylist(), strict=True)),
         dict(zip(at_rank["rank"].to_pylist(), at_rank["score"].to_pylist(), strict=True)),
@@ -138,37 +139,38 @@ def _manifest_part(uri: str, ranks: list[int], last: int) -> _Chosen:
 
 
 @dataclass
-class _Scored:
-    """What the scores tell."""
+class _ScoreSummary:
+    """What the scores tell: their histogram, the rows for the table, the files they are of."""
 
     counts: Counter[int]
     strata: Strata
     files: set[tuple[str, str]]  # (source, shard)
 
-    def rows(self, last: pa.Table, ranks: Mapping[Key, int] | None = None, line: int = 0) -> list[Row]:
-        """The rows of the table, each once. With `ranks`, what is chosen is no row just outside the line."""
+    def rows(self, last: pa.Table, ranks: Mapping[Key, int] | None = None, outside: int = 0) -> list[SampleRow]:
+        """The rows of the table, each once. With `ranks`, no chosen sample stands just outside the cutoff, and at
+        most `outside` others do."""
         named = {"best": "best", "last": "just in", "below": "just out", "worst": "worst", "random": "random"}
-        rows: dict[Key, Row] = {}
+        rows: dict[Key, SampleRow] = {}
         for name, stratum in named.items():
             table = last if name == "last" else self.strata.tables.get(name)
             if table is None or not table.num_columns:
                 continue
             columns = (*Key._fields, "id", "score")
             found = [
-                Row(Key(*key), name, score, stratum)
+                SampleRow(Key(*key), name, score, stratum)
                 for *key, name, score in zip(*(table[column].to_pylist() for column in columns), strict=True)
             ]
             if stratum == "just out" and ranks is not None:
-                found = [row for row in found if row.key not in ranks][:line]
+                found = [row for row in found if row.key not in ranks][:outside]
             for row in found:
                 rows.setdefault(row.key, row)
         return list(rows.values())
 
 
-def _scored(folder: RunFolder, lines: Mapping[str, float], limits: Limits) -> _Scored:
-    found = _Scored(Counter(), Strata(limits), set())
+def _scored(folder: RunFolder, cutoffs: Mapping[str, float], limits: Limits) -> _ScoreSummary:
+    found = _ScoreSummary(Counter(), Strata(limits), set())
     parts = enumerate(folder.parts("scores"))
-    for _, ref in completed(_score_part, [(uri, place, lines, limits) for place, uri in parts]):
+    for _, ref in completed(_score_part, [(uri, part, cutoffs, limits) for part, uri in parts]):
         counts, strata, files = ray.get(ref)
         found.counts += counts
         found.strata.add(strata)
@@ -178,20 +180,20 @@ def _scored(folder: RunFolder, lines: Mapping[str, float], limits: Limits) -> _S
 
 @ray.remote
 def _score_part(
-    uri: str, place: int, lines: Mapping[str, float], limits: Limits
+    uri: str, part: int, cutoffs: Mapping[str, float], limits: Limits
 ) -> tuple[Counter[int], dict[str, pa.Table], list[Any]]:
     table = read_part(uri)
     files = table.group_by(["source", "shard"]).aggregate([])
     pairs = list(zip(files["source"].to_pylist(), files["shard"].to_pylist(), strict=True))
-    return count_scores(table["score"].to_numpy()), strata_of(table, place, lines, limits), pairs
+    return count_scores(table["score"].to_numpy()), strata_of(table, part, cutoffs, limits), pairs
 
 
 def _ranks(folder: RunFolder, keys: Sequence[Any]) -> dict[Key, int]:
     """The rank of each of the keys that is in the manifest."""
     ranks: dict[Key, int] = {}
-    wanted = ray.put(pa.table({name: [key[place] for key in keys] for place, name in enumerate(Key._fields)}, _KEYS))
+    wanted = ray.put(pa.table({name: [key[index] for key in keys] for index, name in enumerate(Key._fields)}, _KEYS))
     for _, ref in completed(_ranks_in, [(uri, wanted) for uri in folder.parts("manifest")]):
-        ranks.update((Key(*keys[place]), rank) for place, rank in ray.get(ref))
+        ranks.update((Key(*keys[index]), rank) for index, rank in ray.get(ref))
     return ranks
 
 
@@ -201,8 +203,8 @@ _KEYS = pa.schema([("source", pa.string()), ("shard", pa.string()), ("row", pa.i
 @ray.remote
 def _ranks_in(uri: str, wanted: pa.Table) -> list[tuple[int, int]]:
     table = read_part(uri, [*Key._fields, "rank"])
-    place = pc.index_in(keys_of(wanted), value_set=keys_of(table))
-    return [(index, table["rank"][found].as_py()) for index, found in enumerate(place.to_pylist()) if found is not None]
+    at = pc.index_in(keys_of(wanted), value_set=keys_of(table))
+    return [(index, table["rank"][found].as_py()) for index, found in enumerate(at.to_pylist()) if found is not None]
 
 
 class _Files:
@@ -233,8 +235,8 @@ class _Files:
         tables = [schema.empty_table()] * len(chunks)
         found: dict[Key, tuple[int, ...]] = {}
         tasks = [(self._store, [(item, item in spread, wanted.get(item, [])) for item in chunk]) for chunk in chunks]
-        for place, ref in completed(_tokens_of, tasks):
-            tables[place], rows = ray.get(ref)
+        for index, ref in completed(_tokens_of, tasks):
+            tables[index], rows = ray.get(ref)
             found.update((Key(*row[:3]), tuple(row[3:])) for row in rows)
         return pa.concat_tables([schema.empty_table(), *tables]), found
 
@@ -260,7 +262,7 @@ def _tokens_of(
 
 @ray.remote
 def _reject_examples(uri: str) -> list[RejectExample]:
-    """The first few of each reason."""
+    """The first few rejects of each reason."""
     found: dict[str, list[RejectExample]] = {}
     for table in read_batches(uri, ["reason", "shard", "row", "id", "message"]):
         for reason in table["reason"].unique().to_pylist():

@@ -1,4 +1,4 @@
-"""The page: one file with everything in it, that asks the network for nothing and runs no script but its own."""
+"""The page: one file that holds everything, asks the network for nothing and runs no script but its own."""
 
 import base64
 import difflib
@@ -19,7 +19,7 @@ from scalselect_ray.store.record import Change
 MAX_BYTES = 5_000_000
 _PICTURE_BYTES = 2_800_000  # of all pictures of a page
 _MAX_SOURCES = 200
-TITLES = {"best": "Best", "just in": "Just inside the line", "just out": "Just outside", "worst": "Lowest"}
+TITLES = {"best": "Best", "just in": "Just inside the cutoff", "just out": "Just outside the cutoff", "worst": "Lowest"}
 TOKENS = {"num_tokens": "Tokens", "num_vision_tokens": "Vision tokens", "num_attended_tokens": "Attended vision tokens"}
 
 
@@ -29,7 +29,7 @@ def render(report: Report) -> bytes:
 
 
 def render_comparison(a: Report, b: Report, change: Change) -> bytes:
-    """Two runs side by side; `change` is what `compare` says of the way from A to B."""
+    """Two runs side by side; `change` is what `compare` answers for A as the previous run and B as the run."""
     differences = difflib.unified_diff(a.config.splitlines(), b.config.splitlines(), "A", "B", n=1, lineterm="")
 
     def page(room: int) -> bytes:
@@ -68,19 +68,19 @@ def _within(galleries: Mapping[str, Sequence[Card]], room: int) -> dict[str, lis
     left = room
     kept: dict[tuple[str, int], Card] = {}
     for cards in itertools.zip_longest(
-        *([(name, place, card) for place, card in enumerate(cards)] for name, cards in galleries.items())
+        *([(name, index, card) for index, card in enumerate(cards)] for name, cards in galleries.items())
     ):
-        for name, place, card in filter(None, cards):
+        for name, index, card in filter(None, cards):
             pictures = []
             for picture in card.pictures:
                 size = len(picture.image) + len(picture.overlay or "")
                 if size <= left:
                     left -= size
                     pictures.append(picture)
-            kept[name, place] = replace(
+            kept[name, index] = replace(
                 card, pictures=pictures, left_out=card.left_out + len(card.pictures) - len(pictures)
             )
-    return {name: [kept[name, place] for place in range(len(cards))] for name, cards in galleries.items()}
+    return {name: [kept[name, index] for index in range(len(cards))] for name, cards in galleries.items()}
 
 
 def _page(report: Report) -> bytes:
@@ -91,7 +91,7 @@ def _page(report: Report) -> bytes:
         report=report,
         record=record,
         titles=TITLES,
-        scores=charts.score_chart(report.scores, report.lines, report.source_lines if report.quotas else {}),
+        scores=charts.score_chart(report.scores, report.cutoffs, report.source_cutoffs if report.quotas else {}),
         energy=charts.energy_chart(report.spectrum),
         tokens=[(TOKENS[item.name], item, charts.token_chart(item, TOKENS[item.name])) for item in report.tokens],
         sources=sources[:_MAX_SOURCES],

@@ -14,18 +14,20 @@ from scalselect_ray.corpus import CorpusFile, Reject, Sample, SampleRejectedErro
 from scalselect_ray.corpus.formats import UnreadableFileError
 from scalselect_ray.errors import ScalSelectError
 from scalselect_ray.io import storage
-from scalselect_ray.report.data import Card, Picture, Row
-from scalselect_ray.report.gallery import MAX_PICTURES, draw_overlay, picture_of, turns_of
+from scalselect_ray.report.data import Card, SampleRow, Thumbnail
+from scalselect_ray.report.gallery import MAX_PICTURES, draw_overlay, thumbnail_of, turns_of
 from scalselect_ray.store.tables import Key
 
-_SECONDS_TO_READ, _SECONDS_TO_DRAW = 90.0, 240.0  # after which a report goes without
-_SHOWN = {"best": 8, "just in": 4, "just out": 4, "worst": 8}  # cards by stratum
+_SECONDS_TO_READ, _SECONDS_TO_DRAW = 90.0, 240.0  # a report waits so long, and then goes without
+_SHOWN = {"best": 8, "just in": 4, "just out": 4, "worst": 8}  # how many cards of each stratum
 
 
-def show(config_text: str, rows: Sequence[Row], file_keys: Mapping[tuple[str, str], str]) -> dict[str, list[Card]]:
-    """Cards of a few of the rows, by stratum. `file_keys` is what the corpus files were for the run, by (source,
-    shard)."""
-    shown: dict[str, list[Row]] = {}
+def show(
+    config_text: str, rows: Sequence[SampleRow], file_keys: Mapping[tuple[str, str], str]
+) -> dict[str, list[Card]]:
+    """Cards of a few of the rows, by stratum. `file_keys` are the keys of the corpus files that the run read, by
+    (source, shard)."""
+    shown: dict[str, list[SampleRow]] = {}
     for stratum, most in _SHOWN.items():
         some = [row for row in rows if row.stratum == stratum]
         shown[stratum] = some[-most:] if stratum == "just in" else some[:most]
@@ -33,7 +35,7 @@ def show(config_text: str, rows: Sequence[Row], file_keys: Mapping[tuple[str, st
     return {stratum: [cards[row.key] for row in some] for stratum, some in shown.items() if some}
 
 
-def _cards(config_text: str, rows: Sequence[Row], file_keys: Mapping[tuple[str, str], str]) -> dict[Key, Card]:
+def _cards(config_text: str, rows: Sequence[SampleRow], file_keys: Mapping[tuple[str, str], str]) -> dict[Key, Card]:
     """What cannot be had in time, or at all, is missing from a card, which says so."""
     cards = {row.key: Card(row, note="not read: the report did not wait longer") for row in rows}
     try:
@@ -45,10 +47,10 @@ def _cards(config_text: str, rows: Sequence[Row], file_keys: Mapping[tuple[str, 
         }
     now = {(file.source, storage.redact(file.file.uri)): file for file in listed}
     reading: dict[Any, list[Key]] = {}
-    for place in sorted({key[:2] for key in cards}):
-        keys = [key for key in cards if key[:2] == place]
-        file = now.get(place)
-        if file is None or file_keys.get(place, file.key) != file.key:
+    for shard in sorted({key[:2] for key in cards}):
+        keys = [key for key in cards if key[:2] == shard]
+        file = now.get(shard)
+        if file is None or file_keys.get(shard, file.key) != file.key:
             note = "its file has changed since the run" if file else "its file is no longer in the corpus"
             cards |= {key: replace(cards[key], note=note) for key in keys}
             continue
@@ -73,7 +75,7 @@ def _cards(config_text: str, rows: Sequence[Row], file_keys: Mapping[tuple[str, 
 
 
 def _in_time(ref: Any, otherwise: Any) -> Any:
-    """What a task answers, if it has answered and is well."""
+    """What a task returned; `otherwise` where it has not ended or has failed."""
     ready, late = ray.wait([ref], timeout=0)
     for other in late:
         ray.cancel(other, force=True)
@@ -114,14 +116,14 @@ def _thumbnails(samples: dict[int, Sample | str]) -> dict[int, dict[str, Any]]:
         if isinstance(sample, str):
             found[row] = {"note": sample}
             continue
-        pictures: list[Picture] = []
+        pictures: list[Thumbnail] = []
         note = None
         for image in sample.images[:MAX_PICTURES]:
             try:
-                pictures.append(picture_of(load_image(image)))
+                pictures.append(thumbnail_of(load_image(image)))
             except (SampleRejectedError, ScalSelectError) as error:
                 note = _short(f"a picture cannot be shown: {error}")
-                break  # the overlays of those behind it would be another picture's
+                break  # the overlays of the pictures after it would be drawn over others
         left_out = len(sample.images) - len(pictures)
         found[row] = {"turns": turns_of(sample), "pictures": pictures, "left_out": left_out, "note": note}
     return found
@@ -133,7 +135,7 @@ def _overlays(config: JobConfig, *files: dict[int, Sample | str]) -> list[dict[i
     from scalselect_ray.vlm.representer import (
         make_extractor,
         make_preparer,
-    )  # here: torch takes seconds, in each worker that merely counts
+    )  # imported here: torch takes seconds in every worker
 
     try:
         prepare, extractor = make_preparer(config.extractor), make_extractor(config.extractor)
@@ -157,7 +159,7 @@ def _overlays_of(sample: Sample, prepare: Any, extractor: Any) -> list[dict[str,
         return _short(f"the attention is not drawn: {error}")
     return [
         draw_overlay(item) for item in maps
-    ] or "the attention is not drawn: this model sees each place in several crops"
+    ] or "the attention is not drawn: this model sees each place of a picture in several crops"
 
 
 def _short(text: str) -> str:

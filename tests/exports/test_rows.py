@@ -9,24 +9,32 @@ from PIL import Image
 from scalselect_ray.corpus import ImagePlaceholder, Turn, normalise, resolver
 from scalselect_ray.errors import ConfigError
 from scalselect_ray.exports import FORMATS
-from scalselect_ray.exports.base import NotExportableError, Part, Picture, Places, Row, common_folder, text_of
+from scalselect_ray.exports.base import (
+    ExportImage,
+    ExportRow,
+    ImagePaths,
+    NotExportableError,
+    PartReport,
+    common_folder,
+    text_of,
+)
 from scalselect_ray.exports.formats.datacomp import key_of
 from scalselect_ray.exports.formats.energon import escaped
 from scalselect_ray.exports.rows import suffix_of
 
 
-def row(*turns: tuple[str, str], images: int = 1, **more: object) -> Row:
+def row(*turns: tuple[str, str], images: int = 1, **more: object) -> ExportRow:
     made = normalise(
         0,
         {"messages": [{"role": role, "content": text} for role, text in turns]} | {"images": ["a.png"] * images},
         resolver("/r"),
         True,
     )
-    pictures = tuple(Picture(image.name, "/r", image.uri) for image in made.images)
-    return Row(1, "s", "/c/x.json", 7, "an id", 0.5, turns=made.turns, pictures=pictures, **more)
+    kept = tuple(ExportImage(image.name, "/r", image.uri) for image in made.images)
+    return ExportRow(1, "s", "/c/x.json", 7, "an id", 0.5, turns=made.turns, images=kept, **more)
 
 
-PART = Part(Places("/out", "/r", sole_root=True))
+REPORT = PartReport(ImagePaths("/out", "/r", sole_root=True))
 
 
 @pytest.mark.parametrize(
@@ -103,9 +111,9 @@ def test_a_placeholder_in_an_answer_is_text_where_only_questions_are_searched(na
 
 def test_internvl_adds_a_placeholder_to_rows_with_one_path_unless_it_is_a_list():
     to_row = FORMATS["internvl"].row
-    assert to_row(row(Q, A), PART)["image"] == "a.png"
-    assert to_row(row(("system", "S"), Q, A), PART)["image"] == ["a.png"]
-    assert to_row(row(("user", "Q"), A, ("user", "<image>Q"), A), PART)["image"] == ["a.png"]
+    assert to_row(row(Q, A), REPORT)["image"] == "a.png"
+    assert to_row(row(("system", "S"), Q, A), REPORT)["image"] == ["a.png"]
+    assert to_row(row(("user", "Q"), A, ("user", "<image>Q"), A), REPORT)["image"] == ["a.png"]
 
 
 def test_system_turns_go_where_the_trainer_knows_them_and_are_missed_elsewhere():
@@ -115,17 +123,20 @@ def test_system_turns_go_where_the_trainer_knows_them_and_are_missed_elsewhere()
         ("qwen-vl", ["human", "gpt"]),
         ("internvl", ["system", "human", "gpt"]),
     ):
-        part = Part(PART.places)
-        assert [turn["from"] for turn in FORMATS[name].row(made, part)["conversations"]] == roles
-        assert sum(part.notes.values()) == (len(roles) == 2)
+        report = PartReport(REPORT.paths)
+        assert [turn["from"] for turn in FORMATS[name].row(made, report)["conversations"]] == roles
+        assert sum(report.notes.values()) == (len(roles) == 2)
 
 
 def test_paths_are_the_rows_own_below_the_one_image_root():
-    picture = Picture("a/b.png", "/r", "/r/a/b.png")
-    assert Places("/out", "/r", sole_root=True).path(picture) == "a/b.png"
-    assert Places("/out", "/r", sole_root=True).path(Picture("./a//b.png", "/r", "/r/a/b.png")) == "a/b.png"
-    assert Places("/r/out", "/", sole_root=False).path(picture) == "r/a/b.png"
-    assert Places("s3://b/out", "s3://b", sole_root=False).path(Picture("x", copy="images/0.png")) == "out/images/0.png"
+    image = ExportImage("a/b.png", "/r", "/r/a/b.png")
+    assert ImagePaths("/out", "/r", sole_root=True).of(image) == "a/b.png"
+    assert ImagePaths("/out", "/r", sole_root=True).of(ExportImage("./a//b.png", "/r", "/r/a/b.png")) == "a/b.png"
+    assert ImagePaths("/r/out", "/", sole_root=False).of(image) == "r/a/b.png"
+    assert (
+        ImagePaths("s3://b/out", "s3://b", sole_root=False).of(ExportImage("x", copy="images/0.png"))
+        == "out/images/0.png"
+    )
 
 
 def test_the_common_folder():
@@ -138,12 +149,12 @@ def test_the_common_folder():
 
 def test_datacomp_keys_are_the_rows_own_or_a_hash_of_its_place():
     uid = "139e4a9b22a614771f06c700a8ebe150"
-    plain = Row(1, "s", "/c/x.json", 7, "an id", 0.5)
-    assert key_of(Row(1, "s", "/c/x.json", 7, 5, 0.5, uid=uid)) == (int(uid, 16), True)
-    assert key_of(Row(1, "s", "/c/x.json", 7, uid.upper(), 0.5)) == (int(uid, 16), True)
-    assert key_of(plain) == key_of(Row(9, "s", "/c/x.json", 7, None, None))
+    plain = ExportRow(1, "s", "/c/x.json", 7, "an id", 0.5)
+    assert key_of(ExportRow(1, "s", "/c/x.json", 7, 5, 0.5, uid=uid)) == (int(uid, 16), True)
+    assert key_of(ExportRow(1, "s", "/c/x.json", 7, uid.upper(), 0.5)) == (int(uid, 16), True)
+    assert key_of(plain) == key_of(ExportRow(9, "s", "/c/x.json", 7, None, None))
     assert not key_of(plain)[1]
-    assert key_of(plain) != key_of(Row(1, "s", "/c/x.json", 8, "an id", 0.5))
+    assert key_of(plain) != key_of(ExportRow(1, "s", "/c/x.json", 8, "an id", 0.5))
 
 
 def test_suffixes_come_from_a_known_list_or_the_first_bytes():

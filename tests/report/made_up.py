@@ -9,11 +9,11 @@ import pyarrow as pa
 from scalselect_ray.report.data import (
     TOKEN_COLUMNS,
     Card,
-    Line,
-    Picture,
+    Cutoff,
     RejectExample,
     Report,
-    Row,
+    SampleRow,
+    Thumbnail,
     count_scores,
     score_histogram,
     spectrum_of,
@@ -30,7 +30,7 @@ HOSTILE += "\u202e\0\ud800 \U0001f469\u200d\U0001f52c \u0645\u0631\u062d\u0628\u
 
 def record(samples: int, chosen: int, sources: int = 3, **more: Any) -> dict[str, Any]:
     each = {
-        f"source-{place:02d}": {"scored": samples // sources, "chosen": chosen // sources} for place in range(sources)
+        f"source-{index:02d}": {"scored": samples // sources, "chosen": chosen // sources} for index in range(sources)
     }
     return {
         "run_id": "20261124T101112131Z-0a1b2c3d",
@@ -68,27 +68,27 @@ def report(
     scores = np.sort(rng.gamma(2.0, 1e-5, samples))[::-1]
     made = record(samples, chosen) | more.pop("record", {})
     rows = [
-        Row(
-            Key(text, f"s3://bucket/{text}", place),
-            f"{place} {text}",
-            float(scores[place]),
+        SampleRow(
+            Key(text, f"s3://bucket/{text}", index),
+            f"{index} {text}",
+            float(scores[index]),
             "best",
-            place + 1 if place < chosen else None,
+            index + 1 if index < chosen else None,
             (100, 64, 50),
         )
-        for place in range(min(400, samples))
+        for index in range(min(400, samples))
     ]
-    picture = Picture(image, 640, 480, image, (0.1, 0.0, 0.9, 1.0), (50, 64))
+    picture = Thumbnail(image, 640, 480, image, (0.1, 0.0, 0.9, 1.0), (50, 64))
     card = Card(rows[0], [("user", text), ("assistant", text)], [picture] * 3, 2, text) if rows else None
     tokens = pa.table({name: pa.array(rng.integers(20, 900, samples), pa.int32()) for name in TOKEN_COLUMNS})
     values = {
         "record": RunRecord.from_json({"format": format_name("run"), "moments": "0" * 32, **made}, "made up"),
         "config": f"output: {text}\n",
         "scores": score_histogram(count_scores(scores), count_scores(scores[:chosen])),
-        "lines": [
-            Line(name, count, float(scores[count - 1]) if count else None) for name, count in made["budgets"].items()
+        "cutoffs": [
+            Cutoff(name, count, float(scores[count - 1]) if count else None) for name, count in made["budgets"].items()
         ],
-        "source_lines": dict.fromkeys(made["sources"], float(scores[max(chosen, 1) - 1])) if samples else {},
+        "source_cutoffs": dict.fromkeys(made["sources"], float(scores[max(chosen, 1) - 1])) if samples else {},
         "quotas": {},
         "spectrum": spectrum_of(np.geomspace(1, 1e-3, 64), made["k"]),
         "tokens": token_statistics(tokens, np.arange(samples) < chosen),
@@ -108,7 +108,7 @@ def empty_report() -> Report:
         7,
         record={"k": 0, "energy_captured": 0.0, "samples_per_second": None},
         scores=score_histogram(zeros, zeros),
-        lines=[Line("7", 7, 0.0)],
+        cutoffs=[Cutoff("7", 7, 0.0)],
         spectrum=spectrum_of(np.zeros(64), 0),
-        source_lines=dict.fromkeys(("source-00", "source-01", "source-02"), 0.0),
+        source_cutoffs=dict.fromkeys(("source-00", "source-01", "source-02"), 0.0),
     )

@@ -58,25 +58,25 @@ def test_histograms_of_few_scores_lose_none(scores):
 
 @pytest.mark.parametrize("parts", [1, 6, 45])
 def test_the_rows_of_the_table_are_those_of_a_sort_of_everything(parts):
-    """Rounded scores: many ties, also on the line."""
+    """Rounded scores: many ties, also at the cutoff."""
     scores = np.round(np.random.default_rng(1).gamma(2.0, 1.0, 900), 1)
-    table, limits = score_table(scores), Limits(best=20, line=5, worst=15, random=30)
+    table, limits = score_table(scores), Limits(best=20, cutoff=5, worst=15, random=30)
     order = np.lexsort((np.arange(900), -scores))
-    line = scores[order[199]]
+    cutoff = scores[order[199]]
     chosen = set(order[:200].tolist())
     strata = Strata(limits)
-    places = np.array_split(np.arange(900), parts)
-    for place in np.random.default_rng(2).permutation(parts):
-        rows = places[place]
+    cuts = np.array_split(np.arange(900), parts)
+    for index in np.random.default_rng(2).permutation(parts):
+        rows = cuts[index]
         part = table.slice(int(rows[0]), len(rows))
-        strata.add(strata_of(part, int(place), dict.fromkeys("abc", line), limits))
+        strata.add(strata_of(part, int(index), dict.fromkeys("abc", cutoff), limits))
     rows = {name: found["row"].to_pylist() for name, found in strata.tables.items()}
     assert rows["best"] == order[:20].tolist()
     assert rows["worst"] == order[::-1][:15].tolist()
     outside = [row for row in rows["below"] if row not in chosen]
-    assert len(outside) >= limits.line
-    best_outside = scores[order[200 : 200 + limits.line]]
-    assert scores[outside[: limits.line]].tolist() == best_outside.tolist()
+    assert len(outside) >= limits.cutoff
+    best_outside = scores[order[200 : 200 + limits.cutoff]]
+    assert scores[outside[: limits.cutoff]].tolist() == best_outside.tolist()
     whole = strata_of(table, 0, {}, limits)["random"]["row"].to_pylist()
     assert rows["random"] == whole, "who is drawn depends on the sample alone"
     assert len(set(whole)) == 30
@@ -108,7 +108,7 @@ def test_the_spectrum_is_cumulative_and_bounded():
     values = np.sort(np.random.default_rng(0).random(4096))[::-1]
     found = spectrum_of(values, 700)
     share = np.cumsum(values**2) / (values**2).sum()
-    assert found.energy == [share[place - 1] for place in found.directions]
+    assert found.energy == [share[index - 1] for index in found.directions]
     assert found.captured == share[699]
     assert 700 in found.directions
     assert len(found.directions) <= 201

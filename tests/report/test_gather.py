@@ -78,8 +78,8 @@ def test_the_numbers_are_those_of_the_whole_tables(corpus):
         assert report.scores.scored == np.histogram(values, report.scores.edges)[0].tolist()
         assert report.scores.chosen == np.histogram([row["score"] for row in manifest], report.scores.edges)[0].tolist()
         for source in ("first", "second"):
-            assert report.source_lines[source] == min(row["score"] for row in manifest if row["source"] == source)
-        assert report.lines[0].score == max(manifest, key=lambda row: row["rank"])["score"]
+            assert report.source_cutoffs[source] == min(row["score"] for row in manifest if row["source"] == source)
+        assert report.cutoffs[0].score == max(manifest, key=lambda row: row["rank"])["score"]
         ranks = {(row["source"], row["shard"], row["row"]): row["rank"] for row in manifest}
         key = [tables["features"][name].to_pylist() for name in ("source", "shard", "row")]
         chosen = np.array([item in ranks for item in zip(*key, strict=True)])
@@ -132,7 +132,7 @@ def test_a_run_leaves_its_page_and_says_where(corpus):
         page = Path(output.uri, "runs", name, "report.html").read_text()
         assert name in page
         assert page.count("data:image/webp") >= 10
-    assert "Since the last run" in page
+    assert "Since the previous run" in page
     assert "share 0.7" in page
 
 

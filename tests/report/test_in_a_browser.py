@@ -80,8 +80,8 @@ def test_a_copy_in_a_bucket_is_shown_by_the_store_itself(pages, chromium, s3):
 def test_the_table_sorts_and_filters(pages, chromium):
     chromium.open((pages / "plain.html").as_uri())
 
-    def column(place: int) -> list[str]:
-        return chromium.evaluate(f"{SHOWN}.map(row => row.cells[{place}].dataset.v ?? row.cells[{place}].textContent)")
+    def column(index: int) -> list[str]:
+        return chromium.evaluate(f"{SHOWN}.map(row => row.cells[{index}].dataset.v ?? row.cells[{index}].textContent)")
 
     everything = column(1)
     chromium.click("#rows th:nth-child(2) button")
@@ -90,7 +90,7 @@ def test_the_table_sorts_and_filters(pages, chromium):
     chromium.click("#rows th:nth-child(2) button")
     assert list(map(float, column(1))) == sorted(map(float, everything), reverse=True)
     chromium.click("#rows th:nth-child(3) button")
-    assert [name.split()[0] for name in column(2)] == [str(place) for place in range(400)], (
+    assert [name.split()[0] for name in column(2)] == [str(index) for index in range(400)], (
         "ids with numbers in them sort as people read"
     )
     chromium.type("#find", "39")

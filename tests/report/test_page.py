@@ -8,7 +8,7 @@ import pytest
 from made_up import HOSTILE, empty_report, record, report
 
 from scalselect_ray.report import charts
-from scalselect_ray.report.data import Line
+from scalselect_ray.report.data import Cutoff
 from scalselect_ray.report.page import MAX_BYTES, render, render_comparison
 from scalselect_ray.report.words import budget, cut, score, visible
 
@@ -41,7 +41,7 @@ def test_hostile_strings_stay_text(compared):
     hostile = report(
         500, 100, text=HOSTILE, record={"rejected": rejected, "sources": {HOSTILE: {"scored": 500, "chosen": 100}}}
     )
-    hostile = replace(hostile, source_lines={HOSTILE: 1e-5}, quotas={HOSTILE: HOSTILE})
+    hostile = replace(hostile, source_cutoffs={HOSTILE: 1e-5}, quotas={HOSTILE: HOSTILE})
     page = render_comparison(hostile, replace(hostile, config=HOSTILE), CHANGE) if compared else render(hostile)
     tags = Tags(page)
     assert [tag for tag, _ in tags.found].count("script") == 1
@@ -72,7 +72,7 @@ def test_a_page_is_below_its_limit_and_says_what_is_left_out(image, text):
     large = report(
         text=text,
         image=image,
-        record={"sources": {f"{place} {text}": {"scored": 9, "chosen": 3} for place in range(1000)}},
+        record={"sources": {f"{index} {text}": {"scored": 9, "chosen": 3} for index in range(1000)}},
     )
     for page in (render(large), render_comparison(large, large, CHANGE)):
         assert len(page) < MAX_BYTES
@@ -121,7 +121,7 @@ def test_every_gallery_keeps_some_of_its_pictures_when_there_are_too_many():
             ["Compared with"],
         ),
         (report(600, 60, tokens=[], galleries={}, tokens_of=0), ["600 samples"]),
-        (report(600, 60, tokens_of=100), ["from 100 samples spread over the corpus"]),
+        (report(600, 60, tokens_of=100), ["from 100 samples spread evenly over the corpus"]),
     ],
     ids=[
         "all equal",
@@ -147,9 +147,9 @@ def test_edges_are_said_in_words(made, words):
 
 
 def test_charts_stay_inside_their_frame():
-    made = report(5000, 800, record={"budgets": {f"0.{place:02d}": 50 * place for place in range(1, 17)}})
+    made = report(5000, 800, record={"budgets": {f"0.{index:02d}": 50 * index for index in range(1, 17)}})
     drawn = [
-        charts.score_chart(made.scores, made.lines, {}),
+        charts.score_chart(made.scores, made.cutoffs, {}),
         charts.score_chart(made.scores, [], {"a": 1e-300, "b": 1e9}),
         charts.energy_chart(made.spectrum),
         charts.energy_chart(made.spectrum, [made.spectrum]),
@@ -160,8 +160,8 @@ def test_charts_stay_inside_their_frame():
         for bar in chart.bars:
             assert 0 <= bar.x <= bar.x + bar.width <= 100.001
             assert 0 < bar.height <= 100
-        for place in [*(mark.x for mark in chart.marks), *(tick.at for tick in (*chart.x_ticks, *chart.y_ticks))]:
-            assert -0.001 <= place <= 100.001
+        for index in [*(mark.x for mark in chart.marks), *(tick.at for tick in (*chart.x_ticks, *chart.y_ticks))]:
+            assert -0.001 <= index <= 100.001
         for path in chart.paths:
             numbers = [float(item) for item in path.d.translate(str.maketrans("MLZ", "   ")).split()]
             assert min(numbers) >= -0.01
@@ -169,7 +169,7 @@ def test_charts_stay_inside_their_frame():
     assert sum(bar.height for bar in drawn[0].bars if bar.kind == "rest") > sum(
         bar.height for bar in drawn[0].bars if bar.kind == "chosen"
     )
-    assert charts.score_chart(empty_report().scores, [Line("7", 7, 0.0)], {}) is None
+    assert charts.score_chart(empty_report().scores, [Cutoff("7", 7, 0.0)], {}) is None
     assert charts.energy_chart(empty_report().spectrum) is None
 
 

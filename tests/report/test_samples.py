@@ -13,7 +13,7 @@ from PIL import Image
 from scalselect_ray.corpus import ImagePlaceholder, Sample, Turn, load_image
 from scalselect_ray.corpus.conversation import normalise
 from scalselect_ray.corpus.images import resolver
-from scalselect_ray.report.gallery import draw_overlay, picture_of
+from scalselect_ray.report.gallery import draw_overlay, thumbnail_of
 from scalselect_ray.testing.checkpoints import MAKERS
 from scalselect_ray.vlm import AttentionMap, Extractor, Preparer, open_checkpoint
 from scalselect_ray.vlm.extractor import on_picture
@@ -63,7 +63,7 @@ def test_the_attended_patches_are_those_of_the_golden_features(golden):
 
 
 def test_each_token_lies_where_its_pixels_are(golden):
-    """White on one place of a black picture: the token of that place has the bright pixels."""
+    """White on one place of a black picture: the token of that index has the bright pixels."""
     name, prepare, extractor, samples, _ = golden
     sample = next(sample for sample, pictures in samples if len(pictures) == 1)
     for width, height in ((300, 200), (160, 256), (224, 224)):
@@ -83,7 +83,7 @@ def test_each_token_lies_where_its_pixels_are(golden):
             else:
                 light = (
                     pixels.mean(1).reshape(rows, columns, 4).mean(2)
-                )  # 2 x 2 patches, one behind the other, are one token
+                )  # 2 x 2 patches, one after the other, are one token
             assert np.unravel_index(light.argmax(), light.shape) == (row, column)
 
 
@@ -113,8 +113,8 @@ def test_a_picture_in_crops_has_one_map_of_its_finest_grid(family, sizes, shapes
     extractor = Extractor(
         checkpoint, dtype=torch.float32, device=torch.device("cpu"), attention_threshold=0.9, batch_tokens=8192
     )
-    pictures = [Image.new("RGB", size, (90, 10 * place, 200)) for place, size in enumerate(sizes)]
-    asked = tuple(part for place in range(len(sizes)) for part in (ImagePlaceholder(place), "and"))
+    pictures = [Image.new("RGB", size, (90, 10 * index, 200)) for index, size in enumerate(sizes)]
+    asked = tuple(piece for index in range(len(sizes)) for piece in (ImagePlaceholder(index), "and"))
     prepared = Preparer(checkpoint)(Sample(0, "0", (Turn("user", asked), Turn("assistant", ("No.",))), ()), pictures)
     maps = extractor.attention_maps(prepared, sizes)
     assert [seen.received_RC.shape for seen in maps] == shapes
@@ -158,7 +158,7 @@ def test_an_overlay_has_a_pixel_a_token_dark_where_nothing_is_attended():
 
 def test_thumbnails_are_small_and_know_the_size_of_the_picture():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 1600, 3), dtype=np.uint8))
-    made = picture_of(noise)
+    made = thumbnail_of(noise)
     assert (made.width, made.height) == (1600, 900)
     assert Image.open(io.BytesIO(base64.b64decode(made.image.partition(",")[2]))).size == (256, 144)
     assert len(made.image) < 60_000

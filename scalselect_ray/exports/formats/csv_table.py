@@ -6,7 +6,7 @@ from typing import BinaryIO
 import pyarrow as pa
 from pyarrow import csv
 
-from scalselect_ray.exports.base import Finish, Format, Part, Usage, join_parts
+from scalselect_ray.exports.base import Finish, Format, PartReport, Usage, join_parts
 from scalselect_ray.io import storage
 
 _COLUMNS = ["rank", "source", "shard", "row", "id", "score"]
@@ -16,7 +16,7 @@ class CsvTable(Format):
     about = "the manifest as CSV"
     needs = "manifest"
 
-    def write(self, items: Iterator[pa.Table], part: Part, stream: BinaryIO) -> int:
+    def write(self, items: Iterator[pa.Table], report: PartReport, stream: BinaryIO) -> int:
         count = 0
         for table in items:
             csv.write_csv(table.select(_COLUMNS), stream, csv.WriteOptions(include_header=False))

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from scalselect_ray.exports.base import Finish, Format, Part, Row, Usage, join_parts
+from scalselect_ray.exports.base import ExportRow, Finish, Format, PartReport, Usage, join_parts
 from scalselect_ray.io import storage
 
 _UID = re.compile(r"^[0-9a-fA-F]{32}$")
@@ -20,16 +20,16 @@ class DataComp(Format):
     about = "DataComp: a sorted .npy of 128-bit keys"
     part_rows = 0  # keys are not spread as ranks are
 
-    def order(self, row: Row) -> int:
+    def order(self, row: ExportRow) -> int:
         return key_of(row)[0]
 
-    def write(self, items: Iterator[Row], part: Part, stream: BinaryIO) -> int:
+    def write(self, items: Iterator[ExportRow], report: PartReport, stream: BinaryIO) -> int:
         count, last = 0, -1
-        for key, own in part.each(items, _key):
+        for key, own in report.each(items, _key):
             if not own:
-                part.notes["rows have no 128-bit uid: their key is a hash of (source, shard, row)"] += 1
+                report.notes["rows have no 128-bit uid: their key is a hash of (source, shard, row)"] += 1
             if key == last:
-                part.notes["rows repeat the uid of another row, and stand once"] += 1
+                report.notes["rows repeat the uid of another row, and are written once"] += 1
                 continue
             stream.write((key >> 64).to_bytes(8, "little") + (key & (2**64 - 1)).to_bytes(8, "little"))
             count, last = count + 1, key
@@ -48,14 +48,14 @@ class DataComp(Format):
         return Usage([f"python resharder.py -i SHARDS -o OUT -s {uri}"])
 
 
-def _key(row: Row, part: Part) -> tuple[int, bool]:
+def _key(row: ExportRow, report: PartReport) -> tuple[int, bool]:
     return key_of(row)
 
 
-def key_of(row: Row) -> tuple[int, bool]:
+def key_of(row: ExportRow) -> tuple[int, bool]:
     """The key of a row, and whether it is the row's own."""
     for name in (row.uid, row.id):
         if isinstance(name, str) and _UID.match(name):
             return int(name, 16), True
-    place = f"{row.source}\0{row.shard}\0{row.row}".encode()
-    return int.from_bytes(hashlib.sha256(place).digest()[:16], "big"), False
+    position = f"{row.source}\0{row.shard}\0{row.row}".encode()
+    return int.from_bytes(hashlib.sha256(position).digest()[:16], "big"), False

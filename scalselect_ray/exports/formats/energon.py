@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import yaml
 
 from scalselect_ray.errors import CorpusError
-from scalselect_ray.exports.base import Finish, Format, Part, Shard, Usage, common_folder
+from scalselect_ray.exports.base import Finish, Format, PartReport, Shard, Usage, common_folder
 from scalselect_ray.io import storage
 
 
@@ -17,7 +17,7 @@ class Energon(Format):
     about = "Megatron-Energon: a split file for the shards that are there"
     needs = "shards"
 
-    def write(self, items: Iterator[tuple[str, bool]], part: Part, stream: BinaryIO) -> int:
+    def write(self, items: Iterator[tuple[str, bool]], report: PartReport, stream: BinaryIO) -> int:
         """The keys that are not chosen, one JSON string a line."""
         count = 0
         for key, chosen in items:
@@ -75,8 +75,8 @@ def _write_split(stream: BinaryIO, root: str, shards: Sequence[Shard], parts: Ma
             for key in keys:
                 stream.write(_entry(escaped(f"{names[shard.uri]}/{json.loads(key)}")))
     stream.write(b"split_parts:\n")
-    for part, listed in known.get("split_parts", {"train": [escaped(name) for name in names.values()]}).items():
-        stream.write(f"  {json.dumps(part)}:\n".encode())
+    for split, listed in known.get("split_parts", {"train": [escaped(name) for name in names.values()]}).items():
+        stream.write(f"  {json.dumps(split)}:\n".encode())
         for name in listed:
             stream.write(b"  " + _entry(name))
 

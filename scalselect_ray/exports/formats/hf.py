@@ -7,8 +7,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalselect_ray.corpus import ImagePlaceholder, Turn
-from scalselect_ray.exports.base import Finish, Format, Images, Part, Row, Usage
+from scalselect_ray.corpus import Turn
+from scalselect_ray.exports.base import ExportRow, Finish, Format, Images, PartReport, Usage
 
 _GROUP_ROWS, _GROUP_BYTES = 100, 64 << 20  # of a row group, the unit in which such files are read
 _TEXT: dict[str, Any] = {"dtype": "string", "_type": "Value"}
@@ -40,10 +40,10 @@ class HuggingFace(Format):
     embeds = True
     part_rows = 5000
 
-    def part(self, number: int, parts: int) -> str:
+    def part_name(self, number: int, parts: int) -> str:
         return f"data/train-{number:05d}-of-{parts:05d}.parquet"
 
-    def write(self, items: Iterator[Row], part: Part, stream: BinaryIO) -> int:
+    def write(self, items: Iterator[ExportRow], report: PartReport, stream: BinaryIO) -> int:
         count = size = 0
         group: list[dict[str, Any]] = []
         with pq.ParquetWriter(stream, _SCHEMA, compression="zstd", write_page_checksum=True) as writer:
@@ -52,7 +52,7 @@ class HuggingFace(Format):
                 writer.write_table(pa.Table.from_pylist(group, _SCHEMA))
                 group.clear()
 
-            for item in part.each(items, _item):
+            for item in report.each(items, _item):
                 group.append(item)
                 count += 1
                 size += sum(len(image["bytes"] or b"") for image in item["images"])
@@ -70,11 +70,11 @@ class HuggingFace(Format):
         )
 
 
-def _item(row: Row, part: Part) -> dict[str, Any]:
+def _item(row: ExportRow, report: PartReport) -> dict[str, Any]:
     return {
         "messages": [{"role": turn.role, "content": _content(turn)} for turn in row.turns],
         "images": [
-            {"bytes": image.data, "path": image.name if image.data is not None else image.uri} for image in row.pictures
+            {"bytes": image.data, "path": image.name if image.data is not None else image.uri} for image in row.images
         ],
         "id": None if row.id is None else str(row.id),
         "source": row.source,
@@ -85,6 +85,6 @@ def _item(row: Row, part: Part) -> dict[str, Any]:
 
 def _content(turn: Turn) -> list[dict[str, str | None]]:
     return [
-        {"type": "image", "text": None} if isinstance(part, ImagePlaceholder) else {"type": "text", "text": part}
-        for part in turn.content
+        {"type": "text", "text": piece} if isinstance(piece, str) else {"type": "image", "text": None}
+        for piece in turn.content
     ]

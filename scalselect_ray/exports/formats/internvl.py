@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from scalselect_ray.corpus import PLACEHOLDER
-from scalselect_ray.exports.base import Finish, Part, Row, Usage
+from scalselect_ray.exports.base import ExportRow, Finish, PartReport, Usage
 from scalselect_ray.exports.formats.json_files import JsonFile, check_counts, conversations, one_or_list, row_id
 from scalselect_ray.io import storage
 
@@ -12,12 +12,12 @@ from scalselect_ray.io import storage
 class InternVL(JsonFile):
     about = "InternVL: meta.json and JSON lines"
 
-    def check(self, row: Row) -> None:
+    def check(self, row: ExportRow) -> None:
         check_counts(row, ("user",))
 
-    def row(self, row: Row, part: Part) -> dict[str, Any]:
+    def row(self, row: ExportRow, report: PartReport) -> dict[str, Any]:
         turns = conversations(row)
-        paths = [part.places.path(picture) for picture in row.pictures]
+        paths = [report.paths.of(image) for image in row.images]
         image = one_or_list(paths)
         if paths and PLACEHOLDER not in turns[0]["value"]:
             image = {
@@ -27,7 +27,7 @@ class InternVL(JsonFile):
 
     def usage(self, finish: Finish, file: str) -> Usage:
         entry = {
-            "root": finish.places.folder,
+            "root": finish.paths.folder,
             "annotation": file,
             "data_augment": False,
             "repeat_time": 1,

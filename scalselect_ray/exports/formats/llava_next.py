@@ -1,9 +1,9 @@
-"""LLaVA-NeXT: JSON lines behind a YAML file with a sampling strategy; several images a row."""
+"""LLaVA-NeXT: JSON lines, and a YAML file that names them with a sampling strategy; several images a row."""
 
 import json
 from typing import Any
 
-from scalselect_ray.exports.base import Finish, Part, Row, Usage
+from scalselect_ray.exports.base import ExportRow, Finish, PartReport, Usage
 from scalselect_ray.exports.formats.json_files import (
     JsonFile,
     check_counts,
@@ -18,15 +18,15 @@ from scalselect_ray.io import storage
 class LlavaNext(JsonFile):
     about = "LLaVA-NeXT, LLaVA-OneVision: datasets.yaml and JSON lines"
 
-    def check(self, row: Row) -> None:
+    def check(self, row: ExportRow) -> None:
         check_turns(row)
         check_counts(row, ("user", "assistant"))
 
-    def row(self, row: Row, part: Part) -> dict[str, Any]:
-        turns = without_system(row, part, "LLaVA-NeXT has one of its own")
+    def row(self, row: ExportRow, report: PartReport) -> dict[str, Any]:
+        turns = without_system(row, report, "LLaVA-NeXT has one of its own")
         return {
             **row_id(row),
-            **one_or_list([part.places.path(picture) for picture in row.pictures]),
+            **one_or_list([report.paths.of(image) for image in row.images]),
             "conversations": turns,
         }
 
@@ -35,7 +35,7 @@ class LlavaNext(JsonFile):
         entry = f"  - json_path: {json.dumps(file)}\n    sampling_strategy: all\n"  # a JSON string is one of YAML
         storage.write(listed, f"datasets:\n{entry}".encode())
         return Usage(
-            [f"--data_path {listed} --image_folder {finish.places.folder}"],
+            [f"--data_path {listed} --image_folder {finish.paths.folder}"],
             ["sampling_strategy 'random' does not take the best: use 'first'"],
             smaller="sampling_strategy: first:N",
         )

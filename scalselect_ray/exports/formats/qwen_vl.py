@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from scalselect_ray.corpus import PLACEHOLDER, ImagePlaceholder
-from scalselect_ray.exports.base import Finish, NotExportableError, Part, Row, Usage
+from scalselect_ray.exports.base import ExportRow, Finish, NotExportableError, PartReport, Usage
 from scalselect_ray.exports.formats.json_files import JsonFile, check_counts, one_or_list, row_id, without_system
 from scalselect_ray.io import storage
 
@@ -12,7 +12,7 @@ from scalselect_ray.io import storage
 class QwenVL(JsonFile):
     about = "Qwen-VL finetuning: JSON lines and the entry to paste"
 
-    def check(self, row: Row) -> None:
+    def check(self, row: ExportRow) -> None:
         if any(
             turn.role != "user" and any(isinstance(item, ImagePlaceholder) for item in turn.content)
             for turn in row.turns
@@ -20,16 +20,16 @@ class QwenVL(JsonFile):
             raise NotExportableError(f"only user turns may hold {PLACEHOLDER}")
         check_counts(row, ("user",), ("<video>",))
 
-    def row(self, row: Row, part: Part) -> dict[str, Any]:
-        turns = without_system(row, part, "the trainer takes every turn that is not the user's for an answer")
+    def row(self, row: ExportRow, report: PartReport) -> dict[str, Any]:
+        turns = without_system(row, report, "the trainer takes every turn that is not the user's for an answer")
         return {
             **row_id(row),
-            **one_or_list([part.places.path(picture) for picture in row.pictures]),
+            **one_or_list([report.paths.of(image) for image in row.images]),
             "conversations": turns,
         }
 
     def usage(self, finish: Finish, file: str) -> Usage:
-        entry = {"annotation_path": file, "data_path": finish.places.folder}
+        entry = {"annotation_path": file, "data_path": finish.paths.folder}
         line = f'data_dict["scalselect"] = {json.dumps(entry)}'
         storage.write(storage.join(finish.target, "data_dict.txt"), f"{line}\n".encode())
         return Usage(

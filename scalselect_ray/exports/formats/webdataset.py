@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from scalselect_ray.exports.base import Finish, Format, Images, Part, Row, Usage
+from scalselect_ray.exports.base import ExportRow, Finish, Format, Images, PartReport, Usage
 from scalselect_ray.exports.formats.json_files import messages
 from scalselect_ray.exports.rows import suffix_of
 from scalselect_ray.io import storage
@@ -21,13 +21,13 @@ class WebDatasetShards(Format):
     embeds = True
     part_rows = 5000
 
-    def part(self, number: int, parts: int) -> str:
+    def part_name(self, number: int, parts: int) -> str:
         return f"{number:05d}.tar"
 
-    def write(self, items: Iterator[Row], part: Part, stream: BinaryIO) -> int:
+    def write(self, items: Iterator[ExportRow], report: PartReport, stream: BinaryIO) -> int:
         count = 0
         with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar:
-            for members in part.each(items, _members):
+            for members in report.each(items, _members):
                 for name, data in members:
                     info = tarfile.TarInfo(name)  # no time, no owner: the same bytes each time
                     info.size = len(data)
@@ -45,14 +45,14 @@ class WebDatasetShards(Format):
         )
 
 
-def _members(row: Row, part: Part) -> list[tuple[str, bytes]]:
+def _members(row: ExportRow, report: PartReport) -> list[tuple[str, bytes]]:
     """(name, content); keys are ranks, which sort and never repeat, as keys of many corpora do."""
     key = f"{row.rank:09d}"
     if row.members:
         return [(f"{key}.{posixpath.basename(name).partition('.')[2]}", data) for name, data in row.members]
     images = []
-    for number, image in enumerate(row.pictures):
-        place = f"img{number + 1}." if len(row.pictures) > 1 else ""
-        images.append((f"{key}.{place}{suffix_of(image.name, image.data or b'')}", image.data or b""))
+    for number, image in enumerate(row.images):
+        position = f"img{number + 1}." if len(row.images) > 1 else ""
+        images.append((f"{key}.{position}{suffix_of(image.name, image.data or b'')}", image.data or b""))
     record = {"id": row.id, "source": row.source, "shard": row.shard, "row": row.row, "messages": messages(row)}
     return [(f"{key}.json", json.dumps({**record, "images": [name for name, _ in images]}).encode()), *images]

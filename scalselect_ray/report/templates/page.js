@@ -35,14 +35,14 @@
   const table = document.getElementById("rows");
   if (!table) return;
   const rows = [...table.tBodies[0].rows];
-  const texts = new Map(rows.map((row) => [row, [2, 3, 8].map((place) => row.cells[place].textContent).join("\n").toLowerCase()]));
+  const texts = new Map(rows.map((row) => [row, [2, 3, 8].map((index) => row.cells[index].textContent).join("\n").toLowerCase()]));
   const [find, stratum, source, chosen, count] = ["find", "stratum", "source", "chosen", "count"].map((id) => document.getElementById(id));
   const filter = () => {
     const wanted = find.value.toLowerCase();
     let shown = 0;
     for (const row of rows) {
-      const { part, source: from, chosen: is } = row.dataset;
-      const fits = texts.get(row).includes(wanted) && (!stratum.value || part === stratum.value) &&
+      const { stratum: position, source: from, chosen: is } = row.dataset;
+      const fits = texts.get(row).includes(wanted) && (!stratum.value || position === stratum.value) &&
         (!source.value || from === source.value) && (!chosen.value || is === chosen.value);
       row.hidden = !fits;
       shown += fits;
@@ -53,11 +53,11 @@
   find.form.addEventListener("submit", (event) => event.preventDefault());
 
   const headers = [...table.tHead.rows[0].cells];
-  headers.forEach((header, place) => header.firstElementChild.addEventListener("click", () => {
+  headers.forEach((header, index) => header.firstElementChild.addEventListener("click", () => {
     const descending = header.getAttribute("aria-sort") === "ascending", numeric = header.classList.contains("n");
     for (const other of headers) other.removeAttribute("aria-sort");
     header.setAttribute("aria-sort", descending ? "descending" : "ascending");
-    const value = (row) => numeric ? row.cells[place].dataset.v : row.cells[place].textContent;
+    const value = (row) => numeric ? row.cells[index].dataset.v : row.cells[index].textContent;
     const compare = (a, b) => numeric ? a - b : a.localeCompare(b, "en", { numeric: true });
     rows.sort((a, b) => {
       const [x, y] = [value(a), value(b)];
