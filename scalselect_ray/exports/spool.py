@@ -1,27 +1,48 @@
 """The corpus is read in the order of its files and written in the order of ranks: sorted runs of rows lie between the
 two.
 
-A run is one object; the rows of one part of the export are one range of its bytes. A part is the merge of its ranges of
-all runs, which are streamed, so that neither side ever holds more than a window of what it works on."""
+A run is one object: for each part file of the export an Arrow IPC stream of its rows, one after the other, so that a
+part file has one range of the bytes of each run. It is the merge of these ranges, which are streamed: neither side ever
+holds more than a window of what it works on."""
 
 import heapq
+import io
 import json
-import struct
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import pairwise
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from scalselect_ray.corpus import ImagePlaceholder, Turn
 from scalselect_ray.errors import StorageError
 from scalselect_ray.exports.base import ExportImage, ExportRow
 from scalselect_ray.io import storage
 
-_HEAD = struct.Struct(">16sI")  # key, blobs; then each blob behind its length
-_LENGTH = struct.Struct(">I")
+SCHEMA = pa.schema(
+    [
+        ("key", pa.binary(16)),  # big-endian: rows are sorted by it
+        ("facts", pa.large_binary()),  # all that is no bytes, as JSON: a corpus has half characters and ids of any size
+        ("blobs", pa.list_(pa.large_binary())),  # the bytes of its images, then of its members
+    ]
+)
+_BATCH_BYTES = 64 << 10  # in one record batch, unless one row has more
 _WINDOW = 64 << 20  # bytes of all ranges that a merge holds
+
+
+class StoredRow(NamedTuple):
+    """A row as a run has it, by SCHEMA. Sorts by its key."""
+
+    key: bytes
+    facts: bytes
+    blobs: list[bytes]
+
+    @property
+    def size(self) -> int:
+        return len(self.key) + len(self.facts) + sum(map(len, self.blobs))
 
 
 class Range(NamedTuple):
@@ -34,7 +55,7 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SortedRun:
-    """One written run; part n lies in its bytes [edges[n], edges[n + 1])."""
+    """One written run; the rows of part file n are its bytes [edges[n], edges[n + 1])."""
 
     uri: str
     edges: np.ndarray  # int64
@@ -47,102 +68,127 @@ class SortedRunWriter:
     """Collects rows and writes them as sorted runs, each when it has become large."""
 
     def __init__(self, uri: str, first_keys: Sequence[int], run_bytes: int) -> None:
-        """`uri` is the beginning of the runs' names; `first_keys` are the smallest keys of the second part and of those
-        behind it."""
-        self._uri, self._first_keys, self._run_bytes = uri, first_keys, run_bytes
-        self._frames: list[tuple[int, bytes]] = []
+        """`uri` is the beginning of the names of the runs; `first_keys` are the smallest keys of the second part file
+        and of those after it."""
+        self._uri, self._run_bytes = uri, run_bytes
+        self._first_keys = [_key_bytes(key) for key in first_keys]
+        self._rows: list[StoredRow] = []
         self._size = 0
         self.runs: list[SortedRun] = []
 
     def add(self, key: int, row: ExportRow) -> None:
-        frame = to_frame(key, row)
-        self._frames.append((key, frame))
-        self._size += len(frame)
+        stored = to_stored(key, row)
+        self._rows.append(stored)
+        self._size += stored.size
         if self._size >= self._run_bytes:
             self.flush()
 
     def flush(self) -> None:
-        if not self._frames:
+        """Writes what is held, if anything is."""
+        if not self._rows:
             return
-        self._frames.sort()
+        self._rows.sort()
         uri = f"{self._uri}-{len(self.runs):04d}"
-        starts = [0]
-        for _, frame in self._frames:
-            starts.append(starts[-1] + len(frame))
-        keys = [key for key, _ in self._frames]
-        edges = [0, *(starts[bisect_left(keys, first)] for first in self._first_keys), starts[-1]]
+        firsts = [bisect_left(self._rows, first, key=lambda row: row.key) for first in self._first_keys]
+        edges = [0]
         with storage.open_write(uri) as stream:
-            for _, frame in self._frames:
-                stream.write(frame)
+            for first, stop in pairwise([0, *firsts, len(self._rows)]):
+                _write_rows(stream, self._rows[first:stop])
+                edges.append(stream.tell())
         self.runs.append(SortedRun(uri, np.array(edges, dtype=np.int64)))
-        self._frames, self._size = [], 0
+        self._rows, self._size = [], 0
 
 
 def merged(ranges: Sequence[Range]) -> Iterator[ExportRow]:
-    """The rows of all ranges in the order of their keys."""
+    """The rows of all ranges in the order of their keys. Raises StorageError."""
     filled = [item for item in ranges if item.stop > item.start]
     window = min(8 << 20, max(64 << 10, _WINDOW // max(1, len(filled))))
-    for _, _, blobs in heapq.merge(*(_frames(item, number, window) for number, item in enumerate(filled))):
-        yield from_blobs(blobs)
+    for row in heapq.merge(*(_stored_rows(item, window) for item in filled), key=lambda row: row.key):
+        yield from_stored(row)
 
 
-def _frames(item: Range, number: int, window: int) -> Iterator[tuple[bytes, int, list[bytes]]]:
-    data, at, fetched = b"", 0, item.start
-
-    def need(count: int) -> None:
-        nonlocal data, at, fetched
-        if len(data) - at < count:
-            stop = min(item.stop, fetched + max(window, count))
-            data, at, fetched = data[at:] + storage.read_bytes(item.uri, fetched, stop), 0, stop
-        if len(data) - at < count:
-            raise StorageError(f"{storage.redact(item.uri)} is cut")
-
-    while fetched < item.stop or at < len(data):
-        need(_HEAD.size)
-        key, count = _HEAD.unpack_from(data, at)
-        at += _HEAD.size
-        blobs = []
-        for _ in range(count):
-            need(_LENGTH.size)
-            (length,) = _LENGTH.unpack_from(data, at)
-            at += _LENGTH.size
-            need(length)
-            blobs.append(data[at : at + length])
-            at += length
-        yield key, number, blobs
+def _write_rows(stream: BinaryIO, rows: Sequence[StoredRow]) -> None:
+    """Writes rows as an Arrow IPC stream; nothing where there are none."""
+    if not rows:
+        return
+    with pa.ipc.new_stream(stream, SCHEMA) as writer:
+        for batch in _batches(rows):
+            columns = [
+                pa.array(column, field.type) for column, field in zip(zip(*batch, strict=True), SCHEMA, strict=True)
+            ]
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
 
 
-def to_frame(key: int, row: ExportRow) -> bytes:
-    """A row as bytes: its key, what is text as JSON, and what is not as it is."""
+def _batches(rows: Sequence[StoredRow]) -> Iterator[list[StoredRow]]:
+    """Neighbouring rows in groups of _BATCH_BYTES."""
+    batch: list[StoredRow] = []
+    size = 0
+    for row in rows:
+        if batch and size + row.size > _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += row.size
+    yield batch
+
+
+def _stored_rows(item: Range, window: int) -> Iterator[StoredRow]:
+    """The rows of one range, read `window` bytes at a time."""
+    with pa.ipc.open_stream(io.BufferedReader(_RangeReader(item), window)) as batches:
+        for batch in batches:
+            for row in batch.to_pylist():
+                yield StoredRow(**row)
+
+
+class _RangeReader(io.RawIOBase):
+    """The bytes of a range from its first to its last."""
+
+    def __init__(self, item: Range) -> None:
+        self._item, self._at = item, item.start
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        stop = min(self._item.stop, self._at + len(buffer))
+        data = storage.read_bytes(self._item.uri, self._at, stop)
+        if len(data) < stop - self._at:
+            raise StorageError(f"{storage.redact(self._item.uri)} ends before the rows that were written to it")
+        buffer[: len(data)] = data
+        self._at = stop
+        return len(data)
+
+
+def to_stored(key: int, row: ExportRow) -> StoredRow:
+    """A row and its key as a run has them."""
     facts = {
         **{name: getattr(row, name) for name in ("rank", "source", "shard", "row", "id", "score", "uid", "problem")},
         "turns": [
-            [
-                turn.role,
-                [piece if isinstance(piece, str) else [piece.index, piece.written] for piece in turn.content],
-            ]
+            [turn.role, [piece if isinstance(piece, str) else [piece.index, piece.written] for piece in turn.content]]
             for turn in row.turns
         ],
         "images": [[image.name, image.root, image.uri, image.copy, image.data is not None] for image in row.images],
         "members": [name for name, _ in row.members],
     }
-    data = [image.data for image in row.images if image.data is not None]
-    blobs = [json.dumps(facts).encode(), *data, *(content for _, content in row.members)]
-    framed = [piece for blob in blobs for piece in (_LENGTH.pack(len(blob)), blob)]
-    return b"".join([_HEAD.pack(key.to_bytes(16, "big"), len(blobs)), *framed])
+    images = [image.data for image in row.images if image.data is not None]
+    return StoredRow(_key_bytes(key), json.dumps(facts).encode(), [*images, *(content for _, content in row.members)])
 
 
-def from_blobs(blobs: Sequence[bytes]) -> ExportRow:
-    """The row of a frame."""
-    facts = json.loads(blobs[0])
-    data = iter(blobs[1:])
+def from_stored(stored: StoredRow) -> ExportRow:
+    """The row that `to_stored` was given."""
+    facts = json.loads(stored.facts)
+    blobs = iter(stored.blobs)
     turns = [
         Turn(role, tuple(piece if isinstance(piece, str) else ImagePlaceholder(*piece) for piece in content))
         for role, content in facts.pop("turns")
     ]
     images = [
-        ExportImage(name, root, uri, copy, next(data) if inside else None)
-        for name, root, uri, copy, inside in facts.pop("images")
+        ExportImage(name, root, uri, copy, next(blobs) if has_data else None)
+        for name, root, uri, copy, has_data in facts.pop("images")
     ]
-    members = [(name, next(data)) for name in facts.pop("members")]
+    members = [(name, next(blobs)) for name in facts.pop("members")]
     return ExportRow(**facts, turns=tuple(turns), images=tuple(images), members=tuple(members))
+
+
+def _key_bytes(key: int) -> bytes:
+    return key.to_bytes(16, "big")
