@@ -1,10 +1,11 @@
 """Which rows of which files a run chose: the manifest, sorted by file and row instead of by rank."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import ray
+from ray import ObjectRef
 
 from scalselect_ray.cluster.tasks import completed
 from scalselect_ray.corpus import CorpusFile
@@ -17,14 +18,22 @@ from scalselect_ray.store.tables import read_part
 FILE_ROWS = 1 << 40  # more rows than any file has: (number of a file, row) is written as one number
 
 
+class RowIndex(NamedTuple):
+    """The chosen rows in one part file of the manifest, sorted by file and row. (N,) each."""
+
+    keys: np.ndarray  # int64: number of the file * FILE_ROWS + row
+    ranks: np.ndarray  # int64
+    scores: np.ndarray  # float64; NaN where there is none
+
+
 class ChosenRows:
-    """The manifest by files of the corpus: the sorted keys of each part file in Ray's object store, the counts here."""
+    """The manifest by files of the corpus: the index of each part file in Ray's object store, the counts here."""
 
     def __init__(self, run_folder: RunFolder, files: Sequence[CorpusFile]) -> None:
         self.files = files
         numbers = {(file.source, storage.redact(file.file.uri)): number for number, file in enumerate(files)}
         self.uris = run_folder.parts("manifest")
-        self.parts: list[Any] = [None] * len(self.uris)
+        self.parts: list[ObjectRef[RowIndex]] = [None] * len(self.uris)
         self.by_file = np.zeros(len(files), dtype=np.int64)
         shared = ray.put(numbers)
         missing: set[tuple[str, str]] = set()
@@ -57,9 +66,11 @@ class ChosenRows:
 
 
 @ray.remote
-def _index_part(uri: str, numbers: dict[tuple[str, str], int]) -> tuple[Any, Any]:
-    """(keys, ranks, scores) of one part file of the manifest sorted by file and row, and (counts by file, the
-    (source, shard) that are not in the corpus)."""
+def _index_part(
+    uri: str, numbers: dict[tuple[str, str], int]
+) -> tuple[RowIndex | None, tuple[np.ndarray, set[tuple[str, str]]]]:
+    """The index of one part file of the manifest, and (counts by file, the (source, shard) that are not in the
+    corpus)."""
     table = read_part(uri, ["source", "shard", "row", "rank", "score"])
     shards = list(zip(table["source"].to_pylist(), table["shard"].to_pylist(), strict=True))
     unknown = {shard for shard in set(shards) if shard not in numbers}
@@ -69,19 +80,17 @@ def _index_part(uri: str, numbers: dict[tuple[str, str], int]) -> tuple[Any, Any
     keys = file * FILE_ROWS + table["row"].to_numpy()
     order = np.argsort(keys, kind="stable")
     scores = table["score"].to_numpy()  # NaN where null
-    return (keys[order], table["rank"].to_numpy()[order], scores[order]), (
-        np.bincount(file, minlength=len(numbers)),
-        set(),
-    )
+    index = RowIndex(keys[order], table["rank"].to_numpy()[order], scores[order])
+    return index, (np.bincount(file, minlength=len(numbers)), set())
 
 
-def count_wanted(parts: Sequence[Any], number: int, first: int, stop: int) -> int:
+def count_wanted(parts: Sequence[RowIndex], number: int, first: int, stop: int) -> int:
     """How many of the rows [first, stop) of a file are chosen."""
     edges = [number * FILE_ROWS + first, number * FILE_ROWS + stop]
     return sum(int(np.diff(np.searchsorted(keys, edges))[0]) for keys, _, _ in parts)
 
 
-def wanted(parts: Sequence[Any], number: int, first: int, stop: int) -> Iterator[tuple[int, int, float]]:
+def wanted(parts: Sequence[RowIndex], number: int, first: int, stop: int) -> Iterator[tuple[int, int, float]]:
     """(row, rank, score) of the chosen rows [first, stop) of a file."""
     for keys, ranks, scores in parts:
         low, high = np.searchsorted(keys, [number * FILE_ROWS + first, number * FILE_ROWS + stop])

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from ray import ObjectRef
 
 from scalselect_ray.cluster.preflight import missing_by_node
 from scalselect_ray.cluster.session import own_errors, session
@@ -39,7 +40,7 @@ from scalselect_ray.exports.base import (
     common_folder,
     join_parts,
 )
-from scalselect_ray.exports.chosen import FILE_ROWS, ChosenRows, count_wanted, wanted
+from scalselect_ray.exports.chosen import FILE_ROWS, ChosenRows, RowIndex, count_wanted, wanted
 from scalselect_ray.exports.rows import copy_images, fetch_images, read_rows
 from scalselect_ray.exports.spool import SortedRun, SortedRunWriter, merged
 from scalselect_ray.io import storage
@@ -48,7 +49,7 @@ from scalselect_ray.store.layout import Output, RunFolder
 from scalselect_ray.store.runs import Runs
 from scalselect_ray.store.tables import read_part
 
-_RUN_BYTES = 64 << 20  # of a sorted run: what a reading task holds in memory
+_RUN_BYTES = 64 << 20  # of a sorted run: a reading task holds it, and while it is written at most twice that
 _TASK_BYTES = 128 << 20  # about so many bytes of the corpus in one reading task,
 _TASK_ROWS, _TASKS = 5_000, 1_000  # and about so many chosen rows, or more where there would be more tasks than this
 _PART_ROWS, _PARTS = 20_000, 200  # the same for part files that are joined to one
@@ -184,7 +185,7 @@ def _write_rows(work: Export, chosen: ChosenRows, advance: Any) -> _Written:
     paths = ImagePaths(
         work.target, common_folder(folders) if folders else work.target, sole_root=len(folders) == 1 and not copied
     )
-    shared = ray.put([run for some in runs for run in some])
+    shared: ObjectRef[list[SortedRun]] = ray.put([run for some in runs for run in some])
     written = _write_parts(work, paths, [(_from_runs, (shared, part)) for part in range(count)], advance)
     written.copied = copied
     return written
@@ -209,7 +210,7 @@ def _reading_tasks(chosen: ChosenRows) -> list[list[tuple[int, list[Slice]]]]:
 
 
 @ray.remote
-def _plan_wanted(file: CorpusFile, number: int, parts: Sequence[Any]) -> list[tuple[list[Slice], int]]:
+def _plan_wanted(file: CorpusFile, number: int, parts: Sequence[ObjectRef[RowIndex]]) -> list[tuple[list[Slice], int]]:
     """The reading units of a file, of each the slices with chosen rows and how many these are."""
     known = ray.get(list(parts))
     found = []
@@ -227,7 +228,11 @@ def _plan_wanted(file: CorpusFile, number: int, parts: Sequence[Any]) -> list[tu
 
 @ray.remote
 def _read(
-    work: Export, units: Sequence[tuple[int, list[Slice]]], parts: Sequence[Any], name: str, first_keys: Sequence[int]
+    work: Export,
+    units: Sequence[tuple[int, list[Slice]]],
+    parts: Sequence[ObjectRef[RowIndex]],
+    name: str,
+    first_keys: Sequence[int],
 ) -> tuple[list[SortedRun], set[str], bool]:
     """Sorted runs of the chosen rows of some units; the image roots they refer to; whether images were copied to
     files."""
@@ -299,13 +304,15 @@ def _from_manifest(uri: str, work: Export) -> Iterator[pa.Table]:
     yield read_part(uri)
 
 
-def _from_runs(supplied: tuple[Any, int], work: Export) -> Iterator[ExportRow]:
+def _from_runs(supplied: tuple[ObjectRef[list[SortedRun]], int], work: Export) -> Iterator[ExportRow]:
     runs, part = supplied
     rows = merged([run.range(part) for run in ray.get(runs)])
     return fetch_images(rows) if work.format.embeds and work.mode is Images.COPY else rows
 
 
-def _from_tar(shard: Shard, work: Export, number: int, parts: Sequence[Any]) -> Iterator[tuple[str, bool]]:
+def _from_tar(
+    shard: Shard, work: Export, number: int, parts: Sequence[ObjectRef[RowIndex]]
+) -> Iterator[tuple[str, bool]]:
     rows = {row for row, _, _ in wanted(ray.get(list(parts)), number, 0, FILE_ROWS)}
     for row, key in enumerate(WebDataset().keys(storage.FileInfo(shard.uri, shard.size, ""))):
         yield key, row in rows

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -93,8 +93,9 @@ class SortedRunWriter:
         edges = [0]
         with storage.open_write(uri) as stream:
             for first, stop in pairwise([0, *firsts, len(self._rows)]):
-                _write_rows(stream, self._rows[first:stop])
-                edges.append(stream.tell())
+                data = _stream_of(self._rows[first:stop])
+                stream.write(data)
+                edges.append(edges[-1] + len(data))
         self.runs.append(SortedRun(uri, np.array(edges, dtype=np.int64)))
         self._rows, self._size = [], 0
 
@@ -107,16 +108,18 @@ def merged(ranges: Sequence[Range]) -> Iterator[ExportRow]:
         yield from_stored(row)
 
 
-def _write_rows(stream: BinaryIO, rows: Sequence[StoredRow]) -> None:
-    """Writes rows as an Arrow IPC stream; nothing where there are none."""
+def _stream_of(rows: Sequence[StoredRow]) -> memoryview:
+    """Rows as an Arrow IPC stream; nothing where there are none."""
+    sink = pa.BufferOutputStream()
     if not rows:
-        return
-    with pa.ipc.new_stream(stream, SCHEMA) as writer:
+        return memoryview(sink.getvalue())
+    with pa.ipc.new_stream(sink, SCHEMA) as writer:
         for batch in _batches(rows):
             columns = [
                 pa.array(column, field.type) for column, field in zip(zip(*batch, strict=True), SCHEMA, strict=True)
             ]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
+    return memoryview(sink.getvalue())
 
 
 def _batches(rows: Sequence[StoredRow]) -> Iterator[list[StoredRow]]:

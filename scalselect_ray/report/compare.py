@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
 from scalselect_ray.cluster.tasks import in_order, shuffle
@@ -20,8 +21,8 @@ from scalselect_ray.store.subspace import read_subspace
 from scalselect_ray.store.tables import read_part
 from scalselect_ray.subspace import principal_angles
 
-_TASK_ROWS, _MOST_TASKS = 1_000_000, 64  # chosen samples of each run that one task compares; more where there would be
-# more tasks than this
+_TASK_ROWS = 1_000_000  # chosen samples of each run that one task compares, or more where there would be
+_MOST_TASKS = 64  # more tasks than this
 
 
 def compare(run: RunFolder, previous: RunFolder, chosen: int) -> Change | None:
@@ -73,7 +74,7 @@ def _partition_keys(uri: str, partitions: int) -> tuple[Any, ...]:
 
 
 @ray.remote
-def _in_both(before: list[Any], after: list[Any]) -> int:
+def _in_both(before: list[ObjectRef[pa.ChunkedArray]], after: list[ObjectRef[pa.ChunkedArray]]) -> int:
     old, new = (
         pa.chunked_array([chunk for keys in ray.get(refs) for chunk in keys.chunks], pa.large_string())
         for refs in (before, after)

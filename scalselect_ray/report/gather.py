@@ -140,11 +140,10 @@ def _manifest_part(uri: str, ranks: list[int], last: int) -> _ManifestSummary:
 
 @dataclass
 class _ScoreSummary:
-    """What the scores tell: their histogram, the rows for the table, the files they are of."""
+    """What the scores tell: their histogram, and the rows for the table."""
 
     counts: Counter[int]
     strata: Strata
-    files: set[tuple[str, str]]  # (source, shard)
 
     def rows(self, last: pa.Table, ranks: Mapping[Key, int] | None = None, outside: int = 0) -> list[SampleRow]:
         """The rows of the table, each once. With `ranks`, no chosen sample stands just outside the cutoff, and at
@@ -168,27 +167,24 @@ class _ScoreSummary:
 
 
 def _scored(folder: RunFolder, cutoffs: Mapping[str, float], limits: Limits) -> _ScoreSummary:
-    found = _ScoreSummary(Counter(), Strata(limits), set())
+    found = _ScoreSummary(Counter(), Strata(limits))
     parts = enumerate(folder.parts("scores"))
     for _, ref in completed(_score_part, [(uri, part, cutoffs, limits) for part, uri in parts]):
-        counts, strata, files = ray.get(ref)
+        counts, strata = ray.get(ref)
         found.counts += counts
         found.strata.add(strata)
-        found.files.update(files)
     return found
 
 
 @ray.remote
 def _score_part(
     uri: str, part: int, cutoffs: Mapping[str, float], limits: Limits
-) -> tuple[Counter[int], dict[str, pa.Table], list[Any]]:
+) -> tuple[Counter[int], dict[str, pa.Table]]:
     table = read_part(uri)
-    files = table.group_by(["source", "shard"]).aggregate([])
-    pairs = list(zip(files["source"].to_pylist(), files["shard"].to_pylist(), strict=True))
-    return count_scores(table["score"].to_numpy()), strata_of(table, part, cutoffs, limits), pairs
+    return count_scores(table["score"].to_numpy()), strata_of(table, part, cutoffs, limits)
 
 
-def _ranks(folder: RunFolder, keys: Sequence[Any]) -> dict[Key, int]:
+def _ranks(folder: RunFolder, keys: Sequence[tuple[Any, ...]]) -> dict[Key, int]:
     """The rank of each of the keys that is in the manifest."""
     ranks: dict[Key, int] = {}
     wanted = ray.put(pa.table({name: [key[index] for key in keys] for index, name in enumerate(Key._fields)}, _KEYS))
