@@ -27,7 +27,7 @@ BLOCK = 2048
 
 
 def ours(x_ND: np.ndarray, iterations: int) -> np.ndarray:
-    return scalselect_ray.select(x_ND)
+    return scalselect_ray.leverage_scores(x_ND)
 
 
 def clusters(x_ND: np.ndarray, iterations: int) -> np.ndarray:

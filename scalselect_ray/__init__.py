@@ -1,17 +1,18 @@
 """ScalSelect (arXiv 2602.11636), training-free multimodal data selection, as a distributed batch job on Ray.
 
-From Python: `select` (features to scores), `represent` (samples to features), `Represent` (the same inside Ray Data),
-`run` (the whole job). They are loaded when they are first asked for: importing this package costs next to nothing."""
+From Python: `leverage_scores` (features to scores), `represent` (samples to features), `AddFeatures` (the same inside
+Ray Data), `run` (the whole job). They are loaded when they are first asked for: importing this package costs next to
+nothing."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scalselect_ray.api import Represent, represent, run, select
+    from scalselect_ray.api import AddFeatures, leverage_scores, represent, run
     from scalselect_ray.config import ExtractorConfig, JobConfig
 
 __version__ = "0.1.0"
 
-__all__ = ["ExtractorConfig", "JobConfig", "Represent", "__version__", "represent", "run", "select"]
+__all__ = ["AddFeatures", "ExtractorConfig", "JobConfig", "__version__", "leverage_scores", "represent", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """The method from Python, for notebooks and pipelines of one's own.
 
-`select` needs features in memory, `represent` and `Represent` a model, `run` a config. What they are made of is
-imported when they are called: torch and Ray only where they are needed."""
+`leverage_scores` needs features in memory, `represent` and `AddFeatures` a model, `run` a config. What they are made of
+is imported when they are called: torch and Ray only where they are needed."""
 
 import json
 import os
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 _BLOCK_ROWS = 4096  # of a copy in float64
 
-Row = Mapping[str, Any] | Sequence[Any]
+Record = Mapping[str, Any] | Sequence[Any]
 Batch: TypeAlias = "dict[str, Any] | pa.Table"
 
 
-def select(
+def leverage_scores(
     features_ND: np.ndarray, *, energy: float = 0.9, standardize: bool = False, l2_normalize: bool = False
 ) -> np.ndarray:
     """The leverage score of each row of `features_ND` (N, D): (N,) float64, the higher the better. They sum to k, the
@@ -36,7 +36,7 @@ def select(
 
     >>> import numpy as np, scalselect_ray
     >>> features = np.random.default_rng(0).normal(size=(1000, 32)) * np.linspace(3, 0.1, 32)
-    >>> scores = scalselect_ray.select(features)
+    >>> scores = scalselect_ray.leverage_scores(features)
     >>> scores.shape, scores.dtype.name, float(scores.sum().round(6))
     ((1000,), 'float64', 18.0)
     >>> best = np.argsort(-scores, kind="stable")[:160]  # 16% of the rows, best first; ties as they stand
@@ -56,11 +56,11 @@ def select(
     if not 0 < energy <= 1:
         raise ValueError(f"energy is {energy!r}; expected above 0, at most 1")
     blocks = [features_ND[start : start + _BLOCK_ROWS] for start in range(0, len(features_ND), _BLOCK_ROWS)]
-    for place, block in enumerate(blocks):
+    for index, block in enumerate(blocks):
         wrong = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if len(wrong):
             raise ValueError(
-                f"features: row {place * _BLOCK_ROWS + wrong[0]} holds a NaN or an infinity; leave such rows out"
+                f"features: row {index * _BLOCK_ROWS + wrong[0]} holds a NaN or an infinity; leave such rows out"
             )
     dim = features_ND.shape[1]
     moments = accumulate(blocks, dim)
@@ -72,7 +72,7 @@ def select(
 
 def represent(
     model: str | os.PathLike[str] | ExtractorConfig,
-    samples: Iterable[Row],
+    samples: Iterable[Record],
     *,
     image_root: str | os.PathLike[str] | None = None,
 ) -> np.ndarray:
@@ -96,19 +96,19 @@ def represent(
     >>> features.shape, features.dtype.name
     ((2, 64), 'float32')
 
-    Raises ValueError with the place of the first sample that cannot be used, and why: an array has no room for reasons.
-    `Represent` has."""
-    rows = list(samples)
-    worker = Represent(model, image_root)
-    features_ND = np.empty((len(rows), worker.dim), dtype=np.float32)
-    for place, outcome in enumerate(worker.outcomes(rows)):
+    Raises ValueError with the index of the first sample that cannot be used, and why: an array has no room for reasons.
+    `AddFeatures` has."""
+    records = list(samples)
+    worker = AddFeatures(model, image_root)
+    features_ND = np.empty((len(records), worker.dim), dtype=np.float32)
+    for index, outcome in enumerate(worker.outcomes(records)):
         if isinstance(outcome, Exception):
-            raise ValueError(f"samples[{place}] cannot be used: {outcome.reason}: {outcome.message}") from outcome
-        features_ND[place] = outcome.feature
+            raise ValueError(f"samples[{index}] cannot be used: {outcome.reason}: {outcome.message}") from outcome
+        features_ND[index] = outcome.feature
     return features_ND
 
 
-class Represent:
+class AddFeatures:
     """For `map_batches` of Ray Data: adds the columns `feature` and `reject` to rows of any layout that a corpus may
     have.
 
@@ -123,8 +123,8 @@ class Represent:
     >>> demo = Path("demo").resolve()  # tasks have another working directory
     >>> config = make_demo(str(demo))
     >>> dataset = ray.data.read_json(str(demo / "corpus" / "shapes.json")).limit(20)
-    >>> places = (str(demo / "model"), str(demo / "corpus"))
-    >>> added = dataset.map_batches(scalselect_ray.Represent, fn_constructor_args=places, batch_size=10, concurrency=1)
+    >>> paths = (str(demo / "model"), str(demo / "corpus"))
+    >>> added = dataset.map_batches(scalselect_ray.AddFeatures, fn_constructor_args=paths, batch_size=10, concurrency=1)
     >>> rows = added.take_all()
     >>> len(rows), rows[0]["feature"].shape, {row["reject"] for row in rows}
     (20, (64,), {None})
@@ -146,9 +146,9 @@ class Represent:
         """D, the length of a feature."""
         return self._represent.dim
 
-    def outcomes(self, rows: Sequence[Row]) -> "list[Outcome]":
-        """One answer a row, in order: its representation, or why it has none."""
-        return self._represent([self._sample(place, row) for place, row in enumerate(rows)])
+    def outcomes(self, records: Sequence[Record]) -> "list[Outcome]":
+        """One answer a record, in order: its representation, or why it has none."""
+        return self._represent([self._sample(index, record) for index, record in enumerate(records)])
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with its two more columns."""
@@ -160,22 +160,22 @@ class Represent:
         outcomes = self.outcomes(rows)
         rejects = [str(outcome.reason) if isinstance(outcome, Exception) else None for outcome in outcomes]
         features_ND = np.full((len(rows), self.dim), np.nan, dtype=np.float32)
-        for place, outcome in enumerate(outcomes):
+        for index, outcome in enumerate(outcomes):
             if not isinstance(outcome, Exception):
-                features_ND[place] = outcome.feature
+                features_ND[index] = outcome.feature
         if not isinstance(batch, pa.Table):
             return {**batch, "feature": features_ND, "reject": np.array(rejects, dtype=object)}
         missing = pa.array([reject is not None for reject in rejects], pa.bool_())
         feature = pa.FixedSizeListArray.from_arrays(pa.array(features_ND.reshape(-1)), self.dim, mask=missing)
         return batch.append_column("feature", feature).append_column("reject", pa.array(rejects, pa.string()))
 
-    def _sample(self, place: int, row: Row) -> "Sample | Reject":
+    def _sample(self, index: int, record: Record) -> "Sample | Reject":
         from scalselect_ray.corpus import Reject, SampleRejectedError, normalise
 
         try:
-            return normalise(place, row, self._resolve)
+            return normalise(index, record, self._resolve)
         except SampleRejectedError as error:
-            return Reject(place, None, error.reason, error.message)
+            return Reject(index, None, error.reason, error.message)
 
 
 def run(

@@ -41,9 +41,9 @@ def test_importing_the_package_imports_none_of_its_libraries():
     libraries = ("torch", "ray", "numpy", "transformers", "pyarrow")
     code = f"import sys, scalselect_ray; print([name for name in {libraries} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-    assert {"select", "represent", "Represent", "run"} <= set(dir(scalselect_ray))
-    with pytest.raises(AttributeError, match="has no attribute 'selct'"):
-        scalselect_ray.selct  # noqa: B018
+    assert {"leverage_scores", "represent", "AddFeatures", "run"} <= set(dir(scalselect_ray))
+    with pytest.raises(AttributeError, match="has no attribute 'select'"):
+        scalselect_ray.select  # noqa: B018
 
 
 def test_the_examples_in_the_docstrings_come_out(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -59,7 +59,7 @@ def test_the_examples_in_the_docstrings_come_out(cluster: None, tmp_path: Path, 
 )
 def test_scores_are_those_of_an_svd_of_all_features(settings: dict[str, Any]):
     features = np.random.default_rng(1).normal(size=(5000, 12)) @ np.random.default_rng(2).normal(size=(12, 12)) + 5
-    scores = scalselect_ray.select(features, **settings)
+    scores = scalselect_ray.leverage_scores(features, **settings)
     centred = features - features.mean(axis=0)
     if settings.get("standardize"):
         centred /= features.std(axis=0)
@@ -81,9 +81,9 @@ def test_scores_are_those_of_an_svd_of_all_features(settings: dict[str, Any]):
 )
 def test_features_that_cannot_be_scored_are_refused(features: np.ndarray, message: str):
     with pytest.raises(ValueError, match=message):
-        scalselect_ray.select(features)
+        scalselect_ray.leverage_scores(features)
     with pytest.raises(ValueError, match="energy is 90"):
-        scalselect_ray.select(np.eye(3), energy=90)
+        scalselect_ray.leverage_scores(np.eye(3), energy=90)
 
 
 def test_representations_are_those_of_a_run(mixed: Selected):
@@ -126,7 +126,7 @@ def test_a_data_set_of_ray_gets_features_and_reasons(mixed: Selected, batch_form
     structs[2]["images"] = [{"bytes": b"no picture", "path": None}] * len(structs[2]["images"])
     dataset = ray.data.from_arrow(pa.Table.from_pylist(structs))
     added = dataset.map_batches(
-        scalselect_ray.Represent, fn_constructor_args=(MODEL,), batch_size=4, concurrency=1, batch_format=batch_format
+        scalselect_ray.AddFeatures, fn_constructor_args=(MODEL,), batch_size=4, concurrency=1, batch_format=batch_format
     )
     rows = {row["id"]: row for row in added.take_all()}
     expected = features_of_run(mixed, "parquet")

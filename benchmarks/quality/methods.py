@@ -37,7 +37,7 @@ def represent(
         }
         for row, picture in zip(rows, pictures, strict=True)
     ]
-    outcomes = scalselect_ray.Represent(settings).outcomes(samples)
+    outcomes = scalselect_ray.AddFeatures(settings).outcomes(samples)
     found = [outcome for outcome in outcomes if isinstance(outcome, Representation)]
     assert len(found) == len(rows), next(outcome for outcome in outcomes if not isinstance(outcome, Representation))
     share = float(np.mean([outcome.num_attended_tokens / outcome.num_vision_tokens for outcome in found]))
@@ -55,7 +55,7 @@ def choose(
     if method == "longest":
         worth_N = np.array([len(row.question.split()) + len(row.answer.split()) for row in rows], dtype=np.float64)
     else:
-        worth_N = scalselect_ray.select(features_ND if method == "ScalSelect" else agnostic_ND, energy=_ENERGY)
+        worth_N = scalselect_ray.leverage_scores(features_ND if method == "ScalSelect" else agnostic_ND, energy=_ENERGY)
     return np.argsort(-worth_N, kind="stable")[:count]
 
 

@@ -1,6 +1,6 @@
 """Prepared samples to representations, on one device (paper sections 3.2 and 3.3).
 
-The samples of a batch stand one behind the other in a single row of tokens, each with its own positions, and attention
+The samples of a batch stand one after the other in a single row of tokens, each with its own positions, and attention
 is computed sample by sample: there is no padding, so none can be attended to and none is paid for."""
 
 from collections.abc import Iterator, Sequence
@@ -103,12 +103,12 @@ class Extractor:
         Images that are one object (see `share_images`) pass the vision tower once a batch: such samples are put side by
         side for it."""
         first: dict[int, int] = {}
-        order = sorted(range(len(samples)), key=lambda place: first.setdefault(id(samples[place].images), place))
+        order = sorted(range(len(samples)), key=lambda index: first.setdefault(id(samples[index].images), index))
         answers: dict[int, Representation | SampleRejectedError] = {}
-        for batch in batches([len(samples[place].input_ids) for place in order], self._batch_tokens):
-            places = order[batch.start : batch.stop]
-            answers |= zip(places, self._represent_all([samples[place] for place in places]), strict=True)
-        return [answers[place] for place in range(len(samples))]
+        for batch in batches([len(samples[index].input_ids) for index in order], self._batch_tokens):
+            indices = order[batch.start : batch.stop]
+            answers |= zip(indices, self._represent_all([samples[index] for index in indices]), strict=True)
+        return [answers[index] for index in range(len(samples))]
 
     def _represent_all(self, samples: Sequence[Prepared]) -> list[Representation | SampleRejectedError]:
         """A failing batch is halved until the sample that fails stands alone: bad input, or too large for the
@@ -157,8 +157,8 @@ class Extractor:
                 attention_output(query_HSD, key_KSD, value_KSD, rows_A, projections.scaling, projections.sliding_window)
             )
         # The rest of the layer works token by token: only the attended vision tokens go through it.
-        places = torch.cat([rows_A + span.start for span, rows_A in zip(spans, attended_rows, strict=True)])
-        output_AE = hidden_TE[self._sent(places)] + self._output_projection(torch.cat(contexts))
+        positions = torch.cat([rows_A + span.start for span, rows_A in zip(spans, attended_rows, strict=True)])
+        output_AE = hidden_TE[self._sent(positions)] + self._output_projection(torch.cat(contexts))
         output_AE = output_AE + self._layer.mlp(self._layer.post_attention_layernorm(output_AE))
         parts = output_AE.float().split([len(rows_A) for rows_A in attended_rows])
         features = torch.stack([part_AE.mean(dim=0) for part_AE in parts]).cpu().numpy()
@@ -186,14 +186,12 @@ class Extractor:
         kept_V[attended(received_V, self._threshold)] = True
         on_image_V = sample.input_ids[vision_V.numpy()] == self._model.config.image_token_id
         received, kept = received_V.numpy()[on_image_V], kept_V.numpy()[on_image_V]
-        places = vision_V.numpy()[on_image_V]
-        runs = [len(run) for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)]
-        counts = (
-            runs if len(runs) == len(sizes) else [len(places) // len(sizes)] * len(sizes)
-        )  # placeholders side by side are one run
+        positions = vision_V.numpy()[on_image_V]
+        spans = [len(span) for span in np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)]
+        counts = spans if len(spans) == len(sizes) else [len(positions) // len(sizes)] * len(sizes)  # side by side: one
         maps, start = [], 0
-        for place, (count, size) in enumerate(zip(counts, sizes, strict=True)):
-            grids = self._family.grids(count, size, place, sample.images, self._image_processor, self._model.config)
+        for index, (count, size) in enumerate(zip(counts, sizes, strict=True)):
+            grids = self._family.grids(count, size, index, sample.images, self._image_processor, self._model.config)
             span = slice(start, start + count)
             if sum(grid.before + grid.tokens for grid in grids) > count:
                 return []
@@ -214,16 +212,16 @@ class Extractor:
         return hidden_TE, projections
 
     def _embeddings(self, samples: Sequence[Prepared]) -> torch.Tensor:
-        """The input of layer 0: text embeddings, with the projected image features in the places of the placeholders.
+        """The input of layer 0: text embeddings, with the projected image features in place of the placeholders.
         (T, E)."""
         input_ids = torch.from_numpy(np.concatenate([sample.input_ids for sample in samples]))
-        places = torch.nonzero(input_ids == self._model.config.image_token_id)[:, 0]
+        positions = torch.nonzero(input_ids == self._model.config.image_token_id)[:, 0]
         hidden_TE = self._embed(self._sent(input_ids.clamp(max=self._embed.num_embeddings - 1)))
-        hidden_TE[self._sent(places)] = self._image_features(samples).to(hidden_TE.dtype)
+        hidden_TE[self._sent(positions)] = self._image_features(samples).to(hidden_TE.dtype)
         return cast(torch.Tensor, hidden_TE)
 
     def _image_features(self, samples: Sequence[Prepared]) -> torch.Tensor:
-        """The projected image features of all samples, one behind the other. Images that are one object pass the vision
+        """The projected image features of all samples, one after the other. Images that are one object pass the vision
         tower once."""
         distinct = list({id(sample.images): sample for sample in samples}.values())
         images = self._family.collate(
@@ -279,7 +277,7 @@ class Extractor:
 
 
 def on_picture(received_T: np.ndarray, attended_T: np.ndarray, grids: Sequence[Grid]) -> AttentionMap:
-    """The tokens of one picture on the finest of their grids, where a place adds up what it has in each."""
+    """The tokens of one picture on the finest of their grids, where a cell adds up what it has in each."""
     finest = max(grids, key=lambda grid: grid.rows * grid.columns)
     shape = finest.rows, finest.columns
     received_RC, attended_RC, start = np.zeros(shape, np.float32), np.zeros(shape, bool), 0
@@ -300,14 +298,14 @@ def _stops(samples: Sequence[Prepared]) -> list[int]:
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> list[range]:
-    """Consecutive runs of samples with at most `batch_tokens` tokens in all, or a single longer sample."""
-    runs: list[range] = []
+    """Consecutive samples with at most `batch_tokens` tokens in all, or a single longer sample."""
+    found: list[range] = []
     start = total = 0
     for index, length in enumerate(lengths):
         if index > start and total + length > batch_tokens:
-            runs.append(range(start, index))
+            found.append(range(start, index))
             start, total = index, 0
         total += length
     if start < len(lengths):
-        runs.append(range(start, len(lengths)))
-    return runs
+        found.append(range(start, len(lengths)))
+    return found

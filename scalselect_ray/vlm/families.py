@@ -77,12 +77,12 @@ class Family:
         self,
         tokens: int,
         size: tuple[int, int],
-        place: int,
+        index: int,
         inputs: Mapping[str, Any],
         image_processor: Any,
         config: Any,
     ) -> list[Grid]:
-        """Where the `tokens` tokens of one picture of (width, height), the one at `place` of its sample, lie on it: one
+        """Where the `tokens` tokens of one picture of (width, height), number `index` of its sample, lie on it: one
         grid after the other. Tokens beyond the grids lie nowhere."""
         height, width = inputs["pixel_values"].shape[-2:]
         patch = config.vision_config.patch_size
@@ -115,7 +115,7 @@ class AnyResolutionFamily(Family):
         self,
         tokens: int,
         size: tuple[int, int],
-        place: int,
+        index: int,
         inputs: Mapping[str, Any],
         image_processor: Any,
         config: Any,
@@ -176,13 +176,13 @@ class QwenFamily(Family):
         self,
         tokens: int,
         size: tuple[int, int],
-        place: int,
+        index: int,
         inputs: Mapping[str, Any],
         image_processor: Any,
         config: Any,
     ) -> list[Grid]:
         merge = config.vision_config.spatial_merge_size
-        _, rows, columns = inputs["image_grid_thw"][place]
+        _, rows, columns = inputs["image_grid_thw"][index]
         return [Grid(int(rows) // merge, int(columns) // merge)]
 
 

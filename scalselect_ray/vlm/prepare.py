@@ -155,7 +155,7 @@ class Preparer:
         stand.
 
         The template is rendered a second time with a mark in place of each text: what stands between the marks is the
-        template's own, so each text is found by its place and never by a search that could meet the same words
+        template's own, so each text is found by where it stands and never by a search that could meet the same words
         elsewhere.
 
         A text must not speak for the template: a special token of the tokenizer that stands for media, or that the
@@ -192,19 +192,19 @@ class Preparer:
 
         found_ranges: dict[str, list[range]] = {"assistant": [], "user": [], "system": []}
         at_skeleton = at_rendered = 0
-        for place, number in sorted((skeleton.find(mark), number) for number, mark in enumerate(marks)):
-            literal = skeleton[at_skeleton:place]
+        for start_of_mark, number in sorted((skeleton.find(mark), number) for number, mark in enumerate(marks)):
+            literal = skeleton[at_skeleton:start_of_mark]
             role, text = texts[number]
             start = at_rendered + len(literal)
             kept = next(
                 (form for form in (text, text.strip()) if rendered.startswith(literal + form, at_rendered)), None
             )
-            if place < 0 or kept is None:
+            if start_of_mark < 0 or kept is None:
                 raise SampleRejectedError(
                     Reason.BAD_CONVERSATION, f"the model's chat template drops or rewrites a {role} turn"
                 )
             found_ranges[role].append(range(start, start + len(kept)))
-            at_skeleton, at_rendered = place + len(marks[number]), start + len(kept)
+            at_skeleton, at_rendered = start_of_mark + len(marks[number]), start + len(kept)
         if rendered[at_rendered:] != skeleton[at_skeleton:]:
             raise SampleRejectedError(Reason.BAD_CONVERSATION, "the model's chat template rewrites the conversation")
         return rendered, found_ranges["assistant"], found_ranges["user"]

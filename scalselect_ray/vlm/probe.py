@@ -32,7 +32,7 @@ def attention_received(
     """Attention that each vision token receives from the query tokens, mean over heads, normalised to sum 1. (V,)
     float32.
 
-    All zero (no query token stands behind a vision token) becomes uniform. Only the rows of query tokens are computed,
+    All zero (no query token comes after a vision token) becomes uniform. Only the rows of query tokens are computed,
     a block of rows at a time: memory is O(H S) a row and never O(H S S). Rows before the first vision token see none of
     them and are left out."""
     heads, length, head_size = query_HSD.shape
@@ -58,7 +58,7 @@ def attention_received(
 
 
 def attended(received_V: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Places in V of the vision tokens that matter, in their order: the most attended first until their sum exceeds
+    """Indices in V of the vision tokens that matter, in their order: the most attended first until their sum exceeds
     `threshold`.
 
     The token that crosses the threshold is included; there is at least one. The sum runs in float64, so that it does
@@ -78,7 +78,7 @@ def attention_output(
 ) -> torch.Tensor:
     """What the attention of the layer gives the row tokens, heads side by side, before its output projection. (A, H *
     D)."""
-    length = int(rows_A[-1]) + 1  # rows are in order; no row looks behind itself
+    length = int(rows_A[-1]) + 1  # rows are in order; no row looks at what comes after it
     rows_A = rows_A.to(query_HSD.device)
     output_HAD = F.scaled_dot_product_attention(
         query_HSD[None, :, rows_A],

@@ -50,7 +50,7 @@ def id_of(description: dict[str, Any]) -> str:
 
 
 class Representer:
-    """Both halves of an extractor, one behind the other: for the Python interface, and to try a few samples before a
+    """Both halves of an extractor, one after the other: for the Python interface, and to try a few samples before a
     run."""
 
     def __init__(self, extractor: ExtractorConfig) -> None:
