@@ -53,7 +53,7 @@ def fit_transform(moments: Moments, *, standardize: bool, l2_normalize: bool) ->
     it."""
     scale_D = None
     if standardize:
-        std_D = np.sqrt(np.diag(moments.scatter_DD).clip(min=0) / max(moments.count, 1))
+        std_D = np.sqrt(np.diag(moments.scatter_DD) / max(moments.count, 1))
         noise_D = 8 * np.finfo(np.float64).eps * np.abs(moments.mean_D)
         scale_D = np.where(std_D > noise_D, std_D, 1.0)
     return Transform(moments.mean_D, scale_D, l2_normalize)

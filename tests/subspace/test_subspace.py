@@ -184,8 +184,38 @@ def test_rows_without_spread_have_no_subspace(x):
     assert leverage(x, subspace).tolist() == [0.0] * len(x)
 
 
-def test_fewer_rows_than_dimensions_clips_k_to_the_rank():
-    assert solve(rows(5), 1.0).k == 4
+@pytest.mark.parametrize("count", [2, 3, 5, 8])
+def test_fewer_rows_than_dimensions_clips_k_to_the_rank(count):
+    for seed in range(10):  # the eigenvalues that should be zero are rounding, above zero and below it
+        subspace = solve(rows(count, dim=64, seed=seed), 1.0)
+        assert subspace.k == count - 1
+        assert (subspace.spectrum_D >= 0).all()
+
+
+def test_rows_that_are_equal_but_for_rounding_have_no_subspace():
+    x = np.full((40, 6), 0.3)
+    x[::3] = 0.1 + 0.2  # the next number above 0.3
+    assert np.ptp(x, axis=0).all()
+    subspace = solve(x)
+    assert subspace.k == 0
+    assert leverage(x, subspace).tolist() == [0.0] * 40
+
+
+def test_a_row_on_the_mean_is_no_unit_row_and_scores_nothing():
+    x = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0], [0.0, 0.0]])
+    scores = leverage(x, solve(x, 1.0, l2_normalize=True))
+    np.testing.assert_allclose(scores, [0.5, 0.5, 0.5, 0.5, 0.0], atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{"standardize": True}, {"l2_normalize": True}])
+def test_a_huge_mean_is_no_noise_of_what_is_divided_by_its_size(settings):
+    x = np.random.default_rng(0).normal(size=(300, 4)) * 1000 + 1e15
+    assert solve(x, 1.0, **settings).k == 4
+
+
+def test_standardised_columns_have_a_population_deviation_of_one():
+    x = rows()
+    np.testing.assert_allclose(fit_transform(of_rows(x), standardize=True, l2_normalize=False)(x).std(axis=0), 1)
 
 
 def test_constant_column_survives_standardising():
@@ -195,8 +225,9 @@ def test_constant_column_survives_standardising():
 
 
 def test_a_column_that_is_constant_but_for_rounding_has_no_part_in_the_standardised_subspace():
-    x = rows()
-    constant = np.insert(x, 3, np.float32(0.1), axis=1)
+    x = rows().astype(np.float64)
+    constant = np.insert(x, 3, 0.3, axis=1)
+    constant[::3, 3] = 0.1 + 0.2  # the next number above 0.3
     np.testing.assert_allclose(
         leverage(constant, solve(constant, standardize=True)), leverage(x, solve(x, standardize=True)), rtol=1e-9
     )
