@@ -15,28 +15,24 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from safetensors.numpy import load, save
 
 from scalselect_ray.cluster import metrics
 from scalselect_ray.cluster.session import ATTEMPTS, cluster_cpus, cluster_gpus, node_memory
 from scalselect_ray.config import ExtractorConfig, WorkersConfig
 from scalselect_ray.corpus import (
     Plan,
-    Reason,
     Reject,
     Sample,
     SampleRejectedError,
     Slice,
-    fetched_images,
-    load_images,
     read_slices,
     reading_units,
 )
 from scalselect_ray.errors import ClusterError, CorpusChangedError, ModelError
 from scalselect_ray.io import storage
-from scalselect_ray.io.safetensors_header import header_of
 from scalselect_ray.stages import plan as plan_stage
 from scalselect_ray.stages.context import Job, Run, begin
+from scalselect_ray.stages.payload import PreparedRow, pack, unpack
 from scalselect_ray.stages.rejects import check_rejects
 from scalselect_ray.store.features import FeatureStore, feature_table
 from scalselect_ray.vlm import (
@@ -46,15 +42,13 @@ from scalselect_ray.vlm import (
     Representation,
     front_bytes,
     open_checkpoint,
-    share_images,
 )
-from scalselect_ray.vlm.representer import description_of, id_of, make_extractor, make_preparer
+from scalselect_ray.vlm.representer import description_of, id_of, make_extractor, make_preparer, prepare_sample
 
 _IMAGE_THREADS = 8  # of one task; the images of JSON corpora are fetched one by one
 _PREPARE_BYTES = 768 << 20  # of one prepare task: a slice of samples, its decoded images and what is made of them
 _ACTIVATION_BYTES = 2 << 30  # of one extractor beside its weights: the pixels and activations of a batch
-_CHANGED = b""  # in the place of a payload: the file is no longer the one that was planned
-_ARRAYS = ("input_ids", "position_ids", "query", "vision")
+_CHANGED = b""  # instead of a payload: the file is no longer the one that was planned
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,69 +241,10 @@ def _answer(committed: Committed) -> pa.Table:
     return pa.Table.from_pylist([asdict(committed)], schema)
 
 
-Row = tuple[dict[str, Any], Prepared | SampleRejectedError]
-
-
-def pack(rows: Sequence[Row]) -> bytes:
-    """Prepared rows as one safetensors blob, to travel to an extractor. Equal images travel once."""
-    shared = iter(share_images(prepared for _, prepared in rows if isinstance(prepared, Prepared)))
-    arrays: dict[str, np.ndarray] = {}
-    keys: list[dict[str, Any]] = []
-    holders: dict[int, int] = {}  # by the id of the images, the place of the first row that holds them
-    for place, (key, prepared) in enumerate(rows):
-        if isinstance(prepared, SampleRejectedError):
-            keys.append({**key, "reason": prepared.reason, "message": prepared.message})
-            continue
-        sample = next(shared)
-        holder = holders.setdefault(id(sample.images), place)
-        keys.append({**key, "images_of": holder})
-        arrays |= {f"{place}.{name}": np.ascontiguousarray(getattr(sample, name)) for name in _ARRAYS}
-        if holder == place:
-            arrays |= {f"{place}.images.{name}": np.ascontiguousarray(array) for name, array in sample.images.items()}
-    payload: bytes = save(arrays, metadata={"rows": json.dumps(keys)})
-    return payload
-
-
-def unpack(payload: Any) -> list[Row]:
-    """The inverse of `pack`. Rows with equal images hold the same object."""
-    data = bytes(payload)
-    keys = json.loads(header_of(data).metadata["rows"])
-    arrays: dict[str, dict[str, np.ndarray]] = {}
-    images: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in load(data).items():
-        place, _, rest = name.partition(".")
-        if rest.startswith("images."):
-            images.setdefault(place, {})[rest.removeprefix("images.")] = array
-        else:
-            arrays.setdefault(place, {})[rest] = array
-    rows: list[Row] = []
-    for place, key in enumerate(keys):
-        if "reason" in key:
-            reject = SampleRejectedError(key.pop("reason"), key.pop("message"))
-            rows.append((key, reject))
-            continue
-        holder = str(key.pop("images_of"))
-        rows.append((key, Prepared(**arrays[str(place)], images=images[holder])))
-    return rows
-
-
-def _prepare_row(preparer: Preparer, sample: Sample | Reject) -> tuple[Row, int]:
+def _prepare_row(preparer: Preparer, sample: Sample | Reject) -> tuple[PreparedRow, int]:
     """The row, and the bytes of its encoded images."""
-    key = {"row": sample.row, "id": sample.id}
-    if isinstance(sample, Reject):
-        return (key, SampleRejectedError(sample.reason, sample.message)), 0
-    size = 0
-    try:
-        encoded = fetched_images(sample.images)
-        size = sum(len(image.data or b"") for image in encoded)
-        return (key, preparer(sample, load_images(encoded))), size
-    except SampleRejectedError as error:
-        return (key, error), size
-    except MemoryError:
-        return (
-            key,
-            SampleRejectedError(Reason.EXTRACTION_FAILED, "there is not enough memory to prepare this sample"),
-        ), size
+    outcome, size = prepare_sample(preparer, sample)
+    return ({"row": sample.row, "id": sample.id}, outcome), size
 
 
 def _outcome(answer: Representation | SampleRejectedError) -> dict[str, Any]:

@@ -224,10 +224,8 @@ class Extractor:
         """The projected image features of all samples, one after the other. Images that are one object pass the vision
         tower once."""
         distinct = list({id(sample.images): sample for sample in samples}.values())
-        images = self._family.collate(
-            [{name: torch.from_numpy(array) for name, array in sample.images.items()} for sample in distinct]
-        )
-        images = {name: self._sent(tensor) for name, tensor in images.items()}
+        joined = self._family.collate([sample.images for sample in distinct])
+        images = {name: self._sent(torch.from_numpy(array)) for name, array in joined.items()}
         images["pixel_values"] = self._family.all_frames(self._normalise(images["pixel_values"]), self._image_processor)
         features = torch.cat(tuple(self._model.get_image_features(**images, return_dict=True).pooler_output))
         if len(distinct) == len(samples):

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers import PretrainedConfig, ProcessorMixin
 
 from scalselect_ray.errors import ModelError
 
 Tensors = Mapping[str, torch.Tensor]
+Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,9 @@ class Family:
         weights."""
         return torch.arange(inputs["input_ids"].shape[-1])[None]
 
-    def collate(self, samples: Sequence[Tensors]) -> dict[str, torch.Tensor]:
-        """The image inputs of several samples, joined along the images."""
-        return {name: torch.cat([sample[name] for sample in samples]) for name in self.image_inputs}
+    def collate(self, samples: Sequence[Arrays]) -> dict[str, np.ndarray]:
+        """The image inputs of several samples, joined along the images: new arrays, whose memory is nobody else's."""
+        return {name: np.concatenate([sample[name] for sample in samples]) for name in self.image_inputs}
 
     def pixels_as_channels(self, pixel_values: torch.Tensor, channels: int) -> torch.Tensor:
         """A view of `pixel_values` as (..., channels, height, width), to normalise it."""
@@ -98,18 +99,13 @@ class AnyResolutionFamily(Family):
 
     image_inputs: tuple[str, ...] = ("pixel_values", "image_sizes")
 
-    def collate(self, samples: Sequence[Tensors]) -> dict[str, torch.Tensor]:
+    def collate(self, samples: Sequence[Arrays]) -> dict[str, np.ndarray]:
         crops = max(sample["pixel_values"].shape[1] for sample in samples)
-        padded = [
-            {
-                **sample,
-                "pixel_values": F.pad(
-                    sample["pixel_values"], (0, 0, 0, 0, 0, 0, 0, crops - sample["pixel_values"].shape[1])
-                ),
-            }
-            for sample in samples
-        ]
-        return Family.collate(self, padded)
+
+        def padded(pixel_values: np.ndarray) -> np.ndarray:
+            return np.pad(pixel_values, [(0, 0), (0, crops - pixel_values.shape[1]), (0, 0), (0, 0), (0, 0)])
+
+        return Family.collate(self, [{**sample, "pixel_values": padded(sample["pixel_values"])} for sample in samples])
 
     def grids(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from scalselect_ray.config import ExtractorConfig, feature_settings
-from scalselect_ray.corpus import Reject, Sample, SampleRejectedError, load_images
+from scalselect_ray.corpus import Reason, Reject, Sample, SampleRejectedError, fetched_images, load_images
 from scalselect_ray.vlm import Extractor, Prepared, Preparer, Representation, fingerprint, open_checkpoint, share_images
 
 _TOGETHER = 32  # samples whose pixels are in memory at once
@@ -49,6 +49,22 @@ def id_of(description: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def prepare_sample(preparer: Preparer, sample: Sample | Reject) -> tuple[Prepared | SampleRejectedError, int]:
+    """The sample as the model takes it, or why it cannot be used, and the bytes of its encoded images."""
+    if isinstance(sample, Reject):
+        return SampleRejectedError(sample.reason, sample.message), 0
+    size = 0
+    try:
+        encoded = fetched_images(sample.images)
+        size = sum(len(image.data or b"") for image in encoded)
+        return preparer(sample, load_images(encoded)), size
+    except SampleRejectedError as error:
+        return error, size
+    except MemoryError:
+        message = "there is not enough memory to prepare this sample"
+        return SampleRejectedError(Reason.EXTRACTION_FAILED, message), size
+
+
 class Representer:
     """Both halves of an extractor, one after the other: for the Python interface, and to try a few samples before a
     run."""
@@ -71,15 +87,7 @@ class Representer:
         """One answer a sample, in order: its representation, or why it has none."""
         answers: list[Outcome] = []
         for start in range(0, len(samples), _TOGETHER):
-            prepared = [self._prepared(sample) for sample in samples[start : start + _TOGETHER]]
+            prepared = [prepare_sample(self._prepare, sample)[0] for sample in samples[start : start + _TOGETHER]]
             extracted = iter(self._extract(share_images(item for item in prepared if isinstance(item, Prepared))))
             answers += [next(extracted) if isinstance(item, Prepared) else item for item in prepared]
         return answers
-
-    def _prepared(self, sample: Sample | Reject) -> Prepared | SampleRejectedError:
-        if isinstance(sample, Reject):
-            return SampleRejectedError(sample.reason, sample.message)
-        try:
-            return self._prepare(sample, load_images(sample.images))
-        except SampleRejectedError as error:
-            return error

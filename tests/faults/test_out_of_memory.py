@@ -16,8 +16,8 @@ from scalselect_ray.corpus.planning import CorpusFile
 from scalselect_ray.corpus.reading import read_slices
 from scalselect_ray.errors import ClusterError
 from scalselect_ray.io.storage import stat
-from scalselect_ray.stages import extract
 from scalselect_ray.vlm import DeviceLostError, Extractor, Prepared, Representation, open_checkpoint
+from scalselect_ray.vlm.representer import make_preparer, prepare_sample
 
 CORPUS, MODEL = GOLDEN / "llava", GOLDEN / "llava" / "model"
 SETTINGS = ExtractorConfig(model=str(MODEL), dtype="float32")
@@ -26,12 +26,8 @@ SETTINGS = ExtractorConfig(model=str(MODEL), dtype="float32")
 def rows(name: str = "samples.json") -> list:
     """The samples of the golden corpus, prepared as a task does it."""
     file = CorpusFile("golden", stat(str(CORPUS / name)), str(CORPUS), 100, 1 << 26)
-    preparer = extract._preparer(SETTINGS)
-    return [
-        extract._prepare_row(preparer, sample)[0][1]
-        for _, samples in read_slices(plan_file(file))
-        for sample in samples
-    ]
+    preparer = make_preparer(SETTINGS)
+    return [prepare_sample(preparer, sample)[0] for _, samples in read_slices(plan_file(file)) for sample in samples]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +110,7 @@ def test_a_device_that_fails_on_everything_rejects_nothing(extractor, prepared, 
 
 
 def test_a_sample_too_large_to_prepare_is_rejected_alone(monkeypatch):
-    preparer = type(extract._preparer(SETTINGS))
+    preparer = type(make_preparer(SETTINGS))
     prepare = preparer.__call__
 
     def limited(self, sample, images):

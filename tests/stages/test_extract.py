@@ -4,17 +4,15 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pyarrow as pa
 from conftest import GOLDEN
 
 from scalselect_ray.config import ExtractorConfig
-from scalselect_ray.corpus import CorpusFile, Reason, SampleRejectedError, plan_file
+from scalselect_ray.corpus import CorpusFile, plan_file
 from scalselect_ray.io.storage import stat
-from scalselect_ray.stages.extract import ExtractSlices, pack, prepare_unit, unpack
+from scalselect_ray.stages.extract import ExtractSlices, prepare_unit
 from scalselect_ray.store.features import FeatureStore, features_of
 from scalselect_ray.store.layout import Output
-from scalselect_ray.vlm import Prepared
 from scalselect_ray.vlm.representer import description_of, id_of
 
 
@@ -53,27 +51,3 @@ def test_two_slices_at_once_take_turns_on_the_device_and_give_the_same_features(
     for part in slices:
         one, two = (features_of(store.read(part.id)) for store in stores)
         assert (one == two).all()
-
-
-def test_equal_images_travel_once():
-    def sample(pixel: int, text: int) -> Prepared:
-        tokens = np.array([text])
-        return Prepared(
-            tokens, tokens[None], tokens > 0, tokens < 0, {"pixel_values": np.full((1, 3, 100, 100), pixel, np.uint8)}
-        )
-
-    def row(number: int, held: Prepared | SampleRejectedError) -> tuple[dict, Prepared | SampleRejectedError]:
-        return {"row": number, "id": None}, held
-
-    rows = [
-        row(0, sample(1, 5)),
-        row(1, sample(2, 6)),
-        row(2, SampleRejectedError(Reason.TOO_LONG, "long")),
-        row(3, sample(1, 7)),
-    ]
-    packed = pack(rows)
-    assert 60_000 < len(packed) < 70_000
-    (_, one), (_, other), (_, reject), (key, again) = unpack(packed)
-    assert one.images is again.images is not other.images
-    assert (key, int(again.input_ids[0]), int(other.images["pixel_values"].max())) == ({"row": 3, "id": None}, 7, 2)
-    assert reject.reason == Reason.TOO_LONG

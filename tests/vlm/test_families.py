@@ -165,13 +165,11 @@ def test_equal_images_pass_the_vision_tower_once(model_folder, monkeypatch):
     for one, other in zip(apart(prepared), together(shared), strict=True):
         assert one.num_attended_tokens == other.num_attended_tokens
         np.testing.assert_allclose(one.feature, other.feature, atol=2e-6)
-    once = together._family.collate(
-        [{name: torch.from_numpy(array) for name, array in item.images.items()} for item in prepared[:3]]
-    )
+    once = together._family.collate([item.images for item in prepared[:3]])
     assert seen == [len(once["pixel_values"])]
 
 
-def test_layers_of_the_tower_behind_the_one_that_is_read_are_not_loaded(model_folder):
+def test_layers_of_the_tower_after_the_one_that_is_read_are_not_loaded(model_folder):
     front = extractor(model_folder, 10_000)._model
     if model_folder.name.startswith(("llava0", "llava_next")):
         assert len(front.vision_tower.encoder.layers) == 2, "of three, the last but one is read"

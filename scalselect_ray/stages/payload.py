@@ -1,0 +1,49 @@
+"""Prepared rows on their way from a prepare worker to an extractor of the same run.
+
+They travel as a pickle, whose arrays stand beside it as they are in memory (protocol 5). A pickle can run code when it
+is opened: this one is made and opened by workers of one cluster, which hand each other pickles anyway, and it is never
+read from storage or written there."""
+
+import pickle
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from scalselect_ray.corpus import SampleRejectedError
+from scalselect_ray.vlm import Prepared, share_images
+
+PreparedRow = tuple[dict[str, Any], Prepared | SampleRejectedError]
+"""A row's key columns, and what was made of it."""
+
+_ALIGNMENT = 8  # bytes; of every array, so that it can be used where it lies
+
+
+def pack(rows: Sequence[PreparedRow]) -> bytes:
+    """The rows as one payload, never an empty one. Equal images travel once."""
+    shared = iter(share_images(held for _, held in rows if isinstance(held, Prepared)))
+    rows = [(key, next(shared) if isinstance(held, Prepared) else held) for key, held in rows]
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(rows, protocol=5, buffer_callback=buffers.append)
+    pieces = [memoryview(pickled), *(buffer.raw() for buffer in buffers)]
+    lengths = np.array([len(pieces), *map(len, pieces)], dtype=np.int64)
+    padded = ((piece, bytes(-len(piece) % _ALIGNMENT)) for piece in pieces)
+    return b"".join([lengths.tobytes(), *(data for pair in padded for data in pair)])
+
+
+def unpack(payload: Any) -> list[PreparedRow]:
+    """The rows of a payload (any buffer), of which the arrays are views: read-only where the buffer is.
+
+    Rows with equal images hold the same object."""
+    pickled, *buffers = _pieces(memoryview(payload).cast("B"))
+    rows: list[PreparedRow] = pickle.loads(pickled, buffers=buffers)
+    return rows
+
+
+def _pieces(view: memoryview) -> Iterator[memoryview]:
+    (count,) = np.frombuffer(view, np.int64, 1)
+    lengths = np.frombuffer(view, np.int64, count, offset=8)
+    starts = accumulate((-(-length // _ALIGNMENT) * _ALIGNMENT for length in lengths), initial=8 + 8 * count)
+    for start, length in zip(starts, lengths, strict=False):
+        yield view[start : start + length]
