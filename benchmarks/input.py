@@ -190,7 +190,7 @@ def job(corpus: Corpus, slice_rows: int = 256) -> Iterator[int]:
         ]
         assert not any(part.problem for part in slices)
         with mock.patch.object(extract, "prepare_unit", read_unit):
-            prepared = extract.prepared_slices(slices, ExtractorConfig(model="none"), WorkersConfig(), crowded=False)
+            prepared = extract.prepared_slices(slices, ExtractorConfig(model="none"), WorkersConfig(), readers=None)
         for batch in prepared.iter_batches(batch_size=None, batch_format="pyarrow"):
             for part in map(json.loads, batch["slice"].to_pylist()):
                 yield part["stop_row"] - part["first_row"]

@@ -21,6 +21,7 @@ from scaling import SLICE_ROWS, make_slices, worker_memory
 
 from scalselect_ray.cluster.session import session
 from scalselect_ray.config import SubspaceConfig
+from scalselect_ray.console import Console
 from scalselect_ray.corpus import CorpusFile, Slice, make_plan
 from scalselect_ray.corpus.planning import OpenFile
 from scalselect_ray.io import storage
@@ -112,7 +113,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         ledger_seconds, found = ledger(f"{folder}/ledger", options.ledger)
         print("ledger", found, ledger_seconds, flush=True)
-        with session():
+        with session(Console()):
             seconds, selected = run_stages(FeatureStore(Output(folder), "made"), options.rows, options.dim)
             peak = worker_memory("VmHWM") >> 20
     print("selection", selected, seconds, flush=True)

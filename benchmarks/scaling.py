@@ -26,6 +26,7 @@ from record import print_record
 from scalselect_ray.cluster.session import session
 from scalselect_ray.cluster.tasks import in_order
 from scalselect_ray.config import SubspaceConfig
+from scalselect_ray.console import Console
 from scalselect_ray.corpus import SliceId
 from scalselect_ray.stages import reduce, score, select
 from scalselect_ray.store.features import FeatureStore
@@ -114,7 +115,7 @@ def machine(cpus: int) -> Iterator[None]:
             log_to_driver=False,
             _system_config=kept,
         )
-        with session():
+        with session(Console()):
             yield
     finally:
         ray.shutdown()

@@ -28,6 +28,7 @@ from scaling import workers
 from scalselect_ray.cluster.session import session
 from scalselect_ray.commands.demo import make_demo
 from scalselect_ray.config import load_config
+from scalselect_ray.console import Console
 from scalselect_ray.corpus import list_files, make_plan, plan_here
 from scalselect_ray.io import storage
 from scalselect_ray.job import open_store
@@ -135,7 +136,7 @@ def main() -> None:
     samples: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder, counted() as counts:
         config = load_config(*_split(make_corpus(Path(folder), options.slices)))
-        with session():
+        with session(Console()):
             started = time.perf_counter()
             store = open_store(config)
             files = list_files(config.corpus)

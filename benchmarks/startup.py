@@ -137,6 +137,7 @@ def first_commit(config_path: str, notes: Path) -> dict[str, Any]:
     forget(config.extractor.model)
     from scalselect_ray.cluster.preflight import check_shared
     from scalselect_ray.cluster.session import session
+    from scalselect_ray.console import Console
     from scalselect_ray.stages import extract
 
     def note(name: str, **facts: float) -> None:
@@ -167,7 +168,7 @@ def first_commit(config_path: str, notes: Path) -> dict[str, Any]:
             note("the actor has committed", anon_mib=memory_mib("RssAnon"), peak_mib=memory_mib("VmHWM"))
             return answer
 
-    with session():
+    with session(Console()):
         step("Ray up")
         check_shared(config, files, store)
         plan = make_plan(files, store.committed(), plan_here)

@@ -258,7 +258,7 @@ def _report(options: argparse.Namespace, console: Console) -> Any:
     output = Output(storage.absolute(options.output))
     records = [Runs(output).find(name) for name in options.compare or [options.run]]
     out = storage.absolute(options.out) if options.out else None
-    with session(), own_errors():
+    with session(console), own_errors():
         uri = (
             make_comparison(output, records[0], records[1], out)
             if options.compare

@@ -5,7 +5,7 @@ corpus -> plan -> slices without features -> read, prepare, extract, commit -> f
 """
 
 from scalselect_ray.cluster.metrics import Stages
-from scalselect_ray.cluster.preflight import check_shared
+from scalselect_ray.cluster.preflight import check_resources, check_shared
 from scalselect_ray.cluster.session import own_errors, session
 from scalselect_ray.config import JobConfig
 from scalselect_ray.console import Console
@@ -34,7 +34,8 @@ def run(config: JobConfig, console: Console | None = None) -> RunRecord:
     files = list_files(config.corpus)
     store = open_store(config)
     mended: set[str] = set()
-    with session():
+    with session(console) as may_grow:
+        check_resources(config.workers, may_grow)
         check_shared(config, files, store)
         while True:
             try:

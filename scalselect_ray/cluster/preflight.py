@@ -6,11 +6,22 @@ from collections.abc import Sequence
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from scalselect_ray.config import JobConfig
+from scalselect_ray.cluster.waiting import missing_resources
+from scalselect_ray.config import JobConfig, WorkersConfig
 from scalselect_ray.corpus import CorpusFile
-from scalselect_ray.errors import CorpusError, ModelError, OutputError
+from scalselect_ray.errors import ConfigError, CorpusError, ModelError, OutputError
 from scalselect_ray.io import storage
 from scalselect_ray.store.features import FeatureStore
+
+
+def check_resources(workers: WorkersConfig, may_grow: bool) -> None:
+    """That the cluster has what the workers ask for, or may still get it. Raises ConfigError."""
+    missing = missing_resources(workers)
+    if missing and not may_grow:
+        raise ConfigError(
+            f"this machine has not {' and not '.join(missing)}: change these keys, or give RAY_ADDRESS, the address "
+            f"of a cluster"
+        )
 
 
 def check_shared(config: JobConfig, files: Sequence[CorpusFile], store: FeatureStore) -> None:

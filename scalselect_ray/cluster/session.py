@@ -2,29 +2,33 @@
 
 import logging
 import os
+import re
 import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import ray
 from ray.data import DataContext
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
+from scalselect_ray.console import Console
 from scalselect_ray.errors import ClusterError, ScalSelectError
 
+_REACHED_S = 15  # a head that answers later is not up
 ATTEMPTS = 5
 """How often a task may take its worker with it: one that does so each time would be tried forever."""
 
 
 @contextmanager
-def session() -> Iterator[None]:
+def session(console: Console) -> Iterator[bool]:
     """Ray while the block runs: the cluster of RAY_ADDRESS (set inside a submitted job), one that is already joined, or
-    a local one.
+    a local one. Gives whether it may grow: a local one, that was started here, never does.
 
-    Ray's own progress output is off.
+    Ray's own progress output is off. Raises ClusterError where the cluster cannot be joined.
     """
     ours = not ray.is_initialized()
     if ours:
@@ -39,7 +43,10 @@ def session() -> Iterator[None]:
         # import torch.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
         try:
-            with _interruptible(), nullcontext() if address else _without_native_output():
+            if address:
+                console.note(f"joining the Ray cluster at RAY_ADDRESS={address}")
+                _check_reachable(address)
+            with _interruptible(), _without_native_output():
                 ray.init(logging_level=logging.ERROR, log_to_driver=False, **where)
         except (ConnectionError, RuntimeError, ValueError) as error:
             what = (
@@ -58,10 +65,26 @@ def session() -> Iterator[None]:
     )  # Ray Data has no other way yet to bound a task's attempts
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it would print a trace of what is raised here anyway
     try:
-        yield
+        yield not ours or bool(os.environ.get("RAY_ADDRESS"))
     finally:
         if ours:
             ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """That somebody answers at host:port as a head does: Ray itself would ask for minutes. Raises ConnectionError."""
+    if not re.fullmatch(r"[^/]+:\d+", address) or os.environ.get("RAY_USE_TLS", "0") != "0":
+        return
+    channel = grpc.insecure_channel(address)
+    try:
+        grpc.channel_ready_future(channel).result(timeout=_REACHED_S)
+    except grpc.FutureTimeoutError as error:
+        raise ConnectionError(
+            f"nothing answers there as the head of a Ray cluster within {_REACHED_S} s; is it up, and is the port the "
+            "one of its GCS (6379 by default)?"
+        ) from error
+    finally:
+        channel.close()
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def export(output: Output, run_id: str, name: str, target: str, images: str | No
     work = Export(record.run_id, runs.folder(record.run_id), name, known, mode, storage.absolute(target))
     config = _config_of(work)
     _check_target(work)
-    with session(), own_errors():
+    with session(console), own_errors():
         files = list_files(config.corpus)
         chosen = ChosenRows(work.folder, files)
         chosen.check_unchanged(read_files(work.folder))

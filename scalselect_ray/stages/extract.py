@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -18,7 +18,9 @@ import torch
 
 from scalselect_ray.cluster import metrics
 from scalselect_ray.cluster.session import ATTEMPTS, cluster_cpus, cluster_gpus, node_memory
+from scalselect_ray.cluster.waiting import EVERY_S, missing_resources, told_while
 from scalselect_ray.config import ExtractorConfig, WorkersConfig
+from scalselect_ray.console import Stage
 from scalselect_ray.corpus import (
     Plan,
     Reject,
@@ -80,7 +82,7 @@ def _extract(job: Job, plan: Plan) -> set[str]:
     changed: set[str] = set()
     if not plan.todo:
         return changed
-    with job.stages("extract", plan.todo_rows, "samples") as stage:
+    with job.stages("extract", plan.todo_rows, "samples") as stage, told_while(_waits(job, stage), job.console):
         for committed in extract_slices(plan.todo, job.store, job.config.extractor, job.config.workers):
             stage.advance(committed.rows, committed.rejected)
             if committed.changed is not None:
@@ -91,6 +93,24 @@ def _extract(job: Job, plan: Plan) -> set[str]:
     return changed
 
 
+def _waits(job: Job, stage: Stage) -> Callable[[], str | None]:
+    """What is said of an extraction that has committed nothing since this was asked last."""
+    seen = -1
+
+    def waits() -> str | None:
+        nonlocal seen
+        before, seen = seen, stage.done
+        if stage.done > before:
+            return None
+        if missing := missing_resources(job.config.workers):
+            return f"extract waits for {' and '.join(missing)}: the cluster has none now"
+        return (
+            f"extract has committed nothing for {EVERY_S:,.0f} s: other runs hold what it needs, or a slice takes long"
+        )
+
+    return waits
+
+
 def extract_slices(
     slices: Sequence[Slice], store: FeatureStore, extractor: ExtractorConfig, workers: WorkersConfig
 ) -> Iterator[Committed]:
@@ -98,25 +118,15 @@ def extract_slices(
 
     Raises ModelError, CorpusError, StorageError, ClusterError.
     """
-    cpus, gpus = cluster_cpus(), cluster_gpus()
-    gpus_each = workers.gpus_per_extractor if workers.gpus_per_extractor is not None else float(gpus > 0)
-    room = int(gpus / gpus_each) if gpus_each else (cpus - 1) // workers.cpus_per_extractor
-    most = workers.max_extractors or max(1, room, workers.min_extractors)
-    crowded = (
-        cpus <= workers.cpus_per_extractor * workers.min_extractors
-    )  # actors that took every CPU would wait for their input forever
-    pool = ray.data.ActorPoolStrategy(
-        min_size=min(workers.min_extractors, most), max_size=most, max_concurrent_calls_per_actor=2
-    )
-    committed = prepared_slices(slices, extractor, workers, crowded).map_batches(
+    size = pool_size(workers, cluster_cpus(), cluster_gpus())
+    committed = prepared_slices(slices, extractor, workers, size.readers).map_batches(
         ExtractSlices,
         fn_constructor_args=(extractor, workers.cpus_per_extractor, store),
         batch_size=1,
         batch_format="pyarrow",
-        compute=pool,
-        num_cpus=0.25 if crowded else workers.cpus_per_extractor,
-        num_gpus=gpus_each,
-        memory=min(extractor_bytes(extractor), node_memory() // 2),  # on a small node rather tight than never
+        compute=ray.data.ActorPoolStrategy(min_size=size.least, max_size=size.most, max_concurrent_calls_per_actor=2),
+        num_cpus=0,  # see `PoolSize`
+        num_gpus=size.gpus_each,
         label_selector=workers.extractor_labels or None,
         max_task_retries=ATTEMPTS,
     )
@@ -125,20 +135,44 @@ def extract_slices(
             yield Committed(**row)
 
 
+@dataclass(frozen=True, slots=True)
+class PoolSize:
+    """How many extractors there are, and how many tasks read for them.
+
+    A cluster is shared. An extractor holds what it has until its run ends, a task gives it back: so an extractor holds
+    nothing that the tasks of any run wait for, neither CPUs nor memory, only GPUs. Else two runs could each hold what
+    the other's readers need, and both would wait for ever. How many CPUs are left to extractors is told by the number
+    of readers."""
+
+    least: int  # extractors
+    most: int
+    gpus_each: float
+    readers: int | None  # tasks at a time; None: as many as fit, where the cluster grows
+
+
+def pool_size(workers: WorkersConfig, cpus: int, gpus: int) -> PoolSize:
+    """For a cluster that has so many CPUs and GPUs now."""
+    gpus_each = workers.gpus_per_extractor if workers.gpus_per_extractor is not None else float(gpus > 0)
+    room = int(gpus / gpus_each) if gpus_each else (cpus - 1) // workers.cpus_per_extractor
+    most = workers.max_extractors or max(1, room, workers.min_extractors)
+    readers = None if workers.max_extractors else max(1, cpus - most * workers.cpus_per_extractor)
+    return PoolSize(min(workers.min_extractors, most), most, gpus_each, readers)
+
+
 def prepared_slices(
-    slices: Sequence[Slice], extractor: ExtractorConfig, workers: WorkersConfig, crowded: bool
+    slices: Sequence[Slice], extractor: ExtractorConfig, workers: WorkersConfig, readers: int | None
 ) -> ray.data.Dataset:
-    """Every slice read and prepared, a row each: (slice, payload). `crowded`: a task takes less than a CPU."""
-    units = [{"unit": json.dumps([part.to_dict() for part in unit])} for unit in reading_units(slices)]
+    """Every slice read and prepared, a row each: (slice, payload); `readers` at a time."""
+    units = [{"unit": json.dumps([slice_.to_dict() for slice_ in unit])} for unit in reading_units(slices)]
     return ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
         prepare_unit,
         fn_kwargs={"extractor": extractor},
         batch_size=1,
         batch_format="pyarrow",
-        num_cpus=0.5 if crowded else 1,
+        compute=ray.data.TaskPoolStrategy(readers),
+        num_cpus=1,
         max_retries=ATTEMPTS,
-        # a need unlike the extractors' also keeps Ray from fusing the two stages: they are to overlap
-        memory=_PREPARE_BYTES,
+        memory=min(_PREPARE_BYTES, node_memory() // 2),  # on a small node rather tight than never
         label_selector=workers.prepare_labels or None,
     )
 

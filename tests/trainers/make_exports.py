@@ -11,6 +11,7 @@ import mixed_corpus
 
 from scalselect_ray.cli import main
 from scalselect_ray.cluster.session import session
+from scalselect_ray.console import Console
 from scalselect_ray.exports import FORMATS
 
 
@@ -23,7 +24,7 @@ def make(folder: Path) -> None:
         "output": str(folder / "output"),
     }
     (folder / "config.yaml").write_text(json.dumps(config))
-    with session():  # one for all
+    with session(Console()):  # one for all
         assert main(["run", str(folder / "config.yaml")]) == 0
         for name in FORMATS:
             assert (
