@@ -84,6 +84,7 @@ def test_what_does_not_go_together_is_refused(changes, key):
         ["workers.min_extractors=3", "workers.max_extractors=3"],
         ["selection.per_source={a: {floor: 0.4, cap: 0.4}}"],
         ["selection.per_source={a: {floor: 0.5, cap: 3}}"],  # a fraction and a count: which is more hangs on the budget
+        ["selection.per_source={a: {floor: 3, cap: 0.5}}"],  # a fraction and a count: which is more hangs on the budget
         ["selection.per_source={a: {floor: 0.5}, b: {share: 0.5}}"],
         ["selection.per_source={a: {floor: 500}, b: {share: 0.9}}"],
         ["selection.budget=[10, 20]"],

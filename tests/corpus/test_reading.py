@@ -102,12 +102,6 @@ def test_each_row_once_however_the_file_is_cut(name, rows, size, tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_part_of_the_slices_reads_the_same_rows(name, tmp_path):
-    (tmp_path / name).write_bytes(FILES[name])
-    assert [row.row for row in read(slices(tmp_path / name, 5)[2:4])] == list(range(10, 20)) or name == "a.parquet"
-
-
-@pytest.mark.parametrize("name", FILES)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_file_gives_rows_and_rejects_and_no_other_error(name, data, tmp_path):

@@ -19,7 +19,6 @@ import pytest
 from conftest import GOLDEN, write_config
 
 from scalselect_ray.cli import main
-from scalselect_ray.io import storage
 from scalselect_ray.vlm import representer as representing
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -297,14 +296,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, capsys):
 def test_more_extractors_than_leave_room_for_their_input_still_get_it(tmp_path):
     record, *_ = run(golden_config(tmp_path), "workers.min_extractors=3")
     assert record["scored"] == len(ROWS)
-
-
-def test_output_in_a_store_that_is_no_disk(tmp_path):
-    """fsspec is the only way to files: an in-memory store takes the place of a bucket for what the driver itself writes
-    and reads."""
-    storage.write("memory://bucket/a/b.json", b"1")
-    assert storage.list_names("memory://bucket/a") == ["b.json"]
-    assert storage.exists("memory://bucket/a/b.json")
 
 
 def test_interrupted_run_goes_on_from_what_is_committed(tmp_path):
