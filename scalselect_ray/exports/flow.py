@@ -88,11 +88,12 @@ def export(output: Output, run_id: str, name: str, target: str, images: str | No
     record = runs.find(run_id)
     work = Export(record.run_id, runs.folder(record.run_id), name, known, mode, storage.absolute(target))
     config = _config_of(work)
+    read = read_files(work.folder)
     _check_target(work)
     with session(console), own_errors():
         files = list_files(config.corpus)
         chosen = ChosenRows(work.folder, files)
-        chosen.check_unchanged(read_files(work.folder))
+        chosen.check_unchanged(read)
         _claim(work)
         with console.stage("export", chosen.count, "samples") as stage:
             if known.needs == "manifest":

@@ -141,6 +141,7 @@ class Report:
     rejects: list[RejectExample]
     rows: list[SampleRow]
     galleries: dict[str, list[Card]] = field(default_factory=dict)
+    note: str | None = None  # why whole sections are missing
 
 
 class Limits(NamedTuple):

@@ -56,7 +56,8 @@ def gather(output: Output, record: RunRecord, limits: Limits = Limits()) -> Repo
     cutoffs = dict.fromkeys(record.sources, min(chosen.lowest.values(), default=float("inf"))) | chosen.lowest
     scored = _scored(folder, cutoffs, limits)
 
-    files = _Files(FeatureStore(output, record.extractor), read_files(folder))
+    kept = read_files(folder) if storage.exists(folder.files) else None
+    files = _Files(FeatureStore(output, record.extractor), kept or [])
     stats, tokens = files.tokens([row.key for row in scored.rows(chosen.last)])
     keys = [
         *(row.key for row in scored.rows(chosen.last)),
@@ -84,6 +85,13 @@ def gather(output: Output, record: RunRecord, limits: Limits = Limits()) -> Repo
         rejects=ray.get(_reject_examples.remote(folder.rejects)),
         rows=rows,
     )
+    if kept is None:
+        made_by = f"scalselect {record.versions.get('scalselect', '0.1')}"
+        return replace(
+            report,
+            note=f"This run was made by {made_by}, which did not keep of which files it was made: its samples are not "
+            "shown, and their tokens not counted. A new run shows them, and extracts nothing again.",
+        )
     return replace(report, galleries=show(config, rows, files.keys))
 
 

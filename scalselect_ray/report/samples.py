@@ -3,9 +3,10 @@ drawn over them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import RayError
 
 from scalselect_ray.cluster.session import cluster_gpus
@@ -18,13 +19,14 @@ from scalselect_ray.report.data import Card, SampleRow, Thumbnail
 from scalselect_ray.report.gallery import MAX_PICTURES, draw_overlay, thumbnail_of, turns_of
 from scalselect_ray.store.tables import Key
 
+T = TypeVar("T")
+Shard = tuple[str, str]  # (source, shard)
+Samples = dict[int, Sample | str]  # by row; why it cannot be shown where it is no sample
 _SECONDS_TO_READ, _SECONDS_TO_DRAW = 90.0, 240.0  # a report waits so long, and then goes without
 _SHOWN = {"best": 8, "just in": 4, "just out": 4, "worst": 8}  # how many cards of each stratum
 
 
-def show(
-    config_text: str, rows: Sequence[SampleRow], file_keys: Mapping[tuple[str, str], str]
-) -> dict[str, list[Card]]:
+def show(config_text: str, rows: Sequence[SampleRow], file_keys: Mapping[Shard, str]) -> dict[str, list[Card]]:
     """Cards of a few of the rows, by stratum. `file_keys` are the keys of the corpus files that the run read, by
     (source, shard)."""
     shown: dict[str, list[SampleRow]] = {}
@@ -35,52 +37,59 @@ def show(
     return {stratum: [cards[row.key] for row in some] for stratum, some in shown.items() if some}
 
 
-def _cards(config_text: str, rows: Sequence[SampleRow], file_keys: Mapping[tuple[str, str], str]) -> dict[Key, Card]:
-    """What cannot be had in time, or at all, is missing from a card, which says so."""
-    cards = {row.key: Card(row, note="not read: the report did not wait longer") for row in rows}
+def _cards(config_text: str, rows: Sequence[SampleRow], file_keys: Mapping[Shard, str]) -> dict[Key, Card]:
+    """A card of each row. What cannot be had in time, or at all, is missing from it, and it says so."""
     try:
         config = parse_config(config_text)
         listed = list_files(config.corpus)
     except ScalSelectError as error:
-        return {
-            key: replace(card, note=_short(f"the corpus is not there any more: {error}")) for key, card in cards.items()
-        }
-    now = {(file.source, storage.redact(file.file.uri)): file for file in listed}
-    reading: dict[Any, list[Key]] = {}
-    for shard in sorted({key[:2] for key in cards}):
-        keys = [key for key in cards if key[:2] == shard]
-        file = now.get(shard)
-        if file is None or file_keys.get(shard, file.key) != file.key:
+        note = _short(f"the corpus is not there any more: {error}")
+        return {row.key: Card(row, note=note) for row in rows}
+    cards = {row.key: Card(row, note="not read: the report did not wait longer") for row in rows}
+    there = {(file.source, storage.redact(file.file.uri)): file for file in listed}
+    wanted: dict[Shard, list[Key]] = {}
+    for key in sorted(cards):
+        wanted.setdefault((key.source, key.shard), []).append(key)
+    reading: dict[ObjectRef[Samples], list[Key]] = {}
+    for shard, keys in wanted.items():
+        file = there.get(shard)
+        if file is not None and file.key == file_keys.get(shard):
+            reading[_read.remote(file, [key.row for key in keys])] = keys
+        else:
             note = "its file has changed since the run" if file else "its file is no longer in the corpus"
             cards |= {key: replace(cards[key], note=note) for key in keys}
-            continue
-        reading[_read.remote(file, [key.row for key in keys])] = keys
+    return cards | _read_and_drawn(config, cards, reading)
+
+
+def _read_and_drawn(
+    config: JobConfig, cards: Mapping[Key, Card], reading: Mapping[ObjectRef[Samples], list[Key]]
+) -> dict[Key, Card]:
+    """The cards of those samples that were read in time, with what was drawn of them in time."""
     done, late = ray.wait(list(reading), num_returns=len(reading), timeout=_SECONDS_TO_READ) if reading else ([], [])
     for ref in late:
         ray.cancel(ref, force=True)
     if not done:
-        return cards
+        return {}
     thumbnails = [_thumbnails.remote(ref) for ref in done]
     overlays = _overlays.options(num_gpus=float(cluster_gpus() > 0)).remote(config, *done)
     ray.wait([*thumbnails, overlays], num_returns=len(done) + 1, timeout=_SECONDS_TO_DRAW)
-    maps = _in_time(
-        overlays, ["the attention is not drawn: it took too long, or the model does not fit here"] * len(done)
-    )
-    for ref, thumbnail, drawn in zip(done, thumbnails, maps, strict=True):
-        seen = _in_time(thumbnail, {})
+    untold = ["the attention is not drawn: it took too long, or the model does not fit here"] * len(done)
+    found: dict[Key, Card] = {}
+    for ref, thumbnail, drawn in zip(done, thumbnails, _in_time(overlays, untold), strict=True):
+        fields: dict[int, dict[str, Any]] = _in_time(thumbnail, {})
         for key in reading[ref]:
             over = drawn if isinstance(drawn, str) else drawn.get(key.row)
-            cards[key] = _with_overlays(replace(cards[key], **seen.get(key.row, {})), over)
-    return cards
+            found[key] = _with_overlays(replace(cards[key], **fields.get(key.row, {})), over)
+    return found
 
 
-def _in_time(ref: Any, otherwise: Any) -> Any:
+def _in_time(ref: ObjectRef[T], otherwise: T) -> T:
     """What a task returned; `otherwise` where it has not ended or has failed."""
     ready, late = ray.wait([ref], timeout=0)
     for other in late:
         ray.cancel(other, force=True)
     try:
-        return ray.get(ready[0]) if ready else otherwise
+        return cast(T, ray.get(ready[0])) if ready else otherwise
     except RayError:
         return otherwise
 
@@ -96,8 +105,7 @@ def _with_overlays(card: Card, overlays: Any) -> Card:
 
 
 @ray.remote
-def _read(file: CorpusFile, rows: list[int]) -> dict[int, Sample | str]:
-    """Samples, or why they cannot be shown."""
+def _read(file: CorpusFile, rows: list[int]) -> Samples:
     try:
         found = read_rows(file, rows)
     except (ScalSelectError, UnreadableFileError, OSError) as error:
@@ -109,7 +117,7 @@ def _read(file: CorpusFile, rows: list[int]) -> dict[int, Sample | str]:
 
 
 @ray.remote
-def _thumbnails(samples: dict[int, Sample | str]) -> dict[int, dict[str, Any]]:
+def _thumbnails(samples: Samples) -> dict[int, dict[str, Any]]:
     """The fields of each row's card."""
     found: dict[int, dict[str, Any]] = {}
     for row, sample in samples.items():
@@ -130,7 +138,7 @@ def _thumbnails(samples: dict[int, Sample | str]) -> dict[int, dict[str, Any]]:
 
 
 @ray.remote
-def _overlays(config: JobConfig, *files: dict[int, Sample | str]) -> list[dict[int, list[dict[str, Any]] | str] | str]:
+def _overlays(config: JobConfig, *files: Samples) -> list[dict[int, list[dict[str, Any]] | str] | str]:
     """For each file, by row, what is drawn over the pictures of a sample, or why nothing is."""
     from scalselect_ray.vlm.representer import (
         make_extractor,
