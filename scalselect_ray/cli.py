@@ -189,6 +189,9 @@ For completion by the tab key put this line into ~/.bashrc or ~/.zshrc (for fish
         choices=("reference", "copy"),
         help="name images where they lie, or copy them (default: as FORMAT can)",
     )
+    added.add_argument(
+        "--raw", action="store_true", help="csv: leave cells that a spreadsheet would take for formulas as they are"
+    )
     added = verb(
         "clean",
         _clean,
@@ -251,13 +254,13 @@ def _clean(options: argparse.Namespace, console: Console) -> Any:
 
 def _report(options: argparse.Namespace, console: Console) -> Any:
     from scalselect_ray.cluster.session import own_errors, session
-    from scalselect_ray.report.write import make_comparison, make_report
+    from scalselect_ray.report.write import make_comparison, make_report, page_uri
     from scalselect_ray.store.layout import Output
     from scalselect_ray.store.runs import Runs
 
     output = Output(storage.absolute(options.output))
     records = [Runs(output).find(name) for name in options.compare or [options.run]]
-    out = storage.absolute(options.out) if options.out else None
+    out = page_uri(options.out) if options.out else None
     with session(console), own_errors():
         uri = (
             make_comparison(output, records[0], records[1], out)
@@ -274,7 +277,7 @@ def _export(options: argparse.Namespace, console: Console) -> Any:
     from scalselect_ray.exports.flow import export
     from scalselect_ray.store.layout import Output
 
-    return export(Output(output), options.run, options.to, options.out, options.images, console)
+    return export(Output(output), options.run, options.to, options.out, options.images, console, options.raw)
 
 
 def _demo(options: argparse.Namespace, console: Console) -> Any:

@@ -77,7 +77,9 @@ def common_folder(folders: Sequence[str]) -> str:
     shared = posixpath.commonpath(paths) if len(schemes) == 1 else ""
     if not shared:
         shown = " and ".join(storage.redact(folder) for folder in [folders[0], folders[-1]])
-        raise ConfigError(f"the images lie in folders that have no folder in common ({shown}): use --images copy")
+        raise ConfigError(
+            f"the images lie in folders that have no folder in common ({shown}): use --images copy, into a new folder"
+        )
     scheme = schemes.pop()
     return f"{scheme}://{shared}" if scheme else shared
 
@@ -155,6 +157,8 @@ class Format(ABC):
     """The ways with images it knows, the default first; none where it names no images."""
     embeds: ClassVar[bool] = False
     """Images that go with the export stand inside its part files, and not in files of their own."""
+    raw: ClassVar["Format | None"] = None
+    """The same format with texts as they are, where it changes any: what `--raw` takes."""
     part_rows: ClassVar[int | None] = None
     """Ranks in one part file; 0: all of them; None: as the flow decides."""
 

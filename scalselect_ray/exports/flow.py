@@ -43,6 +43,7 @@ from scalselect_ray.exports.base import (
 from scalselect_ray.exports.chosen import FILE_ROWS, ChosenRows, RowIndex, count_wanted, wanted
 from scalselect_ray.exports.rows import copy_images, fetch_images, read_rows
 from scalselect_ray.exports.spool import SortedRun, SortedRunWriter, merged
+from scalselect_ray.exports.target import Identity, check_location, claim_of, claimed
 from scalselect_ray.io import storage
 from scalselect_ray.store.files import read_files
 from scalselect_ray.store.layout import Output, RunFolder
@@ -65,36 +66,33 @@ class Export:
     format: Format
     mode: Images | None
     target: str
+    raw: bool
 
     @property
-    def identity(self) -> dict[str, str | None]:
-        return {"run_id": self.run_id, "to": self.name, "images": self.mode}
+    def identity(self) -> Identity:
+        known = {"run_id": self.run_id, "to": self.name, "images": self.mode}
+        return {**known, "raw": True} if self.raw else known
 
 
-def export(output: Output, run_id: str, name: str, target: str, images: str | None, console: Console) -> dict[str, Any]:
+def export(
+    output: Output, run_id: str, name: str, target: str, images: str | None, console: Console, raw: bool = False
+) -> dict[str, Any]:
     """Writes the selection of a finished run (its id, or latest) for one trainer; returns what `export.json` holds.
 
-    Raises ScalSelectError.
+    `raw`: of a table, the cells as they are. Raises ScalSelectError.
     """
-    known = FORMATS.get(name)
-    if known is None:
-        listed = "".join(f"\n  {format_name:<15}{each.about}" for format_name, each in FORMATS.items())
-        raise ConfigError(f"'{name}' is no export format; these are:{listed}")
-    if images is not None and images not in known.modes:
-        can = f"only {' or '.join(known.modes)}" if known.modes else "it names no images"
-        raise ConfigError(f"export to {name} does not support --images {images}: {can}")
-    mode = Images(images) if images is not None else next(iter(known.modes), None)
+    known, mode = _format_of(name, images, raw)
     runs = Runs(output)
     record = runs.find(run_id)
-    work = Export(record.run_id, runs.folder(record.run_id), name, known, mode, storage.absolute(target))
+    work = Export(record.run_id, runs.folder(record.run_id), name, known, mode, storage.absolute(target), raw)
     config = _config_of(work)
     read = read_files(work.folder)
-    _check_target(work)
-    with session(console), own_errors():
+    check_location(work.target, config.corpus, output.uri)
+    with claimed(work.target, work.identity), session(console), own_errors():
         files = list_files(config.corpus)
         chosen = ChosenRows(work.folder, files)
         chosen.check_unchanged(read)
-        _claim(work)
+        _open_target(work)
         with console.stage("export", chosen.count, "samples") as stage:
             if known.needs == "manifest":
                 written = _write_parts(
@@ -116,42 +114,35 @@ def export(output: Output, run_id: str, name: str, target: str, images: str | No
     return _commit(work, chosen.count, written, usage, console)
 
 
+def _format_of(name: str, images: str | None, raw: bool) -> tuple[Format, Images | None]:
+    """The format of this name, and what becomes of images. Raises ConfigError."""
+    known = FORMATS.get(name)
+    if known is None:
+        listed = "".join(f"\n  {format_name:<15}{each.about}" for format_name, each in FORMATS.items())
+        raise ConfigError(f"'{name}' is no export format; these are:{listed}")
+    if images is not None and images not in known.modes:
+        can = f"only {' or '.join(known.modes)}" if known.modes else "it names no images"
+        raise ConfigError(f"export to {name} does not support --images {images}: {can}")
+    if raw and known.raw is None:
+        raise ConfigError(f"export to {name} does not support --raw: it changes no texts")
+    mode = Images(images) if images is not None else next(iter(known.modes), None)
+    return known.raw if raw and known.raw else known, mode
+
+
 def _config_of(work: Export) -> JobConfig:
     uri = work.folder.config
     return parse_config(storage.read_bytes(uri).decode(), where=uri)
 
 
-def _check_target(work: Export) -> None:
-    """The target folder must be empty, or hold this same export, finished or not."""
-    for uri in (_claim_of(work), storage.join(work.target, "export.json")):
-        try:
-            found = json.loads(storage.read_bytes(uri))
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            continue
-        if {name: found.get(name) for name in work.identity} == work.identity:
-            return
-        raise OutputError(
-            f"{storage.redact(work.target)} holds another export ({found.get('to')} of run {found.get('run_id')}): "
-            f"choose another folder"
-        )
-    if storage.list_names(work.target) or storage.list_folders(work.target):
-        raise OutputError(f"{storage.redact(work.target)} is not empty: choose another folder")
-
-
-def _claim(work: Export) -> None:
-    """From here on the folder is this export's, and not finished."""
-    storage.write(_claim_of(work), json.dumps(work.identity).encode())
+def _open_target(work: Export) -> None:
+    """The export is not finished from here on. Raises OutputError where a node does not see its folder."""
     storage.delete([storage.join(work.target, "export.json")])
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    if len(nodes) > 1 and storage.is_local(work.target) and any(missing_by_node(nodes, [_claim_of(work)])):
+    if len(nodes) > 1 and storage.is_local(work.target) and any(missing_by_node(nodes, [claim_of(work.target)])):
         raise OutputError(
             f"{work.target} is not there on every node of the cluster: write to a bucket, or to a folder that all "
             f"nodes share"
         )
-
-
-def _claim_of(work: Export) -> str:
-    return storage.join(work.target, SPOOL, "export.json")
 
 
 @dataclass

@@ -47,6 +47,8 @@ _STREAM_BYTES = 1 << 23  # asked for at once by a reader that goes through a who
 _UPLOAD_BYTES = 1 << 25  # in one part of an upload: 10,000 of these are the most that a store takes
 _OPTIONS = {"s3": {"max_concurrency": 1}}  # one GET an object without a HEAD before it; many tasks read at once anyway
 _CONTENT_TYPE = {"s3": "ContentType", "gs": "content_type", "gcs": "content_type"}
+_CONDITIONAL = ("s3", "gs", "gcs", "az", "abfs")  # stores, and clients, with writes that fail where an object is
+_CONDITION_FAILED = re.compile(r"(?i)pre-?condition|conditionNotMet")
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub"}
 
 
@@ -86,6 +88,12 @@ def absolute(uri: str) -> str:
         return os.path.abspath(os.path.expanduser(re.sub(r"^(file|local)://", "", uri)))
     scheme, separator, path = uri.partition("://")
     return scheme + separator + path.rstrip("/")
+
+
+def is_below(uri: str, folder: str) -> bool:
+    """Whether `uri` is `folder`, or lies in it at any depth. Links of this machine are followed."""
+    inner, outer = (os.path.realpath(path) if is_local(path) else path for path in map(absolute, (uri, folder)))
+    return inner == outer or inner.startswith(outer.rstrip("/") + "/")
 
 
 def join(base: str, *parts: str) -> str:
@@ -202,6 +210,35 @@ def write(uri: str, data: bytes, content_type: str | None = None) -> None:
     except OSError as error:
         cure = "; make room there and run again: what is committed stays" if error.errno in _FULL else ""
         raise StorageError(f"{redact(uri)} cannot be written: {redact(str(error), uri)}{cure}") from error
+
+
+def create(uri: str, data: bytes) -> bool:
+    """Writes a small object where there is none of this name, in one atomic act; returns whether it did.
+
+    A store without conditional writes writes over what is there, and answers True each time. Raises StorageError.
+    """
+    fs, path = filesystem(uri)
+
+    def put() -> bool:
+        try:
+            fs.pipe_file(path, data, **({"mode": "create"} if conditional else {}))
+        except Exception as error:  # clients of stores raise what they like
+            if isinstance(error, FileExistsError) or _CONDITION_FAILED.search(str(error)):
+                return False
+            if not isinstance(error, (NotImplementedError, TypeError)) and getattr(error, "errno", 0) != errno.ENOSYS:
+                raise
+            fs.pipe_file(path, data)
+        return True
+
+    conditional = uri.partition("://")[0] in _CONDITIONAL
+    try:
+        return _create_here(path, data) if is_local(uri) else _patiently(uri, put)
+    except PermissionError as error:
+        raise NoPermissionError(f"{redact(uri)}: no permission to write there") from error
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{redact(uri)} cannot be written: {redact(str(error), uri)}") from error
 
 
 @contextlib.contextmanager
@@ -363,6 +400,21 @@ def _read_here(path: str, start: int | None, stop: int | None) -> bytes:
 def _write_here(path: str, data: bytes) -> None:
     with _written_here(path) as file:
         file.write(data)
+
+
+def _create_here(path: str, data: bytes) -> bool:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        with open(path, "xb") as file:
+            try:
+                file.write(data)
+                file.flush()
+            except BaseException:
+                _remove(path)
+                raise
+    except FileExistsError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

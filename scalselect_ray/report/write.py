@@ -1,10 +1,34 @@
 """Makes pages of finished runs."""
 
+import os
+
 from scalselect_ray.console import Console
 from scalselect_ray.errors import OutputError
 from scalselect_ray.io import storage
 from scalselect_ray.store.layout import Output
 from scalselect_ray.store.record import RunRecord
+
+
+def page_uri(out: str) -> str:
+    """Where `--out` of a page leads. Raises OutputError when no page can be written there, or something else would be
+    lost: a page replaces a file, but no folder, device, pipe or socket."""
+    uri = storage.absolute(out)
+    if not storage.is_local(uri):
+        if out.endswith("/") or storage.list_names(uri) or storage.list_folders(uri):
+            raise OutputError(f"{storage.redact(uri)} is a folder: name a file for the page")
+        return uri
+    if os.path.isdir(uri) or out.endswith("/"):
+        raise OutputError(f"{uri} is a folder: name a file for the page")
+    if os.path.exists(uri) and not os.path.isfile(uri):
+        raise OutputError(f"{uri} is no plain file (a device, a pipe or a socket): name a file for the page")
+    folder = os.path.dirname(uri)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder):
+        raise OutputError(f"{uri} cannot be made: {folder} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{uri} cannot be made: no permission to write in {folder}")
+    return uri
 
 
 def write_report(output: Output, record: RunRecord, console: Console) -> None:

@@ -4,17 +4,25 @@ disks."""
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pytest
 from conftest import GOLDEN
 from mixed_corpus import Selected
 
 from scalselect_ray.cli import main
+from scalselect_ray.console import Console
+from scalselect_ray.errors import OutputError
 from scalselect_ray.exports import flow
 from scalselect_ray.exports.formats.webdataset import WebDatasetShards
 from scalselect_ray.io import storage
+from scalselect_ray.store.layout import Output
 from scalselect_ray.testing import object_store
+
+DATA = Path(__file__).parents[1] / "data"
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -104,6 +112,73 @@ def test_a_folder_in_use_is_refused(mixed, tmp_path, capsys):
     assert "holds another export (csv of run" in capsys.readouterr().err
     assert export(mixed, "csv", tmp_path / "y") == 0
     assert files(tmp_path / "y") == before
+
+
+@pytest.mark.parametrize("where", ["local", "bucket"])
+def test_of_two_different_exports_at_once_one_ends_well(where, mixed, s3, tmp_path):
+    """Both may be handed to people as finished otherwise, with files of either."""
+    s3.clear()
+    folder = str(tmp_path / "x") if where == "local" else f"s3://bucket{tmp_path}/x"
+    begun, images = Barrier(2), {"llava": "copy", "csv": None}
+
+    def begin(name: str) -> dict[str, Any] | OutputError:
+        begun.wait()
+        try:
+            return flow.export(Output(str(mixed.output)), "latest", name, folder, images[name], Console())
+        except OutputError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as threads:
+        ended = list(threads.map(begin, images))
+    (record,) = (each for each in ended if isinstance(each, dict))
+    (error,) = (each for each in ended if isinstance(each, OutputError))
+    assert f"holds another export ({record['to']} of run {mixed.run_id})" in str(error)
+    kept = json.loads(storage.read_bytes(f"{folder}/export.json"))
+    assert kept == record
+    options = ["--images", "copy"] if record["images"] else []
+    assert export(mixed, record["to"], tmp_path / "alone", *options) == 0
+    names = {file.uri.removeprefix(folder) for file in storage.expand(folder)}
+    assert names == {f"/{name}" for name in files(tmp_path / "alone")}
+
+
+def test_where_an_export_may_not_lie(mixed, tmp_path, capsys):
+    for folder, words in (
+        (mixed.output / "chosen", "lies in the output folder"),
+        (mixed.folder / "list" / "list.json" / "x", "lies below"),
+    ):
+        assert export(mixed, "csv", folder) == 2
+        assert words in capsys.readouterr().err
+        assert not folder.exists()
+    (tmp_path / "a file").write_text("mine")
+    for folder in (tmp_path / "a file", tmp_path / "a file" / "x"):
+        assert export(mixed, "csv", folder) == 2
+        assert "is no folder" in capsys.readouterr().err
+    assert (tmp_path / "a file").read_text() == "mine"
+
+
+def test_a_refused_export_leaves_the_folder_to_others(mixed, tmp_path, monkeypatch):
+    monkeypatch.setattr(flow, "list_files", lambda corpus: [])
+    assert export(mixed, "llava", tmp_path / "x") == 2
+    monkeypatch.undo()
+    assert export(mixed, "csv", tmp_path / "x") == 0
+
+
+def test_a_run_of_version_0_1_is_refused_with_what_to_do(tmp_path, capsys):
+    shutil.copytree(DATA / "output-0.1", tmp_path / "output")
+    assert main(["export", str(tmp_path / "output"), "--to", "csv", "--out", str(tmp_path / "x")]) == 2
+    said = capsys.readouterr().err
+    assert "is a run of scalselect 0.1" in said
+    assert "run again" in said
+    assert not (tmp_path / "x").exists()
+
+
+def test_raw_is_another_export_and_only_for_tables(mixed, tmp_path, capsys):
+    assert export(mixed, "llava", tmp_path / "x", "--raw") == 2
+    assert "does not support --raw" in capsys.readouterr().err
+    assert export(mixed, "csv", tmp_path / "x", "--raw") == 0
+    assert json.loads((tmp_path / "x" / "export.json").read_text())["raw"] is True
+    assert export(mixed, "csv", tmp_path / "x") == 2
+    assert "holds another export" in capsys.readouterr().err
 
 
 def test_what_cannot_be_is_named(mixed, tmp_path, capsys):

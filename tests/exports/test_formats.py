@@ -1,18 +1,21 @@
 """Each export, loaded as its trainer loads it: the chosen samples in rank order, every text and every image byte for
 byte."""
 
+import csv
 import io
 import json
 import posixpath
 import re
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv
 import pytest
 import webdataset
@@ -20,8 +23,11 @@ import yaml
 from mixed_corpus import Selected, Turns
 
 from scalselect_ray.cli import main
+from scalselect_ray.exports import FORMATS
+from scalselect_ray.exports.base import Format, ImagePaths, PartReport
 from scalselect_ray.exports.formats.hf import HuggingFace
 from scalselect_ray.exports.formats.webdataset import WebDatasetShards
+from scalselect_ray.store.tables import MANIFEST
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 Sample = tuple[Turns, list[bytes]]
@@ -221,6 +227,33 @@ def test_csv(mixed, export):
         export("csv") / "chosen.csv", convert_options=pyarrow.csv.ConvertOptions(column_types={"id": "string"})
     )
     assert table.select(list(mixed.manifest[0])).to_pylist() == mixed.manifest
+
+
+STARTS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"]
+HARMLESS = ["1", "a=1", " =1", "'=1", "", '"=1"', "é", "\n=1", "x\n=1", "a\r=1"]
+
+
+def written_csv(form: Format, ids: list[str | None]) -> tuple[list[list[str]], Counter[str]]:
+    """(cells by row, notes) of a manifest with these ids; shards and sources are harmless."""
+    count = len(ids)
+    columns = {
+        "rank": range(1, count + 1), "source": ["s"] * count, "shard": ["/c"] * count, "row": range(count), "id": ids,
+        "score": [0.5] * count,
+    }  # fmt: skip
+    table = pa.table(columns, pa.schema([(name, MANIFEST.field(name).type) for name in columns]))
+    report, sink = PartReport(ImagePaths("/x", "/x", False)), io.BytesIO()
+    assert form.write(iter([table.slice(0, 3), table.slice(3)]), report, sink) == count
+    return list(csv.reader(io.StringIO(sink.getvalue().decode(), newline=""))), report.notes
+
+
+def test_a_cell_is_no_formula_to_a_spreadsheet_unless_it_is_wanted_raw():
+    rows, notes = written_csv(FORMATS["csv"], [*STARTS, *HARMLESS, None])
+    assert [row[4] for row in rows] == [*(f"'{start}" for start in STARTS), *HARMLESS, ""]
+    assert list(notes.values()) == [len(STARTS)]
+    assert "apostrophe" in next(iter(notes))
+    raw, notes = written_csv(FORMATS["csv"].raw, [*STARTS, *HARMLESS, None])
+    assert [row[4] for row in raw] == [*STARTS, *HARMLESS, ""]
+    assert not notes
 
 
 def test_the_member_order_of_a_tar_follows_what_its_record_says(tmp_path):

@@ -23,6 +23,7 @@ from scalselect_ray.testing import object_store
 pytestmark = pytest.mark.usefixtures("cluster")
 
 MODEL = GOLDEN / "llava" / "model"
+DATA = Path(__file__).parents[1] / "data"
 ROWS = json.loads((GOLDEN / "llava" / "samples.json").read_text())
 SAID = ROWS[0]["messages"]
 
@@ -200,6 +201,31 @@ def test_what_is_gone_is_said_and_the_rest_is_shown(corpus, tmp_path):
         (tmp_path / "features").rename(features)
     assert (report.tokens, report.tokens_of) == ([], 0)
     assert all(row.tokens is None for row in report.rows)
+
+
+def test_a_run_of_version_0_1_has_a_page_that_says_what_it_lacks(tmp_path, capsys):
+    shutil.copytree(DATA / "output-0.1", tmp_path / "output")
+    assert main(["report", str(tmp_path / "output"), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "<em>13</em> of 29 samples chosen" in page
+    assert "made by scalselect 0.1" in page
+    assert "did not keep of which files it was made" in page
+    assert 'id="table"' in page
+    assert 'id="samples"' not in page
+    assert (
+        main(["report", str(tmp_path / "output"), "--compare", "latest", "latest", "--out", str(tmp_path / "c")]) == 0
+    )
+    assert "did not keep of which files it was made" in (tmp_path / "c").read_text()
+
+
+def test_a_record_of_another_version_is_refused(tmp_path, capsys):
+    shutil.copytree(DATA / "output-0.1", tmp_path / "output")
+    (path,) = (tmp_path / "output").glob("runs/*/run.json")
+    path.write_text(path.read_text().replace("scalselect.run/1", "scalselect.run/9"))
+    assert main(["report", str(tmp_path / "output"), "--out", str(tmp_path / "page.html")]) == 2
+    said = capsys.readouterr().err
+    assert "scalselect.run/9" in said
+    assert "scalselect.run/1" in said
 
 
 def test_a_report_that_fails_does_not_fail_its_run(corpus, tmp_path, monkeypatch, capsys):
