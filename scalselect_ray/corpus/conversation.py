@@ -4,8 +4,8 @@ Layouts: `messages[{role, content}]` (content a text or a typed list), `conversa
 assistant}]`, `conversation[{human, assistant}]`, and a bare list of such turns. Images: `images` or `image`, one or
 several."""
 
+import functools
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeGuard
@@ -52,7 +52,6 @@ _ROLES: dict[str, Role] = {
     "system": "system",
 }
 _NO_IMAGE = {"", "none", "nan", "null"}
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 ImageResolver = Callable[[object], ImageRef]
 
@@ -158,14 +157,25 @@ def _turn(role: object, content: object, fields: list[object], verbatim: bool) -
             raise SampleRejectedError(
                 Reason.BAD_CONVERSATION, f"a {known} turn must hold text and images, found {what}"
             )
-        if found := _NO_TEXT.search(text):
-            what = "a NUL character" if found[0] == "\0" else f"half a character, {found[0]!a}"
+        if what := _not_text(text):
             raise SampleRejectedError(Reason.BAD_CONVERSATION, f"a {known} turn holds {what}")
         items += _split(text, verbatim) if known == "user" else [text]
     return Turn(known, tuple(item for item in items if item != ""))
 
 
-def _split(text: str, verbatim: bool) -> list[Content]:
+def _not_text(text: str) -> str:
+    """What in it no text can hold; empty where all is well."""
+    if "\0" in text:
+        return "a NUL character"
+    try:
+        _ = text.isascii() or text.encode()
+    except UnicodeEncodeError as error:
+        return f"half a character, {text[error.start]!a}"
+    return ""
+
+
+@functools.lru_cache(maxsize=64)  # rows that share a large text share its pieces
+def _split(text: str, verbatim: bool) -> Sequence[Content]:
     items: list[Content] = []
     for number, piece in enumerate(text.split(PLACEHOLDER)):
         items += [ImagePlaceholder(-1)] if number else []

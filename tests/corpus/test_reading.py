@@ -211,7 +211,7 @@ def test_trouble_of_a_disk_while_a_file_is_planned_is_not_the_files_own(name, tm
         def read(self, *_):
             raise OSError(errno.EIO, "Input/output error")
 
-        readline = readinto = read
+        read1 = readinto = read
 
     with monkeypatch.context() as patch:
         patch.setattr(storage, "open_read", lambda uri: Disk(FILES[name]))

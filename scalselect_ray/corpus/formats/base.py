@@ -11,6 +11,7 @@ from scalselect_ray.io.storage import FileInfo
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_ROW_BYTES = 1 << 28  # a longer row is no sample but an attack or an accident
+MAX_ROW_VALUES = 1 << 18  # texts, numbers, lists and objects of a row, so that it takes no gigabytes once parsed
 
 
 class RowRange(NamedTuple):
@@ -52,10 +53,28 @@ class Broken:
 
 def parse_row(data: bytes) -> object:
     """One row of JSON, or `Broken`."""
+    if len(data) > MAX_ROW_BYTES:
+        return too_long(len(data))
+    if (values := count_values(data)) > MAX_ROW_VALUES:
+        return Broken(
+            f"the row has {values:,} commas, lists and objects, above the limit of {MAX_ROW_VALUES:,}",
+            Reason.TOO_COSTLY,
+        )
     try:
         return json.loads(data.removeprefix(BYTE_ORDER_MARK))
     except (ValueError, RecursionError) as error:
         return Broken(f"not JSON: {error}: {data[:60]!r}")
+
+
+def count_values(data: bytes) -> int:
+    """Never fewer than the values that JSON holds, and cheap: 0 where it is too short to hold more than
+    `MAX_ROW_VALUES`."""
+    return sum(map(data.count, (b",", b"[", b"{"))) if len(data) > MAX_ROW_VALUES else 0
+
+
+def too_long(size: int) -> Broken:
+    """In the place of a row of so many bytes, which nobody reads."""
+    return Broken(f"the row has {size:,} bytes, above the limit of {MAX_ROW_BYTES:,}", Reason.TOO_COSTLY)
 
 
 class UnreadableFileError(Exception):

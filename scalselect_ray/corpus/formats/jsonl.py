@@ -1,7 +1,9 @@
 """JSON lines, plain (slices are byte ranges) or gzipped (read as one stream). A row is a line that is not blank."""
 
+import io
+import re
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from scalselect_ray.corpus.formats.base import (
     MAX_ROW_BYTES,
@@ -12,12 +14,15 @@ from scalselect_ray.corpus.formats.base import (
     cut,
     parse_row,
     text_begins,
+    too_long,
 )
 from scalselect_ray.corpus.formats.gzipped import inflated, inflated_head
 from scalselect_ray.io import storage
 from scalselect_ray.io.storage import FileInfo
 
-_MAX_BLANK = 1 << 16  # bytes of lines without a row, at most
+_WINDOW = 1 << 23  # bytes read at once
+_GZIP_WINDOW = 1 << 16  # the same; rows that end in it are lost where the gzip breaks
+_BLANKS = re.compile(rb"\s*+")
 
 
 class JsonLines(Format):
@@ -36,42 +41,59 @@ class JsonLines(Format):
     def read(self, file: FileInfo, ranges: Sequence[RowRange]) -> Iterator[tuple[RowRange, list[object]]]:
         if not self.sequential:
             for range_ in ranges:
+                size = range_.stop_byte - range_.start_byte
+                if size > MAX_ROW_BYTES + 1 and range_.stop_row - range_.first_row == 1:
+                    yield range_, [too_long(size)]
+                    continue
                 block = storage.read_bytes(file.uri, range_.start_byte, range_.stop_byte)
                 yield range_, [parse_row(line) for line in block.split(b"\n") if line.strip()]
             return
-        lines = (line for _, _, line in self._lines(file))
+        lines = self._lines(file)
         row = 0
         for range_ in ranges:
             records: list[object] = []
-            while row < range_.stop_row:
-                line = next(lines, None)
-                if line is None:
-                    break
+            while row < range_.stop_row and (found := next(lines, None)):
                 if row >= range_.first_row:
-                    records.append(parse_row(line))
+                    start, stop, line = found
+                    records.append(too_long(stop - start) if line is None else parse_row(line.removesuffix(b"\n")))
                 row += 1
             yield range_, records
 
-    def _lines(self, file: FileInfo) -> Iterator[tuple[int, int, bytes]]:
-        """(start, stop, line) of each line that is not blank."""
+    def _lines(self, file: FileInfo) -> Iterator[tuple[int, int, bytes | None]]:
+        """(start, stop, line) of each line that is not blank, without the blanks before it; None in the place of one
+        that is longer than a row may be."""
         with storage.open_read(file.uri) as raw:
-            stream = inflated(raw, file) if self.sequential else raw
-            at = row = last = 0
+            stream = cast(io.BufferedReader, inflated(raw, file) if self.sequential else raw)
+            base = start = size = row = 0  # `size`: bytes of the line that were seen, from its first that is not blank
+            pieces: list[bytes] = []
             while True:
                 try:
-                    line = stream.readline(MAX_ROW_BYTES)
+                    block = stream.read1(_GZIP_WINDOW if self.sequential else _WINDOW)
                 except UnreadableFileError as error:
-                    raise UnreadableFileError(f"behind row {row - 1}: {error}") from error
-                if not line:
-                    return
-                if len(line) >= MAX_ROW_BYTES:
-                    raise UnreadableFileError(f"row {row} is longer than {MAX_ROW_BYTES:,} bytes")
-                if line.strip():
-                    yield at, at + len(line), line
-                    row, last = row + 1, at + len(line)
-                elif at - last > _MAX_BLANK:
-                    raise UnreadableFileError(f"more than {_MAX_BLANK:,} bytes of blank lines behind row {row - 1}")
-                at += len(line)
+                    raise UnreadableFileError(f"after row {row - 1}: {error}") from error
+                if not block:
+                    break
+                at = 0
+                while at < len(block):
+                    if not size:
+                        at = _BLANKS.match(block, at).end()  # type: ignore[union-attr]
+                        if at == len(block):
+                            break
+                        start = base + at
+                    end = block.find(b"\n", at) + 1
+                    piece = block[at : end or len(block)]
+                    size += len(piece)
+                    if size <= MAX_ROW_BYTES + 1:
+                        pieces.append(piece)
+                    else:
+                        pieces.clear()
+                    if not end:
+                        break
+                    yield start, start + size, b"".join(pieces) if pieces else None
+                    pieces, size, row, at = [], 0, row + 1, end
+                base += len(block)
+            if size:
+                yield start, start + size, b"".join(pieces) if pieces else None
 
 
 class GzippedJsonLines(JsonLines):

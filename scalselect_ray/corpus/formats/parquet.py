@@ -2,20 +2,33 @@
 read."""
 
 import bisect
+import contextlib
+import io
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalselect_ray.corpus.conversation import COLUMNS
-from scalselect_ray.corpus.formats.base import Broken, Cutting, Format, RowRange, UnreadableFileError
+from scalselect_ray.corpus.formats import arrow_values
+from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Broken, Cutting, Format, RowRange, UnreadableFileError
+from scalselect_ray.corpus.formats.parquet_footer import Chunk, columns_of
 from scalselect_ray.corpus.sample import Reason
 from scalselect_ray.errors import StorageError
 from scalselect_ray.io import storage
 from scalselect_ray.io.storage import FileInfo
+
+_TAIL = 1 << 16  # bytes of a file's end that are read at first: most footers are shorter
+_BATCH_ROWS = 64  # that are Arrow arrays at once
+_SHARED_ROWS = 1024  # the same, where each batch has the whole dictionary
+_FREE_BYTES = 1 << 26  # that any column of a row group may have once decompressed
+_RATIO = 200  # what a larger one may have, in its compressed sizes
+_SHARED_BYTES = 1 << 29  # that values of a dictionary may have in the rows of a range, each counted where it stands
+_FREE_VALUES = 1 << 20  # that any column of a row group may have, in lists
+_ROW_VALUES = 64  # and so many more for each row
 
 
 class Parquet(Format):
@@ -33,7 +46,7 @@ class Parquet(Format):
 
     def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[RowRange]:
         with storage.open_random(file.uri) as stream:
-            metadata = _open(stream).metadata
+            metadata = _open(stream, 1).parquet.metadata
         if not 0 <= metadata.num_rows <= file.size or any(
             metadata.row_group(n).num_rows < 0 for n in range(metadata.num_row_groups)
         ):
@@ -44,15 +57,22 @@ class Parquet(Format):
 
     def read(self, file: FileInfo, ranges: Sequence[RowRange]) -> Iterator[tuple[RowRange, list[object]]]:
         with storage.open_random(file.uri) as stream:
-            parquet = _open(stream)
-            names = parquet.schema_arrow.names
-            columns = [name for name in names if name in COLUMNS]
+            opened = _open(stream, max(range_.stop_row - range_.first_row for range_ in ranges))
             at = ranges[0].first_row
-            rows = _rows(parquet, columns, at, ranges[-1].stop_row) if columns else _without_columns(names)
+            rows = _rows(opened, at, ranges[-1].stop_row) if opened.columns else _without_columns(opened.parquet)
             for range_ in ranges:
                 records = list(itertools.islice(rows, range_.first_row - at, range_.stop_row - at))
                 at = range_.stop_row
                 yield range_, records
+
+
+class _File(NamedTuple):
+    """A file that is open."""
+
+    parquet: pq.ParquetFile
+    chunks: tuple[tuple[Chunk, ...], ...]  # the columns of each row group
+    columns: list[str]  # those of a sample
+    batch_rows: int  # that are Arrow arrays at once
 
 
 def _ranges(metadata: pq.FileMetaData, max_rows: int, max_bytes: int) -> Iterator[RowRange]:
@@ -90,15 +110,50 @@ def _around(ranges: Iterator[RowRange], kept: Mapping[int, int]) -> Iterator[Row
             at = stop
 
 
-def _open(stream: BinaryIO) -> pq.ParquetFile:
+def _open(stream: BinaryIO, rows: int) -> _File:
+    """The file, of which `rows` rows will be in memory at once. Raises UnreadableFileError."""
     try:
-        parquet = pq.ParquetFile(stream, pre_buffer=True)
-        _ = parquet.schema_arrow  # made when it is asked for
+        footer = _footer(stream)
+        metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"))
+        chunks = columns_of(footer)
+        if len(chunks) != metadata.num_row_groups:
+            raise ValueError("its footer has row groups twice")
+        with_dictionary = _with_dictionary(metadata, chunks, rows)
+        parquet = pq.ParquetFile(stream, metadata=metadata, read_dictionary=with_dictionary, pre_buffer=True)
+        columns = [name for name in parquet.schema_arrow.names if name in COLUMNS]
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         if _is_trouble(error):
             raise
         raise UnreadableFileError(f"broken Parquet: {error}") from error
-    return parquet
+    return _File(parquet, chunks, columns, min(rows, _SHARED_ROWS) if with_dictionary else _BATCH_ROWS)
+
+
+def _footer(stream: BinaryIO) -> bytes:
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(max(0, size - _TAIL))
+    tail = stream.read(_TAIL)
+    length = int.from_bytes(tail[-8:-4], "little")
+    if tail[-4:] != b"PAR1" or length + 12 > size:
+        raise ValueError("it has no footer")
+    if length + 8 > len(tail):
+        stream.seek(size - length - 8)
+        tail = stream.read(length + 8)
+    return tail[-8 - length : -8]
+
+
+def _with_dictionary(metadata: pq.FileMetaData, chunks: tuple[tuple[Chunk, ...], ...], rows: int) -> list[str]:
+    """The columns with a dictionary of which `rows` rows could take far more memory than the file has bytes: as Arrow
+    arrays they keep it, so that equal values are there once. For others it would only take time."""
+    found = set()
+    for number, columns in enumerate(chunks):
+        for chunk in columns:
+            if chunk.is_bytes and chunk.dictionary_offset is not None:
+                # The largest value that the dictionary can hold; and values in so many rows, where the others have one.
+                largest = chunk.data_offset - chunk.dictionary_offset + chunk.uncompressed - chunk.compressed
+                values = chunk.values - metadata.row_group(number).num_rows + rows
+                if values * largest > _SHARED_BYTES:
+                    found.add(chunk.path)
+    return sorted(found)
 
 
 def _is_trouble(error: Exception) -> bool:
@@ -106,26 +161,24 @@ def _is_trouble(error: Exception) -> bool:
     return isinstance(error, StorageError) or (isinstance(error, OSError) and bool(error.errno))
 
 
-def _without_columns(names: list[str]) -> Iterator[object]:
+def _without_columns(parquet: pq.ParquetFile) -> Iterator[object]:
     """What each row is of a file that has none of a sample's columns."""
-    return itertools.repeat(
-        Broken(f"no conversation: none of the columns {', '.join(COLUMNS)} among {sorted(names)[:12]}")
-    )
+    names = sorted(parquet.schema_arrow.names)[:12]
+    return itertools.repeat(Broken(f"no conversation: none of the columns {', '.join(COLUMNS)} among {names}"))
 
 
-def _rows(parquet: pq.ParquetFile, columns: list[str], first: int, stop: int) -> Iterator[object]:
+def _rows(file: _File, first: int, stop: int) -> Iterator[object]:
     """Rows [first, stop), each once; where a row group breaks, the rest of its rows are broken."""
     group_start = 0
-    for number in range(parquet.metadata.num_row_groups):
-        group_stop = group_start + parquet.metadata.row_group(number).num_rows
+    for number in range(file.parquet.metadata.num_row_groups):
+        group_stop = group_start + file.parquet.metadata.row_group(number).num_rows
         at, end = max(first, group_start), min(stop, group_stop)
         problem = "it has fewer rows than the footer says"
         try:
-            for record in (
-                _group_rows(parquet, columns, number, at - group_start, end - group_start) if at < end else ()
-            ):
-                yield record
-                at += 1
+            if at < end:
+                for record in _group_rows(file, number, at - group_start, end - group_start):
+                    yield record
+                    at += 1
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             if _is_trouble(error):
                 raise
@@ -135,25 +188,50 @@ def _rows(parquet: pq.ParquetFile, columns: list[str], first: int, stop: int) ->
         group_start = group_stop
 
 
-def _group_rows(parquet: pq.ParquetFile, columns: list[str], group: int, start: int, stop: int) -> Iterator[object]:
+def _group_rows(file: _File, group: int, start: int, stop: int) -> Iterator[object]:
+    if too_costly := _too_costly(file, group):
+        yield from itertools.repeat(Broken(f"row group {group}: {too_costly}", Reason.TOO_COSTLY), stop - start)
+        return
     at = 0
-    for batch in parquet.iter_batches(batch_size=64, row_groups=[group], columns=columns):
+    for batch in file.parquet.iter_batches(batch_size=file.batch_rows, row_groups=[group], columns=file.columns):
         if at + len(batch) > start:
-            part = batch.slice(max(0, start - at), min(len(batch), stop - at) - max(0, start - at))
-            try:
-                yield from part.to_pylist()
-            except (ValueError, OverflowError):  # a text that is none, a date that Python has not
-                yield from (_row(part.slice(index, 1)) for index in range(len(part)))
+            wanted = batch.slice(max(0, start - at), min(len(batch), stop - at) - max(0, start - at))
+            yield from _records(wanted, arrow_values.row_sizes(wanted))
         at += len(batch)
         if at >= stop:
             return
 
 
-def _row(batch: pa.RecordBatch) -> object:
-    try:
-        return batch.to_pylist()[0]
-    except (ValueError, OverflowError) as error:
-        return Broken(f"a value cannot be read: {error}")
+def _too_costly(file: _File, group: int) -> str:
+    """Why columns of a row group are not read: they would take far more memory than the file has bytes; else empty."""
+    rows = file.parquet.metadata.row_group(group).num_rows
+    for chunk in file.chunks[group]:
+        if chunk.path.partition(".")[0] not in file.columns:
+            continue
+        if chunk.uncompressed > _FREE_BYTES + _RATIO * chunk.compressed:
+            return f"column {chunk.path} has {chunk.compressed:,} bytes that become {chunk.uncompressed:,}: a bomb"
+        if chunk.values > _FREE_VALUES + _ROW_VALUES * rows:
+            return f"column {chunk.path} has {chunk.values:,} values in {rows:,} rows: a bomb"
+    return ""
+
+
+def _records(batch: pa.RecordBatch, sizes: arrow_values.Sizes) -> Iterator[object]:
+    """The rows; `Broken` where one is too large, or has a value that is none, such as a text in another encoding."""
+    if len(batch) and sizes.max() <= MAX_ROW_BYTES:
+        with contextlib.suppress(ValueError, OverflowError):
+            yield from arrow_values.rows(batch)
+            return
+    for index, size in enumerate(sizes.tolist()):
+        if size > MAX_ROW_BYTES:
+            yield Broken(
+                f"the row takes {size:,} bytes (1,024 for each value in it), above the limit of {MAX_ROW_BYTES:,}",
+                Reason.TOO_COSTLY,
+            )
+            continue
+        try:
+            yield arrow_values.rows(batch.slice(index, 1))[0]
+        except (ValueError, OverflowError) as error:
+            yield Broken(f"a value cannot be read: {error}")
 
 
 FORMATS = (Parquet(),)

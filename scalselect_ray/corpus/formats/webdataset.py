@@ -2,7 +2,6 @@
 extracted."""
 
 import io
-import json
 import posixpath
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from scalselect_ray.corpus.formats.base import (
     RowRange,
     UnreadableFileError,
     cut,
+    parse_row,
 )
 from scalselect_ray.corpus.formats.gzipped import inflated, inflated_head, max_inflated
 from scalselect_ray.corpus.sample import Reason
@@ -25,6 +25,7 @@ from scalselect_ray.io.storage import FileInfo
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _BLOCK = 512
+_MAX_MEMBERS = 4096  # of one key
 _END = 2 * _BLOCK  # zeros, the end mark
 _MAX_EXTENSION = 1 << 14  # bytes of a header that extends another one, such as a long name
 _EXTENSIONS = (
@@ -43,6 +44,35 @@ class _Member(NamedTuple):
     data: bytes | None = None  # read already, where the tar is a stream that cannot go back
 
 
+class _Group:
+    """The members of one key. Of a key with too many members, or too many bytes, none is kept."""
+
+    def __init__(self, first: tarfile.TarInfo) -> None:
+        self.key = _key(first)
+        self.first = self.last = first
+        self.members: list[_Member] = []
+        self.size = self.count = 0  # bytes and number of all members, also of those that are not kept
+
+    def add(self, tar: tarfile.TarFile, info: tarfile.TarInfo, is_stream: bool) -> None:
+        self.last = info
+        self.size += info.size
+        self.count += 1
+        if self.is_too_costly():
+            self.members = []
+            return
+        self.members.append(_Member(info, _content(tar, info) if is_stream else None))
+
+    def is_too_costly(self) -> bool:
+        return self.size > MAX_ROW_BYTES or self.count > _MAX_MEMBERS
+
+    def is_whole(self, tar: tarfile.TarFile) -> bool:
+        """Whether the file holds all of the last member."""
+        if self.members and self.members[-1].data is not None:
+            return len(self.members[-1].data) == self.last.size
+        stream = tar.fileobj
+        return isinstance(stream, io.IOBase) and self.last.offset_data + self.last.size <= stream.seek(0, io.SEEK_END)
+
+
 class WebDataset(Format):
     """Slices are byte ranges of the tar."""
 
@@ -58,21 +88,21 @@ class WebDataset(Format):
                 yield range_._replace(start_byte=0, stop_byte=0) if self.sequential else range_
 
     def _sizes(self, tar: tarfile.TarFile, limit: int | None) -> Iterator[tuple[int, int]]:
-        for members in _groups(tar, limit):
-            yield members[0].info.offset, _end(members[-1].info)
+        for group in _groups(tar, limit):
+            yield group.first.offset, _end(group.last)
         stream = cast(BinaryIO, tar.fileobj)
         while block := stream.read(_TAIL):  # to the end of the file, where the checksum of a gzip stands
             if block.count(0) != len(block):
                 raise UnreadableFileError("the tar goes on after its end mark: several tars joined to one?")
 
     def read(self, file: FileInfo, ranges: Sequence[RowRange]) -> Iterator[tuple[RowRange, list[object]]]:
-        return self._read(file, ranges, _record, _too_large)
+        return self._read(file, ranges, _record, _too_costly)
 
     def keys(self, file: FileInfo) -> Iterator[str]:
         """The key of each row."""
         with storage.open_read(file.uri) as raw, self._open(self._stream(raw, file)) as tar:
-            for members in _groups(tar, self._limit(file)):
-                yield _key(members[0].info)
+            for group in _groups(tar, self._limit(file)):
+                yield group.key
 
     def members(
         self, file: FileInfo, ranges: Sequence[RowRange]
@@ -85,7 +115,7 @@ class WebDataset(Format):
         self,
         file: FileInfo,
         ranges: Sequence[RowRange],
-        make: Callable[[tarfile.TarFile, list[_Member]], T],
+        make: Callable[[tarfile.TarFile, _Group], T],
         refuse: Callable[[str, int], T],
     ) -> Iterator[tuple[RowRange, list[T]]]:
         if not self.sequential:
@@ -96,7 +126,7 @@ class WebDataset(Format):
                     continue
                 data = io.BytesIO(storage.read_bytes(file.uri, range_.start_byte, range_.stop_byte) + bytes(_END))
                 with self._open(data) as tar:
-                    yield range_, [make(tar, members) for members in _groups(tar)]
+                    yield range_, [make(tar, group) for group in _groups(tar)]
             return
         with storage.open_read(file.uri) as raw, self._open(self._stream(raw, file)) as tar:
             row = 0
@@ -104,11 +134,11 @@ class WebDataset(Format):
             for range_ in ranges:
                 records: list[T] = []
                 while row < range_.stop_row:
-                    members = next(groups, None)
-                    if members is None:
+                    group = next(groups, None)
+                    if group is None:
                         break
                     if row >= range_.first_row:
-                        records.append(make(tar, members))
+                        records.append(make(tar, group))
                     row += 1
                 yield range_, records
 
@@ -154,41 +184,40 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-def _groups(tar: tarfile.TarFile, limit: int | None = None) -> Iterator[list[_Member]]:
+def _groups(tar: tarfile.TarFile, limit: int | None = None) -> Iterator[_Group]:
     """The members of each key, of a stream where a `limit` of its bytes is given. Raises UnreadableFileError where the
     tar is cut, after the whole keys before."""
-    group: list[_Member] = []
-    at = -1
-    while True:
-        try:
-            info = tar.next()
-            if info is None:
-                break
-            following = int(tar.offset)  # type: ignore[attr-defined]
-            if info.size < 0 or not at < info.offset < following:
-                raise UnreadableFileError("a header points backwards")
-            if limit is not None and following > limit:  # tarfile would count its way there, block by block
-                raise UnreadableFileError(f"{info.name} claims {info.size:,} bytes")
-            at = info.offset
-            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
-            if not info.isreg() or info.issparse() or posixpath.basename(info.name).startswith("."):
-                continue  # links, devices, sparse files and the like are never followed
-            same = group and _key(info) == _key(group[0].info)
-            member = _Member(info)
-            if limit is not None and info.size + (_size(group) if same else 0) <= MAX_ROW_BYTES:
-                member = _Member(info, _content(tar, info))
-        except StorageError:
-            raise
-        except Exception as error:  # tarfile raises what it likes
-            if group and _is_whole(tar, group[-1]):
+    group: _Group | None = None
+    try:
+        for info in _infos(tar, limit):
+            if group is not None and _key(info) != group.key:
                 yield group
-            raise UnreadableFileError(f"the tar is cut or broken: {error}") from error
-        if group and not same:
+                group = None
+            group = group or _Group(info)
+            group.add(tar, info, is_stream=limit is not None)
+    except (StorageError, GeneratorExit):
+        raise
+    except Exception as error:  # tarfile raises what it likes
+        if group is not None and group.is_whole(tar):
             yield group
-            group = []
-        group.append(member)
-    if group:
+        raise UnreadableFileError(f"the tar is cut or broken: {error}") from error
+    if group is not None:
         yield group
+
+
+def _infos(tar: tarfile.TarFile, limit: int | None) -> Iterator[tarfile.TarInfo]:
+    """The headers of the files in a tar; links, devices, sparse and hidden files and the like are passed over."""
+    at = -1
+    while (info := tar.next()) is not None:
+        following = int(tar.offset)  # type: ignore[attr-defined]
+        if info.size < 0 or not at < info.offset < following:
+            raise UnreadableFileError("a header points backwards")
+        if limit is not None and following > limit:  # tarfile would count its way there, block by block
+            raise UnreadableFileError(f"{info.name} claims {info.size:,} bytes")
+        at = info.offset
+        tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
+        if info.isreg() and not info.issparse() and not posixpath.basename(info.name).startswith("."):
+            yield info
 
 
 def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
@@ -203,19 +232,9 @@ def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     return file.read() if file else b""
 
 
-def _is_whole(tar: tarfile.TarFile, member: _Member) -> bool:
-    """Whether the file holds all of a member that another one should follow."""
-    if member.data is not None:
-        return len(member.data) == member.info.size
-    stream = tar.fileobj
-    return isinstance(stream, io.IOBase) and member.info.offset_data + member.info.size <= stream.seek(0, io.SEEK_END)
-
-
-def _size(members: list[_Member]) -> int:
-    return sum(member.info.size for member in members)
-
-
-def _too_large(name: str, size: int) -> Broken:
+def _too_costly(name: str, size: int, count: int = 0) -> Broken:
+    if count > _MAX_MEMBERS:
+        return Broken(f"{name}: {count:,} members are above the limit of {_MAX_MEMBERS:,}", Reason.TOO_COSTLY)
     return Broken(f"{name}: {size:,} bytes are above the limit of {MAX_ROW_BYTES:,}", Reason.IMAGE_TOO_LARGE)
 
 
@@ -232,22 +251,21 @@ def _end(member: tarfile.TarInfo) -> int:
     return member.offset_data + -(-member.size // _BLOCK) * _BLOCK
 
 
-def _record(tar: tarfile.TarFile, members: list[_Member]) -> object:
+def _record(tar: tarfile.TarFile, group: _Group) -> object:
     """The row of one key: its json (or txt) member, with the image members as its images."""
-    if (size := _size(members)) > MAX_ROW_BYTES:
-        return _too_large(_key(members[0].info), size)
+    if group.is_too_costly():
+        return _too_costly(group.key, group.size, group.count)
     record: object = None
     images: dict[str, dict[str, object]] = {}
-    for member, read in members:
+    for member, read in group.members:
         kind = _extension(member)
         if kind.rpartition(".")[2] not in (*_IMAGES, "json", "txt"):
             continue
         data = read if read is not None else _content(tar, member)
         if kind == "json":
-            try:
-                record = json.loads(data)
-            except (ValueError, RecursionError) as error:
-                return Broken(f"{member.name}: not JSON: {error}")
+            record = parse_row(data)
+            if isinstance(record, Broken):
+                return Broken(f"{member.name}: {record.message}", record.reason)
         elif kind == "txt":
             record = record if record is not None else {"caption": data.decode("utf-8", "replace")}
         elif kind.rpartition(".")[2] in _IMAGES:
@@ -255,22 +273,21 @@ def _record(tar: tarfile.TarFile, members: list[_Member]) -> object:
     if isinstance(record, list):
         record = {"conversations": record}
     if record is None:
-        return Broken(f"{_key(members[0].info)}: no .json or .txt member with the conversation")
+        return Broken(f"{group.key}: no .json or .txt member with the conversation")
     if not isinstance(record, dict):
-        return Broken(f"{_key(members[0].info)}: the .json member must hold an object")
-    record.setdefault("id", record.get("key", _key(members[0].info)))
+        return Broken(f"{group.key}: the .json member must hold an object")
+    record.setdefault("id", record.get("key", group.key))
     record["images"] = _ordered(record, images)
     record.pop("image", None)
     return record
 
 
-def _members(tar: tarfile.TarFile, members: list[_Member]) -> list[tuple[str, bytes]]:
-    record = _record(tar, members)
+def _members(tar: tarfile.TarFile, group: _Group) -> list[tuple[str, bytes]]:
+    record = _record(tar, group)
     images = [image["path"] for image in record["images"]] if isinstance(record, dict) else []
-    found = {info.name: read if read is not None else _content(tar, info) for info, read in members}
-    return [(name, data) for name, data in found.items() if name not in images] + [
-        (name, found[name]) for name in images
-    ]
+    found = {info.name: read if read is not None else _content(tar, info) for info, read in group.members}
+    others = found.keys() - set(images)
+    return [(name, data) for name, data in found.items() if name in others] + [(name, found[name]) for name in images]
 
 
 def _ordered(record: dict[str, object], images: dict[str, dict[str, object]]) -> list[dict[str, object]]:
