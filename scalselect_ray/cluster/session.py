@@ -97,6 +97,11 @@ def own_errors() -> Iterator[None]:
         raise _own(error) or _of_the_cluster(error) or error from None
 
 
+def is_lost_worker(error: RayError) -> bool:
+    """Whether it is a worker, an actor, a node or an object that is gone for good, and no error of a task."""
+    return _own(error) is None and _of_the_cluster(error) is not None
+
+
 def cluster_cpus() -> int:
     """CPUs of the whole cluster, 1 at least."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)))

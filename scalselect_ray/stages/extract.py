@@ -9,31 +9,43 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 import torch
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
 
 from scalselect_ray.cluster import metrics
-from scalselect_ray.cluster.session import ATTEMPTS, cluster_cpus, cluster_gpus, node_memory
+from scalselect_ray.cluster.session import ATTEMPTS, cluster_cpus, cluster_gpus, is_lost_worker, node_memory
 from scalselect_ray.cluster.waiting import EVERY_S, missing_resources, told_while
 from scalselect_ray.config import ExtractorConfig, WorkersConfig
-from scalselect_ray.console import Stage
+from scalselect_ray.console import Stage, counted
 from scalselect_ray.corpus import (
     Plan,
     Reject,
     Sample,
     SampleRejectedError,
     Slice,
-    read_slices,
+    SliceId,
     reading_units,
 )
 from scalselect_ray.errors import ClusterError, CorpusChangedError, ModelError
 from scalselect_ray.io import storage
 from scalselect_ray.stages import plan as plan_stage
 from scalselect_ray.stages.context import Job, Run, begin
+from scalselect_ray.stages.isolation import (
+    MOST_SLICES,
+    Deadly,
+    Witness,
+    find_deadly,
+    new_witness,
+    read_without,
+    witnessed,
+)
 from scalselect_ray.stages.payload import PreparedRow, pack, unpack
 from scalselect_ray.stages.rejects import check_rejects
 from scalselect_ray.store.features import FeatureStore, feature_table
@@ -50,6 +62,7 @@ from scalselect_ray.vlm.representer import description_of, id_of, make_extractor
 _IMAGE_THREADS = 8  # of one task; the images of JSON corpora are fetched one by one
 _PREPARE_BYTES = 768 << 20  # of one prepare task: a slice of samples, its decoded images and what is made of them
 _ACTIVATION_BYTES = 2 << 30  # of one extractor beside its weights: the pixels and activations of a batch
+_SHOWN_ROWS = 5  # of a slice, in a warning
 _CHANGED = b""  # instead of a payload: the file is no longer the one that was planned
 
 
@@ -80,17 +93,50 @@ def extract(job: Job, plan: Plan) -> Run:
 def _extract(job: Job, plan: Plan) -> set[str]:
     """Extracts what is to do of a plan; returns the files that have changed since, of which something is left to do."""
     changed: set[str] = set()
-    if not plan.todo:
-        return changed
+    todo, deadly, fruitless = plan.todo, dict[SliceId, frozenset[int]](), 0
     with job.stages("extract", plan.todo_rows, "samples") as stage, told_while(_waits(job, stage), job.console):
-        for committed in extract_slices(plan.todo, job.store, job.config.extractor, job.config.workers):
-            stage.advance(committed.rows, committed.rejected)
-            if committed.changed is not None:
-                changed.add(committed.changed)
-            if stage.rejects > job.config.rejects.max_fraction * plan.rows:
-                break  # it cannot come back below the limit: no more is paid for
+        while todo:
+            witness = new_witness()
+            try:
+                for committed in extract_slices(
+                    todo, job.store, job.config.extractor, job.config.workers, witness, deadly
+                ):
+                    stage.advance(committed.rows, committed.rejected)
+                    if committed.changed is not None:
+                        changed.add(committed.changed)
+                    if stage.rejects > job.config.rejects.max_fraction * plan.rows:
+                        break  # it cannot come back below the limit: no more is paid for
+                todo = []
+            except RayError as error:
+                found = _isolate(job, todo, witness) if is_lost_worker(error) else {}
+                fruitless = 0 if found else fruitless + 1
+                deadly |= found
+                if not is_lost_worker(error) or fruitless > 1 or len(deadly) > MOST_SLICES:
+                    raise
+                done = job.store.committed()
+                todo = [slice_ for slice_ in todo if slice_.id not in done]
     check_rejects(job, plan, stage.rejects)
     return changed
+
+
+def _isolate(job: Job, todo: Sequence[Slice], witness: ActorHandle[Witness]) -> dict[SliceId, frozenset[int]]:
+    """The deadly rows of the slices that were begun again and again."""
+    suspects = set(ray.get(witness.suspects.remote()))
+    if suspects:
+        job.console.warn(
+            f"{counted(len(suspects), 'slice')} took the worker along again and again: tried sample by sample"
+        )
+    gpus = pool_size(job.config.workers, cluster_cpus(), cluster_gpus()).gpus_each
+    deadly = {}
+    for unit in reading_units(todo):
+        if suspects.isdisjoint(slice_.id for slice_ in unit):
+            continue
+        for slice_ in unit:
+            if rows := find_deadly(slice_, job.config.extractor, gpus):
+                deadly[slice_.id] = rows
+                shown = ", ".join(f"{row:,}" for row in sorted(rows)[:_SHOWN_ROWS])
+                job.console.warn(f"{slice_.shard} row {shown}: ends the process that works at it, and is rejected")
+    return deadly
 
 
 def _waits(job: Job, stage: Stage) -> Callable[[], str | None]:
@@ -112,16 +158,22 @@ def _waits(job: Job, stage: Stage) -> Callable[[], str | None]:
 
 
 def extract_slices(
-    slices: Sequence[Slice], store: FeatureStore, extractor: ExtractorConfig, workers: WorkersConfig
+    slices: Sequence[Slice],
+    store: FeatureStore,
+    extractor: ExtractorConfig,
+    workers: WorkersConfig,
+    witness: ActorHandle[Witness] | None = None,
+    deadly: Deadly = MappingProxyType({}),
 ) -> Iterator[Committed]:
-    """Extracts and commits every slice; yields one by one as they are committed, in any order.
+    """Extracts and commits every slice, its `deadly` rows as rejects; yields one by one as they are committed, in any
+    order. `witness` is told what is begun and ended.
 
     Raises ModelError, CorpusError, StorageError, ClusterError.
     """
     size = pool_size(workers, cluster_cpus(), cluster_gpus())
-    committed = prepared_slices(slices, extractor, workers, size.readers).map_batches(
+    committed = prepared_slices(slices, extractor, workers, size.readers, witness, deadly).map_batches(
         ExtractSlices,
-        fn_constructor_args=(extractor, workers.cpus_per_extractor, store),
+        fn_constructor_args=(extractor, workers.cpus_per_extractor, store, witness),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=size.least, max_size=size.most, max_concurrent_calls_per_actor=2),
@@ -160,13 +212,18 @@ def pool_size(workers: WorkersConfig, cpus: int, gpus: int) -> PoolSize:
 
 
 def prepared_slices(
-    slices: Sequence[Slice], extractor: ExtractorConfig, workers: WorkersConfig, readers: int | None
+    slices: Sequence[Slice],
+    extractor: ExtractorConfig,
+    workers: WorkersConfig,
+    readers: int | None,
+    witness: ActorHandle[Witness] | None = None,
+    deadly: Deadly = MappingProxyType({}),
 ) -> ray.data.Dataset:
     """Every slice read and prepared, a row each: (slice, payload); `readers` at a time."""
     units = [{"unit": json.dumps([slice_.to_dict() for slice_ in unit])} for unit in reading_units(slices)]
     return ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
         prepare_unit,
-        fn_kwargs={"extractor": extractor},
+        fn_kwargs={"extractor": extractor, "witness": witness, "deadly": dict(deadly)},
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(readers),
@@ -185,14 +242,19 @@ def extractor_bytes(extractor: ExtractorConfig) -> int:
     )
 
 
-def prepare_unit(batch: pa.Table, extractor: ExtractorConfig) -> Iterator[pa.Table]:
+def prepare_unit(
+    batch: pa.Table,
+    extractor: ExtractorConfig,
+    witness: ActorHandle[Witness] | None = None,
+    deadly: Deadly = MappingProxyType({}),
+) -> Iterator[pa.Table]:
     """One unit of slices to one row a slice: (slice, payload)."""
+    slices = [Slice(**fields) for fields in json.loads(batch["unit"][0].as_py())]
     preparer = _preparer(extractor)
-    slices = [Slice(**part) for part in json.loads(batch["unit"][0].as_py())]
-    with ThreadPoolExecutor(_IMAGE_THREADS) as threads:
+    with witnessed(witness, slices[0].id), ThreadPoolExecutor(_IMAGE_THREADS) as threads:
         started = time.perf_counter()
         try:
-            for slice_, samples in read_slices(slices):
+            for slice_, samples in read_without(slices, deadly):
                 prepared = list(threads.map(functools.partial(_prepare_row, preparer), samples))
                 metrics.images_read(slice_.source, sum(size for _, size in prepared))
                 payload = pack([row for row, _ in prepared])
@@ -211,8 +273,14 @@ class ExtractSlices:
     It works at two slices at a time, so that one is unpacked or written while the device computes the other. Commits
     stay here: a stage of their own would start more processes, each of which first imports what this one has."""
 
-    def __init__(self, extractor: ExtractorConfig, cpus: int, store: FeatureStore) -> None:
-        self._store = store
+    def __init__(
+        self,
+        extractor: ExtractorConfig,
+        cpus: int,
+        store: FeatureStore,
+        witness: ActorHandle[Witness] | None = None,
+    ) -> None:
+        self._store, self._witness = store, witness
         self._turn = threading.Lock()
         torch.set_num_threads(cpus)
         self._extractor = make_extractor(extractor)
@@ -231,7 +299,11 @@ class ExtractSlices:
         payload = batch["payload"][0].as_buffer()
         if payload.size == len(_CHANGED):
             return _answer(Committed(0, 0, part.shard))
-        rows = unpack(payload)
+        with witnessed(self._witness, part.id):
+            return self._commit(part, self._represented(part, unpack(payload)))
+
+    def _represented(self, part: Slice, rows: Sequence[PreparedRow]) -> pa.Table:
+        """The table of a slice."""
         with self._turn:
             started = time.perf_counter()
             answers = iter(self._extract(part, [prepared for _, prepared in rows if isinstance(prepared, Prepared)]))
@@ -246,7 +318,7 @@ class ExtractSlices:
             }
             for key, prepared in rows
         ]
-        return self._commit(part, feature_table(records, self._extractor.dim))
+        return feature_table(records, self._extractor.dim)
 
     def _extract(self, part: Slice, samples: list[Prepared]) -> list[Representation | SampleRejectedError]:
         try:

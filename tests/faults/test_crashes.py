@@ -22,7 +22,8 @@ import ray
 from conftest import GOLDEN, write_config
 
 from scalselect_ray.cli import main
-from scalselect_ray.stages import extract, score
+from scalselect_ray.corpus import SampleRejectedError, Slice
+from scalselect_ray.stages import extract, isolation, score
 from scalselect_ray.store import garbage
 from scalselect_ray.vlm import DeviceLostError
 
@@ -148,10 +149,10 @@ def test_workers_and_actors_killed_in_the_midst_lose_nothing(job, monkeypatch, t
     def die(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def prepare_unit(batch, extractor):
+    def prepare_unit(batch, *arguments, **more):
         if first("prepare"):
             die()
-        yield from extraction_prepare(batch, extractor)
+        yield from extraction_prepare(batch, *arguments, **more)
 
     class ExtractSlices(extract.ExtractSlices):
         def __call__(self, batch):
@@ -176,7 +177,7 @@ def test_a_slice_is_committed_while_others_wait_for_all_cpus(job, monkeypatch):
     do."""
     features, prepare = str(job.output / "features"), extract.prepare_unit
 
-    def prepare_unit(batch, extractor):
+    def prepare_unit(batch, *arguments, **more):
         """The second slice of each file stands in the way until a first one is committed."""
         if '"first_row": 0' not in batch["unit"][0].as_py():
             deadline = time.monotonic() + 200
@@ -184,7 +185,7 @@ def test_a_slice_is_committed_while_others_wait_for_all_cpus(job, monkeypatch):
                 if time.monotonic() > deadline:
                     raise TimeoutError("nothing is committed")
                 time.sleep(0.1)
-        yield from prepare(batch, extractor)
+        yield from prepare(batch, *arguments, **more)
 
     monkeypatch.setattr(extract, "prepare_unit", prepare_unit)
     assert main(["run", str(job.config), "workers.cpus_per_extractor=2", "workers.max_extractors=1"]) == 0
@@ -195,7 +196,7 @@ def test_a_slice_is_committed_while_others_wait_for_all_cpus(job, monkeypatch):
 def test_a_worker_that_dies_again_and_again_ends_the_run_with_a_message(kind, job, monkeypatch, capsys):
     """As when the decoder of a picture crashes, or the system takes a process for its memory."""
 
-    def prepare_unit(batch, extractor):
+    def prepare_unit(batch, *arguments, **more):
         os.kill(os.getpid(), signal.SIGKILL)
 
     class ExtractSlices(extract.ExtractSlices):
@@ -213,6 +214,49 @@ def test_a_worker_that_dies_again_and_again_ends_the_run_with_a_message(kind, jo
     assert "Traceback" not in said
     if kind == "task":
         job.is_as_if_undisturbed()
+
+
+@pytest.mark.parametrize("kind", ["task", "actor"])
+def test_a_sample_that_takes_its_worker_along_is_one_reject(kind, job, monkeypatch, capsys):
+    """Row 1 of the second slice ends the process that prepares or represents it, and the one that tries it alone."""
+    prepare, work = extract.prepare_unit, isolation._work._function
+    deadly_row = 3
+
+    def ends(slice_: Slice, rows) -> bool:
+        return slice_.shard.endswith("/1.json") and deadly_row in rows
+
+    def prepare_unit(batch, extractor, witness, deadly):
+        (slice_,) = (Slice(**fields) for fields in json.loads(batch["unit"][0].as_py()))
+        with isolation.witnessed(witness, slice_.id):
+            if ends(slice_, set(range(slice_.first_row, slice_.stop_row)) - deadly.get(slice_.id, frozenset())):
+                os.kill(os.getpid(), signal.SIGKILL)
+        yield from prepare(batch, extractor, witness, deadly)
+
+    class ExtractSlices(extract.ExtractSlices):
+        def _represented(self, part, rows):
+            if ends(part, [key["row"] for key, held in rows if not isinstance(held, SampleRejectedError)]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super()._represented(part, rows)
+
+    def tried(slice_, rows, extractor):
+        if ends(slice_, rows):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return work(slice_, rows, extractor)
+
+    replaced = prepare_unit if kind == "task" else ExtractSlices
+    monkeypatch.setattr(extract, "ATTEMPTS", 1)
+    monkeypatch.setattr(extract, replaced.__name__, replaced)
+    monkeypatch.setattr(isolation, "_work", ray.remote(max_retries=0)(tried))
+    assert main(["run", str(job.config), "rejects.max_fraction=0.5"]) == 0
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert f"1.json row {deadly_row}: ends the process that works at it" in said
+    assert "Traceback" not in said
+    record, *_ = job.results()
+    rejects = pq.read_table(job.output / "runs" / record["run_id"] / "rejects.parquet")
+    assert record["rejected"] == {"too_costly": 1}
+    assert [(Path(row["shard"]).name, row["row"]) for row in rejects.to_pylist()] == [("1.json", deadly_row)]
+    assert "ends each time" in rejects["message"][0].as_py()
+    assert record["scored"] == record["samples"] - 1
 
 
 def test_a_device_that_is_lost_is_left_behind_and_rejects_nothing(job, monkeypatch):

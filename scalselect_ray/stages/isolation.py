@@ -1,0 +1,127 @@
+"""Samples that take their worker with them, by a crash of a decoder or by all the memory there is: found by halving,
+and rejected, so that they do not end a run of millions."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError, RayTaskError
+
+from scalselect_ray.config import ExtractorConfig
+from scalselect_ray.corpus import Reason, Reject, Sample, Slice, SliceId, read_slices
+from scalselect_ray.errors import ClusterError
+from scalselect_ray.vlm import Prepared
+from scalselect_ray.vlm.representer import make_extractor, make_preparer, prepare_sample
+
+Deadly = Mapping[SliceId, frozenset[int]]
+"""Rows of slices that are not to be touched."""
+
+_THREADS = 8  # that prepare, as in a run
+MOST_SLICES = 32
+"""With deadly samples in more slices than these it is the machines that are at fault, or the model."""
+
+
+class Witness:
+    """Is told what every worker is at: of one that is gone nobody else can tell."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[SliceId] = Counter()
+
+    def begin(self, slice_id: SliceId) -> None:
+        self._begun[slice_id] += 1
+
+    def end(self, slice_id: SliceId) -> None:
+        del self._begun[slice_id]
+
+    def suspects(self) -> list[SliceId]:
+        """What was begun more than once, and never ended."""
+        return [slice_id for slice_id, times in self._begun.items() if times > 1]
+
+
+@contextmanager
+def witnessed(witness: ActorHandle[Witness] | None, slice_id: SliceId) -> Iterator[None]:
+    """The block works at a slice, and `witness` knows it; nobody need watch."""
+    if witness is not None:
+        ray.get(witness.begin.remote(slice_id))
+    yield
+    if witness is not None:
+        witness.end.remote(slice_id)
+
+
+def read_without(slices: Sequence[Slice], deadly: Deadly) -> Iterator[tuple[Slice, list[Sample | Reject]]]:
+    """As `read_slices`, with rejects in the place of the deadly samples. A slice of which nothing may be touched, since
+    its file cannot even be read there, is not read."""
+    rest = []
+    for slice_ in slices:
+        if len(deadly.get(slice_.id, ())) == slice_.rows:
+            yield slice_, [_reject(row, None) for row in range(slice_.first_row, slice_.stop_row)]
+        else:
+            rest.append(slice_)
+    for slice_, samples in read_slices(rest) if rest else ():
+        rows = deadly.get(slice_.id, frozenset())
+        yield slice_, [_reject(sample.row, sample.id) if sample.row in rows else sample for sample in samples]
+
+
+def _reject(row: int, sample_id: str | None) -> Reject:
+    message = "the process that reads or represents this sample ends each time: its decoder crashes, or memory runs out"
+    return Reject(row, sample_id, Reason.TOO_COSTLY, message)
+
+
+def new_witness() -> Any:
+    """An actor that is a `Witness`, for one pass over slices."""
+    return ray.remote(num_cpus=0)(Witness).remote()
+
+
+def find_deadly(slice_: Slice, extractor: ExtractorConfig, gpus: float) -> frozenset[int]:
+    """The rows of a slice that end a worker, each by itself; all rows where reading it does. Raises ClusterError where
+    the slice ends its worker and no row does so alone."""
+    task = _work.options(num_gpus=gpus)
+
+    def survives(rows: Sequence[int]) -> bool:
+        try:
+            ray.get(task.remote(slice_, list(rows), extractor))
+        except RayTaskError:
+            return True  # an error of ours or of a library: what it means is decided elsewhere
+        except RayError:
+            return False
+        return True
+
+    rows = range(slice_.first_row, slice_.stop_row)
+    if not survives([]):
+        return frozenset(rows)
+    deadly = deadly_rows(rows, survives)
+    if not deadly and not survives(rows):
+        raise ClusterError(
+            f"{slice_.shard} rows {slice_.first_row:,} to {slice_.stop_row - 1:,} end the process that works at them, "
+            f"each "
+            "row by itself does not: together they need more memory than there is. Next: a smaller corpus.slice_rows, "
+            "or "
+            "more memory for each machine; run again: what is committed stays"
+        )
+    return frozenset(deadly)
+
+
+def deadly_rows(rows: Sequence[int], survives: Callable[[Sequence[int]], bool]) -> list[int]:
+    """The rows that do not survive alone, in order, by halving: about 2 log2(N) calls for one of N rows."""
+    if survives(rows):
+        return []
+    if len(rows) == 1:
+        return list(rows)
+    half = len(rows) // 2
+    return deadly_rows(rows[:half], survives) + deadly_rows(rows[half:], survives)
+
+
+@ray.remote(max_retries=0)
+def _work(slice_: Slice, rows: list[int], extractor: ExtractorConfig) -> None:
+    """Reads a slice; prepares and represents some of its rows."""
+    samples = [sample for _, samples in read_slices([slice_]) for sample in samples if sample.row in rows]
+    if not samples:
+        return
+    prepare = make_preparer(extractor)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        prepared = [outcome for outcome, _ in threads.map(lambda sample: prepare_sample(prepare, sample), samples)]
+    make_extractor(extractor)([item for item in prepared if isinstance(item, Prepared)])
