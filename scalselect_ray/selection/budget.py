@@ -1,7 +1,7 @@
 """The exact top of a budget, whatever the number of scores: a radix select that only ever sees histograms.
 
 A score becomes an unsigned integer of the same order; four rounds of 16 bits find the integer of the last score that
-fits. Scores that tie there go to the parts, and in a part to the rows, in their order."""
+fits. Scores that tie there go to the score files, and in a file to the rows, in their order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def histogram(keys_N: np.ndarray, threshold: Threshold) -> np.ndarray:
 
 
 def narrow(threshold: Threshold, counts: np.ndarray) -> Threshold:
-    """The threshold one digit further, from the sum of all parts' histograms."""
+    """The threshold one digit further, from the sum of all files' histograms."""
     above = np.cumsum(counts[::-1])  # keys at or above each digit, largest digit first
     index = int(np.searchsorted(above, threshold.remaining))
     if threshold.remaining == 0 or index == BINS:
@@ -63,7 +63,7 @@ def narrow(threshold: Threshold, counts: np.ndarray) -> Threshold:
 
 
 def take_ties(tied: Sequence[int], remaining: int) -> list[int]:
-    """How many of its tied rows each part may keep: the first parts first."""
+    """How many of its tied rows each score file may keep: the first files first."""
     quotas = []
     for count in tied:
         quotas.append(min(count, remaining))
@@ -72,7 +72,7 @@ def take_ties(tied: Sequence[int], remaining: int) -> list[int]:
 
 
 def chosen(keys_N: np.ndarray, threshold: Threshold, ties: int) -> np.ndarray:
-    """Which rows of a part are in, given a threshold after its last round and this part's share of the ties. (N,)
+    """Which rows of a score file are in, given a threshold after its last round and this file's share of the ties. (N,)
     bool."""
     assert threshold.rounds == ROUNDS
     inside_N = keys_N > np.uint64(threshold.prefix)

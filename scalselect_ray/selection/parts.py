@@ -1,5 +1,5 @@
-"""How the chosen are cut into the parts of a manifest, best first: from one histogram, so that nobody needs to see all
-scores."""
+"""How the chosen are cut into the part files of a manifest, best first: from one histogram, so that nobody needs to see
+all scores."""
 
 from dataclasses import dataclass
 
@@ -31,22 +31,22 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """P runs of neighbouring steps, best first; every key of a run is above all keys of the next one."""
+    """P ranges of neighbouring steps, best first; every key of a range is above all keys of the next one."""
 
     scale: Scale
     lowest_P: np.ndarray  # the lowest step of each
-    above_P: np.ndarray  # how many keys lie in the runs before it
+    above_P: np.ndarray  # how many keys lie in the ranges before it
 
     def __len__(self) -> int:
         return len(self.lowest_P)
 
     def of(self, keys_N: np.ndarray) -> np.ndarray:
-        """The run that each key lies in. (N,) int64."""
+        """The range that each key lies in. (N,) int64."""
         return len(self) - np.searchsorted(self.lowest_P[::-1], self.scale.steps(keys_N), side="right")
 
 
 def partition_scores(scale: Scale, counts: np.ndarray, rows: int) -> Partition:
-    """Runs of at most `rows` keys each, more only where a single step holds more; `counts` (BINS,) are those of all
+    """Ranges of at most `rows` keys each, more only where a single step holds more; `counts` (BINS,) are those of all
     keys."""
     lowest, above, inside, total = [], [0], 0, 0
     for step in np.flatnonzero(counts)[::-1].tolist():

@@ -295,23 +295,23 @@ class ExtractSlices:
                 f"began: "
                 "give a folder that nobody writes to, or a hub id with the commit as extractor.revision"
             )
-        part = Slice(**json.loads(batch["slice"][0].as_py()))
+        slice_ = Slice(**json.loads(batch["slice"][0].as_py()))
         payload = batch["payload"][0].as_buffer()
         if payload.size == len(_CHANGED):
-            return _answer(Committed(0, 0, part.shard))
-        with witnessed(self._witness, part.id):
-            return self._commit(part, self._represented(part, unpack(payload)))
+            return _answer(Committed(0, 0, slice_.shard))
+        with witnessed(self._witness, slice_.id):
+            return self._commit(slice_, self._represented(slice_, unpack(payload)))
 
-    def _represented(self, part: Slice, rows: Sequence[PreparedRow]) -> pa.Table:
+    def _represented(self, slice_: Slice, rows: Sequence[PreparedRow]) -> pa.Table:
         """The table of a slice."""
         with self._turn:
             started = time.perf_counter()
-            answers = iter(self._extract(part, [prepared for _, prepared in rows if isinstance(prepared, Prepared)]))
-            metrics.step_done("extract", part.source, time.perf_counter() - started)
-        shard = storage.redact(part.shard)  # from here on a name, and no longer a place to read
+            answers = iter(self._extract(slice_, [prepared for _, prepared in rows if isinstance(prepared, Prepared)]))
+            metrics.step_done("extract", slice_.source, time.perf_counter() - started)
+        shard = storage.redact(slice_.shard)  # from here on a name, and no longer a place to read
         records = [
             {
-                "source": part.source,
+                "source": slice_.source,
                 "shard": shard,
                 **key,
                 **_outcome(next(answers) if isinstance(prepared, Prepared) else prepared),
@@ -320,23 +320,23 @@ class ExtractSlices:
         ]
         return feature_table(records, self._extractor.dim)
 
-    def _extract(self, part: Slice, samples: list[Prepared]) -> list[Representation | SampleRejectedError]:
+    def _extract(self, slice_: Slice, samples: list[Prepared]) -> list[Representation | SampleRejectedError]:
         try:
             return self._extractor(samples)
         except DeviceLostError as error:
             if not ray.get_runtime_context().was_current_actor_reconstructed:
                 os._exit(1)  # the process is of no more use: Ray starts another and hands it the slice again
             raise ClusterError(
-                f"the device of an extractor was lost again, on {part.shard} rows "
-                f"{part.first_row}-{part.stop_row - 1}: {error}\n"
+                f"the device of an extractor was lost again, on {slice_.shard} rows "
+                f"{slice_.first_row}-{slice_.stop_row - 1}: {error}\n"
                 "Next: look at that machine's device; run again: what is committed stays and is not paid for again"
             ) from error
 
-    def _commit(self, part: Slice, table: pa.Table) -> pa.Table:
+    def _commit(self, slice_: Slice, table: pa.Table) -> pa.Table:
         started = time.perf_counter()
-        size = self._store.commit(part.id, table)
+        size = self._store.commit(slice_.id, table)
         metrics.committed(table, size)
-        metrics.step_done("commit", part.source, time.perf_counter() - started)
+        metrics.step_done("commit", slice_.source, time.perf_counter() - started)
         reasons = table["reason"].to_pylist()
         rejected = sum(reason not in (None, "text_only") for reason in reasons)
         return _answer(Committed(len(reasons), rejected))

@@ -146,8 +146,8 @@ def _leaf(store: FeatureStore, slice_ids: list[SliceId], transform: Transform | 
 
 
 @ray.remote
-def _merge(*parts: Moments) -> Moments:
-    return merge(*parts)
+def _merge(*moments: Moments) -> Moments:
+    return merge(*moments)
 
 
 @ray.remote

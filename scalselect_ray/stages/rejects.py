@@ -61,8 +61,8 @@ def write_rejects(rejects: Sequence[ObjectRef[pa.Table]], keep_share: float, uri
 
 
 def keep_text_only(rejects: Sequence[ObjectRef[pa.Table]], keep_share: float, uri: str, first_rank: int) -> int:
-    """Writes `keep_share` of the text-only samples as a part of the manifest, score null, ranks from `first_rank` on;
-    none where it is 0. How many these are."""
+    """Writes `keep_share` of the text-only samples as a part file of the manifest, score null, ranks from `first_rank`
+    on; none where it is 0. How many these are."""
     return int(ray.get(_keep_text_only.remote(list(rejects), keep_share, uri, first_rank))) if keep_share else 0
 
 

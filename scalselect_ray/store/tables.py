@@ -1,4 +1,4 @@
-"""The tables that a run leaves in its folder: their columns, and how a part of one is written and read."""
+"""The tables that a run leaves in its folder: their columns, and how a part file of one is written and read."""
 
 import io
 from collections.abc import Iterator, Sequence

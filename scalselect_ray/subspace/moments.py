@@ -44,40 +44,40 @@ def accumulate(blocks: Iterable[np.ndarray], dim: int, block_rows: int = 2048) -
         y_ND -= means[-1]
         triangle_DD = blas.dsyrk(1.0, y_ND.T, beta=1.0, c=triangle_DD, lower=1, overwrite_c=1)
     if counts:
-        mean_D, between_PD = _between(counts, means)
-        triangle_DD = blas.dsyrk(1.0, between_PD.T, beta=1.0, c=triangle_DD, lower=1, overwrite_c=1)
+        mean_D, between_MD = _between(counts, means)
+        triangle_DD = blas.dsyrk(1.0, between_MD.T, beta=1.0, c=triangle_DD, lower=1, overwrite_c=1)
         origin_D = origin_D + mean_D
     _mirror(triangle_DD)
     return Moments(sum(counts), origin_D, triangle_DD.T)  # in the order of a NumPy matrix; it is symmetric
 
 
-def merge(*parts: Moments) -> Moments:
+def merge(*moments: Moments) -> Moments:
     """Moments of the union of disjoint sets of rows (Chan, Golub, LeVeque 1979). O(D^2) each, in one D x D matrix
-    beside the parts."""
-    parts = tuple(part for part in parts if part.count) or parts[:1]
-    if len(parts) == 1:
-        return parts[0]
-    origin_D = parts[0].mean_D
-    mean_D, between_PD = _between([part.count for part in parts], [part.mean_D - origin_D for part in parts])
-    scatter_DD = parts[0].scatter_DD.copy()
-    for part in parts[1:]:
-        scatter_DD += part.scatter_DD
+    beside those given."""
+    filled = tuple(item for item in moments if item.count) or moments[:1]
+    if len(filled) == 1:
+        return filled[0]
+    origin_D = filled[0].mean_D
+    mean_D, between_MD = _between([item.count for item in filled], [item.mean_D - origin_D for item in filled])
+    scatter_DD = filled[0].scatter_DD.copy()
+    for item in filled[1:]:
+        scatter_DD += item.scatter_DD
     for at in range(0, len(scatter_DD), _TILE):
-        scatter_DD[at : at + _TILE] += between_PD[:, at : at + _TILE].T @ between_PD
-    return Moments(sum(part.count for part in parts), origin_D + mean_D, scatter_DD)
+        scatter_DD[at : at + _TILE] += between_MD[:, at : at + _TILE].T @ between_MD
+    return Moments(sum(item.count for item in filled), origin_D + mean_D, scatter_DD)
 
 
 def _between(counts: Sequence[int], means: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of all rows from those of P parts, (D,), and rows whose sum of outer products is the scatter between the
-    parts, (P, D)."""
-    means_PD, counts_P = np.stack(means), np.array(counts)
-    mean_D = counts_P @ means_PD / counts_P.sum()
-    return mean_D, np.sqrt(counts_P)[:, None] * (means_PD - mean_D)
+    """The mean of all rows from those of M sets of rows, (D,), and rows whose sum of outer products is the scatter
+    between the sets, (M, D)."""
+    means_MD, counts_M = np.stack(means), np.array(counts)
+    mean_D = counts_M @ means_MD / counts_M.sum()
+    return mean_D, np.sqrt(counts_M)[:, None] * (means_MD - mean_D)
 
 
 def _gathered(blocks: Iterable[np.ndarray], dim: int, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The rows of all blocks less the first of them, which is given as well: so means lose nothing to a large common
-    part. `rows` at a time (at the end what is left), in one float64 array that is used again and again."""
+    """The rows of all blocks less the first of them, which is given as well: so means lose nothing to what all
+    rows share. `rows` at a time (at the end what is left), in one float64 array that is used again and again."""
     gathered_ND, filled, origin_D = np.empty((rows, dim)), 0, None
     for block in blocks:
         while len(block):

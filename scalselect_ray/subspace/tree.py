@@ -20,7 +20,7 @@ def consecutive_groups(rows: Sequence[int], group_rows: int) -> list[range]:
 
 
 class MergeTree:
-    """Says, as results arrive in any order, which `fan_in` neighbours can be merged now. A node is (level, place)."""
+    """Says, as results arrive in any order, which `fan_in` neighbours can be merged now. A node is (level, index)."""
 
     def __init__(self, leaves: int, fan_in: int) -> None:
         self._fan_in = fan_in
@@ -36,12 +36,12 @@ class MergeTree:
     def arrive(self, node: tuple[int, int]) -> tuple[tuple[int, int], list[tuple[int, int]]] | None:
         """The parent of `node` and its children in order, once the last child has arrived; else None."""
         self._arrived.add(node)
-        level, place = node
+        level, index = node
         if node == self.root:
             return None
-        first = place // self._fan_in * self._fan_in
+        first = index // self._fan_in * self._fan_in
         children = [(level, child) for child in range(first, min(first + self._fan_in, self._widths[level]))]
         if not self._arrived.issuperset(children):
             return None
         self._arrived.difference_update(children)
-        return (level + 1, place // self._fan_in), children
+        return (level + 1, index // self._fan_in), children
