@@ -11,20 +11,25 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
-import fuzz_readers
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scalselect_ray.corpus import Reason, Reject, Sample, list_files, plan_file, read_slices, reading_units
+from scalselect_ray.config import CorpusConfig, SourceConfig
+from scalselect_ray.corpus import CorpusFile, Reason, Reject, Sample, list_files, plan_file, read_slices, reading_units
 from scalselect_ray.corpus.formats import base, json_list, jsonl, parquet, webdataset
 
 TURNS = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "x"}]
 ROW = {"image": "a.png", "conversations": TURNS}
 
 
+def listed(path: Path, rows: int) -> CorpusFile:
+    source = SourceConfig(name="s", paths=[str(path)])
+    return list_files(CorpusConfig(sources=[source], slice_rows=rows, slice_bytes=1 << 28))[0]
+
+
 def read(path: Path, rows: int = 256) -> list[Sample | Reject]:
-    file = list_files([fuzz_readers.Source([str(path)])], rows, 1 << 28)[0]
+    file = listed(path, rows)
     return [row for unit in reading_units(plan_file(file)) for _, some in read_slices(unit) for row in some]
 
 
@@ -234,7 +239,7 @@ def test_values_of_a_dictionary_are_those_that_stand_in_the_file(shared, tmp_pat
         for n in range(200)
     ]
     table(rows, tmp_path / "a.parquet", row_group_size=70)
-    file = list_files([fuzz_readers.Source([str(tmp_path / "a.parquet")])], 30, 1 << 28)[0]
+    file = listed(tmp_path / "a.parquet", 30)
     form = parquet.Parquet()
     ranges = list(form.scan(file.file, base.Cutting(30, 1 << 28)))
     assert [row for _, records in form.read(file.file, ranges) for row in records] == rows

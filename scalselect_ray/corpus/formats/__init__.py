@@ -2,7 +2,9 @@
 `FORMATS`."""
 
 import importlib
+import os
 import pkgutil
+import stat
 
 from scalselect_ray.corpus.formats.base import Broken, Cutting, Format, RowRange, UnreadableFileError
 from scalselect_ray.io import storage
@@ -16,6 +18,12 @@ FORMATS: tuple[Format, ...] = tuple(
 )
 """What the modules of this folder define."""
 
+_NO_FILES = {
+    stat.S_ISFIFO: "FIFO",
+    stat.S_ISSOCK: "socket",
+    stat.S_ISCHR: "character device",
+    stat.S_ISBLK: "block device",
+}
 _NOT_CORPUS = ("dataset_info.json", "_stats.json", "state.json", "dataset_infos.json")
 
 
@@ -32,7 +40,12 @@ def is_corpus_file(uri: str) -> bool:
 
 def format_of(file: storage.FileInfo) -> Format:
     """The format of a file, by its suffix where this says it, else by its first bytes. Raises UnreadableFileError when
-    it is none of ours, OSError."""
+    it is none of ours, or no file that ends (a FIFO, socket or device: these are not opened), OSError."""
+    if storage.is_local(file.uri):
+        mode = os.stat(storage.absolute(file.uri)).st_mode
+        kind = next((name for test, name in _NO_FILES.items() if test(mode)), "")
+        if kind:
+            raise UnreadableFileError(f"it is a {kind} and not a file: it was not opened")
     named = [known for known in FORMATS if file.uri.endswith(known.suffixes)]
     if len(named) == 1:
         return named[0]
