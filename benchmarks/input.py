@@ -168,29 +168,34 @@ def functions(corpus: Corpus) -> Iterator[int]:
                 yield len(samples)
 
 
-def read_unit(batch: Any, extractor: Any) -> Iterator[Any]:
+def read_unit(batch: Any, extractor: Any, preparing: str) -> Iterator[Any]:
     """What the job's task does, with nothing in the place of the model's processor."""
     from scalselect_ray.stages import extract
     from scalselect_ray.vlm import Prepared
 
     none = np.zeros(1, dtype=np.int64)
-    extract._preparer = lambda extractor: lambda sample, images: Prepared(none, none, none, none, {})
-    yield from extract.prepare_unit(batch, extractor)
+    extract._preparer = lambda extractor, preparing: lambda sample, images: Prepared(none, none, none, none, {})
+    yield from extract.prepare_unit(batch, extractor, preparing)
 
 
 def job(corpus: Corpus, slice_rows: int = 256) -> Iterator[int]:
+    import ray
+
     from scalselect_ray.cluster.session import session
+    from scalselect_ray.cluster.tasks import in_order
     from scalselect_ray.config import ExtractorConfig, WorkersConfig
-    from scalselect_ray.job import _plan_on_cluster
+    from scalselect_ray.corpus import make_plan, plan_open_file
     from scalselect_ray.stages import extract
 
+    def on_cluster(files: Any) -> Any:
+        return list(in_order(ray.remote(plan_open_file), files, lambda count: None))
+
     def read(files: Any) -> Iterator[int]:
-        slices = [
-            part for planned in _plan_on_cluster([(file, []) for file in files], lambda count: None) for part in planned
-        ]
-        assert not any(part.problem for part in slices)
+        slices = make_plan(files, set(), on_cluster).todo
+        assert not any(slice_.problem for slice_ in slices)
         with mock.patch.object(extract, "prepare_unit", read_unit):
-            prepared = extract.prepared_slices(slices, ExtractorConfig(model="none"), WorkersConfig(), readers=None)
+            none = ExtractorConfig(model="none")
+            prepared = extract.prepared_slices(slices, none, "", WorkersConfig(), readers=None)
         for batch in prepared.iter_batches(batch_size=None, batch_format="pyarrow"):
             for part in map(json.loads, batch["slice"].to_pylist()):
                 yield part["stop_row"] - part["first_row"]

@@ -24,6 +24,7 @@ from scalselect_ray.commands.demo import make_model
 from scalselect_ray.config import CorpusConfig, ExtractorConfig, SourceConfig
 from scalselect_ray.corpus import list_files, plan_file, reading_units
 from scalselect_ray.stages.extract import prepare_unit
+from scalselect_ray.vlm.representer import preparing_of
 
 ANSWER = (
     "The picture shows a place with several things in it, some of them near and others far away. " * 8
@@ -65,11 +66,12 @@ def measure(corpus: str, extractor: ExtractorConfig, samples: int) -> dict[str, 
     files = list_files(CorpusConfig(sources=[SourceConfig(name="bench", paths=[corpus])]))
     slices = [part for file in files for part in plan_file(file)]
     units = [pa.table({"unit": [json.dumps([part.to_dict() for part in unit])]}) for unit in reading_units(slices)]
-    list(prepare_unit(units[0], extractor))  # loads the processor
+    preparing = preparing_of(extractor)
+    list(prepare_unit(units[0], extractor, preparing))  # loads the processor
     rows = payload = 0
     started, wall = time.process_time(), time.perf_counter()
     for unit in units:
-        for prepared in prepare_unit(unit, extractor):
+        for prepared in prepare_unit(unit, extractor, preparing):
             part = json.loads(prepared["slice"][0].as_py())
             rows += part["stop_row"] - part["first_row"]
             payload += len(prepared["payload"][0].as_buffer())

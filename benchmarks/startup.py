@@ -147,9 +147,9 @@ def first_commit(config_path: str, notes: Path) -> dict[str, Any]:
 
     original = extract.prepare_unit
 
-    def prepare_unit(batch: Any, extractor: Any) -> Any:
+    def prepare_unit(batch: Any, **settings: Any) -> Any:
         note("a prepare task begins", born=born())
-        for answer in original(batch, extractor):
+        for answer in original(batch, **settings):
             note("first slice prepared", rss_mib=memory_mib("VmRSS"), anon_mib=memory_mib("RssAnon"))
             yield answer
 

@@ -57,7 +57,14 @@ from scalselect_ray.vlm import (
     front_bytes,
     open_checkpoint,
 )
-from scalselect_ray.vlm.representer import description_of, id_of, make_extractor, make_preparer, prepare_sample
+from scalselect_ray.vlm.representer import (
+    description_of,
+    id_of,
+    make_extractor,
+    make_preparer,
+    prepare_sample,
+    preparing_of,
+)
 
 _IMAGE_THREADS = 8  # of one task; the images of JSON corpora are fetched one by one
 _PREPARE_BYTES = 768 << 20  # of one prepare task: a slice of samples, its decoded images and what is made of them
@@ -171,7 +178,9 @@ def extract_slices(
     Raises ModelError, CorpusError, StorageError, ClusterError.
     """
     size = pool_size(workers, cluster_cpus(), cluster_gpus())
-    committed = prepared_slices(slices, extractor, workers, size.readers, witness, deadly).map_batches(
+    committed = prepared_slices(
+        slices, extractor, preparing_of(extractor), workers, size.readers, witness, deadly
+    ).map_batches(
         ExtractSlices,
         fn_constructor_args=(extractor, workers.cpus_per_extractor, store, witness),
         batch_size=1,
@@ -214,16 +223,18 @@ def pool_size(workers: WorkersConfig, cpus: int, gpus: int) -> PoolSize:
 def prepared_slices(
     slices: Sequence[Slice],
     extractor: ExtractorConfig,
+    preparing: str,
     workers: WorkersConfig,
     readers: int | None,
     witness: ActorHandle[Witness] | None = None,
     deadly: Deadly = MappingProxyType({}),
 ) -> ray.data.Dataset:
-    """Every slice read and prepared, a row each: (slice, payload); `readers` at a time."""
+    """Every slice read and prepared, a row each: (slice, payload); `readers` at a time. `preparing`: see
+    `preparing_of`."""
     units = [{"unit": json.dumps([slice_.to_dict() for slice_ in unit])} for unit in reading_units(slices)]
     return ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
         prepare_unit,
-        fn_kwargs={"extractor": extractor, "witness": witness, "deadly": dict(deadly)},
+        fn_kwargs={"extractor": extractor, "preparing": preparing, "witness": witness, "deadly": dict(deadly)},
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(readers),
@@ -245,12 +256,14 @@ def extractor_bytes(extractor: ExtractorConfig) -> int:
 def prepare_unit(
     batch: pa.Table,
     extractor: ExtractorConfig,
+    preparing: str,
     witness: ActorHandle[Witness] | None = None,
     deadly: Deadly = MappingProxyType({}),
 ) -> Iterator[pa.Table]:
-    """One unit of slices to one row a slice: (slice, payload)."""
+    """One unit of slices to one row a slice: (slice, payload). Raises ModelError where the model, by `preparing_of`, is
+    not the run's."""
     slices = [Slice(**fields) for fields in json.loads(batch["unit"][0].as_py())]
-    preparer = _preparer(extractor)
+    preparer = _preparer(extractor, preparing)
     with witnessed(witness, slices[0].id), ThreadPoolExecutor(_IMAGE_THREADS) as threads:
         started = time.perf_counter()
         try:
@@ -284,17 +297,12 @@ class ExtractSlices:
         self._turn = threading.Lock()
         torch.set_num_threads(cpus)
         self._extractor = make_extractor(extractor)
-        self._other_model = (
-            None if id_of(description_of(extractor)) == store.extractor_id else storage.redact(extractor.model)
-        )
+        same = id_of(description_of(extractor)) == store.extractor_id
+        self._another_model = None if same else _another_model(extractor)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        if self._other_model:  # not when it is made: Ray would make it again and again
-            raise ModelError(
-                f"extractor.model: {self._other_model} is not the same in every place, or has changed since the run "
-                f"began: "
-                "give a folder that nobody writes to, or a hub id with the commit as extractor.revision"
-            )
+        if self._another_model:  # not when the actor is made: Ray would make it again and again
+            raise self._another_model
         slice_ = Slice(**json.loads(batch["slice"][0].as_py()))
         payload = batch["payload"][0].as_buffer()
         if payload.size == len(_CHANGED):
@@ -360,10 +368,20 @@ def _outcome(answer: Representation | SampleRejectedError) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def _preparer(extractor: ExtractorConfig) -> Preparer:
-    """One a worker process."""
+def _preparer(extractor: ExtractorConfig, preparing: str) -> Preparer:
+    """One a worker process, which may serve several runs: kept by what it was made of, beside its settings."""
     torch.set_num_threads(1)
-    return make_preparer(extractor)
+    preparer = make_preparer(extractor)
+    if preparing_of(extractor) != preparing:  # looked at after it was read: what changes meanwhile is seen
+        raise _another_model(extractor)
+    return preparer
+
+
+def _another_model(extractor: ExtractorConfig) -> ModelError:
+    return ModelError(
+        f"extractor.model: {storage.redact(extractor.model)} is not the same in every place, or has changed since the "
+        "run began: give a folder that nobody writes to, or a hub id with the commit as extractor.revision"
+    )
 
 
 def _one_row(slice_: Slice, payload: bytes) -> pa.Table:

@@ -1,6 +1,12 @@
 """The front of a VLM: load only what layer 0 needs, prepare inputs, probe attention, represent."""
 
-from scalselect_ray.vlm.checkpoint import Checkpoint, fingerprint, front_bytes, open_checkpoint
+from scalselect_ray.vlm.checkpoint import (
+    Checkpoint,
+    description_fingerprint,
+    fingerprint,
+    front_bytes,
+    open_checkpoint,
+)
 from scalselect_ray.vlm.extractor import AttentionMap, DeviceLostError, Extractor, Representation
 from scalselect_ray.vlm.prepare import Prepared, Preparer, share_images
 
@@ -12,6 +18,7 @@ __all__ = [
     "Prepared",
     "Preparer",
     "Representation",
+    "description_fingerprint",
     "fingerprint",
     "front_bytes",
     "open_checkpoint",

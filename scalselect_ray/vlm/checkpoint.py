@@ -252,15 +252,8 @@ def _link_needed(folder: Path, view: Path) -> None:
 def fingerprint(checkpoint: Checkpoint) -> str:
     """A hash of all in a checkpoint that can change a feature: the description files and the bytes of every needed
     tensor."""
-    folder = checkpoint.folder
-    digest = hashlib.sha256()
-    described = {path for pattern in _DESCRIPTION for path in folder.glob(pattern)} - {
-        folder / _INDEX,
-        folder / "README.txt",
-    }
-    for path in sorted(described):
-        digest.update(f"{path.name}\0".encode() + path.read_bytes())
-    for path in _weight_files(folder):
+    digest = _hash_description(checkpoint.folder)
+    for path in _weight_files(checkpoint.folder):
         try:
             _hash_needed_tensors(path, digest)
         except (SafetensorError, ValueError, KeyError) as error:
@@ -268,7 +261,24 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def _hash_needed_tensors(path: Path, digest: Any) -> None:
+def description_fingerprint(checkpoint: Checkpoint) -> str:
+    """A hash of the description files alone (config, processor, tokenizer, chat template): all that preparing a sample
+    reads."""
+    return _hash_description(checkpoint.folder).hexdigest()
+
+
+def _hash_description(folder: Path) -> "hashlib._Hash":
+    digest = hashlib.sha256()
+    described = {path for pattern in _DESCRIPTION for path in folder.glob(pattern)} - {
+        folder / _INDEX,
+        folder / "README.txt",
+    }
+    for path in sorted(described):
+        digest.update(f"{path.name}\0".encode() + path.read_bytes())
+    return digest
+
+
+def _hash_needed_tensors(path: Path, digest: "hashlib._Hash") -> None:
     with safe_open(path, framework="np"):  # checks the header and the file's length
         pass
     header = read_header(lambda start, stop: storage.read_bytes(str(path), start, stop))

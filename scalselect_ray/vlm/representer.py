@@ -9,7 +9,16 @@ import torch
 
 from scalselect_ray.config import ExtractorConfig, feature_settings
 from scalselect_ray.corpus import Reason, Reject, Sample, SampleRejectedError, fetched_images, load_images
-from scalselect_ray.vlm import Extractor, Prepared, Preparer, Representation, fingerprint, open_checkpoint, share_images
+from scalselect_ray.vlm import (
+    Extractor,
+    Prepared,
+    Preparer,
+    Representation,
+    description_fingerprint,
+    fingerprint,
+    open_checkpoint,
+    share_images,
+)
 
 _TOGETHER = 32  # samples whose pixels are in memory at once
 
@@ -42,6 +51,11 @@ def description_of(extractor: ExtractorConfig) -> dict[str, Any]:
     """All that changes a feature. Reads the needed tensors of the model once, to know them. Raises ModelError."""
     weights = fingerprint(open_checkpoint(extractor.model, extractor.revision))
     return {"weights": weights, "settings": feature_settings(extractor), "format": 2}
+
+
+def preparing_of(extractor: ExtractorConfig) -> str:
+    """A hash of what a `Preparer` is made of in the model's folder. Reads no weights. Raises ModelError."""
+    return description_fingerprint(open_checkpoint(extractor.model, extractor.revision))
 
 
 def id_of(description: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import GOLDEN, write_config
 
+from scalselect_ray import AddFeatures, ExtractorConfig, job
 from scalselect_ray.cli import main
-from scalselect_ray.vlm import representer as representing
+from scalselect_ray.stages import extract
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -260,16 +262,43 @@ def test_a_corpus_without_rows_is_unusable(name, text, tmp_path, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_model_that_an_extractor_finds_changed_is_said(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("worker", ["extractor", "preparer"])
+def test_a_worker_that_finds_another_model_refuses(worker, tmp_path, monkeypatch, capsys):
     """Another revision on one node, or a folder that a training job goes on writing to: its features would be stored as
-    the first one's."""
-    original = representing.description_of
-    monkeypatch.setattr(
-        representing, "description_of", lambda extractor: original(extractor) | {"weights": "of another time"}
-    )
+    the run's."""
+    if worker == "extractor":
+        original = job.description_of
+        monkeypatch.setattr(job, "description_of", lambda extractor: original(extractor) | {"weights": "others"})
+    else:
+        monkeypatch.setattr(extract, "preparing_of", lambda extractor: "another template")
     assert main(["run", str(golden_config(tmp_path))]) == 2
     assert "is not the same in every place" in capsys.readouterr().err
     assert not list((tmp_path / "output" / "features").rglob("*.parquet"))
+
+
+def test_two_runs_in_one_session_with_a_template_changed_between_them(tmp_path):
+    """Workers live on from one run to the next: what they hold of the model must not."""
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+
+    def features(output: str) -> np.ndarray:
+        settings = f"extractor.model={model}", f"output={tmp_path / output}"
+        assert main(["run", str(golden_config(tmp_path)), *settings]) == 0
+        tables = [pq.read_table(path) for path in sorted((tmp_path / output).glob("features/*/*.parquet"))]
+        table = pa.concat_tables(tables).sort_by("row")
+        return np.array([feature for feature in table["feature"].to_pylist() if feature is not None])
+
+    def fresh() -> np.ndarray:
+        worker = AddFeatures(ExtractorConfig(model=str(model), dtype="float32"), CORPUS)
+        return np.array([answer.feature for answer in worker.outcomes(ROWS) if not isinstance(answer, Exception)])
+
+    first = features("one")
+    np.testing.assert_allclose(first, fresh(), atol=1e-6)
+    template = model / "chat_template.jinja"
+    template.write_text("A preamble that all samples share. " + template.read_text())
+    second = features("two")
+    assert np.abs(second - first).max() > 1e-3
+    np.testing.assert_allclose(second, fresh(), atol=1e-6)
 
 
 def test_a_run_of_rejects_alone_says_so_each_time(tmp_path, capsys):

@@ -13,7 +13,7 @@ from scalselect_ray.io.storage import stat
 from scalselect_ray.stages.extract import ExtractSlices, prepare_unit
 from scalselect_ray.store.features import FeatureStore, features_of
 from scalselect_ray.store.layout import Output
-from scalselect_ray.vlm.representer import description_of, id_of
+from scalselect_ray.vlm.representer import description_of, id_of, preparing_of
 
 
 def test_two_slices_at_once_take_turns_on_the_device_and_give_the_same_features(tmp_path):
@@ -22,7 +22,7 @@ def test_two_slices_at_once_take_turns_on_the_device_and_give_the_same_features(
         CorpusFile("golden", stat(str(GOLDEN / "llava" / "samples.json")), str(GOLDEN / "llava"), 6, 1 << 30)
     )
     units = [pa.table({"unit": [json.dumps([part.to_dict()])]}) for part in slices]
-    prepared = [row for unit in units for row in prepare_unit(unit, extractor)]
+    prepared = [row for unit in units for row in prepare_unit(unit, extractor, preparing_of(extractor))]
     stores = [FeatureStore(Output(str(tmp_path / name)), id_of(description_of(extractor))) for name in ("one", "two")]
     actor = ExtractSlices(extractor, 1, stores[0])
     for row in prepared:
