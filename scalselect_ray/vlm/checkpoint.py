@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from scalselect_ray.errors import ModelError
 from scalselect_ray.io import storage
 from scalselect_ray.io.safetensors_header import read_header
+from scalselect_ray.vlm import model_cache
 from scalselect_ray.vlm.families import Family, family_of
 
 # Loading a front leaves most of a checkpoint unread: transformers' report of that is long, and what matters is checked
@@ -47,14 +48,15 @@ class Checkpoint:
     family: Family
 
 
-def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(model: str, revision: str | None = None, *, weights: bool = True) -> Checkpoint:
     """The checkpoint a config names: a local folder, a folder in a bucket, or a hub id with an optional pinned
     revision.
 
-    What is not on this machine yet is fetched, without the weights that are not needed. Raises ModelError.
+    What is not on this machine yet is fetched, without the weights that are not needed, or without any. Raises
+    ModelError.
     """
     name = storage.redact(model)
-    folder = _local_folder(model, revision)
+    folder = _local_folder(model, revision, weights)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{name}: no config.json in the model folder; expected a folder written by save_pretrained")
     _refuse_code(folder, name)
@@ -153,19 +155,19 @@ def needed_files(names: Iterable[str], weight_map: dict[str, str]) -> set[str]:
     return {_WEIGHTS} & set(names)
 
 
-def _local_folder(model: str, revision: str | None) -> Path:
+def _local_folder(model: str, revision: str | None, weights: bool) -> Path:
     if storage.is_local(model) and Path(storage.absolute(model)).is_dir():
         return Path(storage.absolute(model))
     if "://" in model:
-        return _fetch_from_bucket(model)
+        return _fetch_from_bucket(model, weights)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        return _fetch_from_hub(model, revision)
+        return _fetch_from_hub(model, revision, weights)
     raise ModelError(
         f"extractor.model: no such folder: {storage.redact(model)} (nor is it a hub id of the form owner/name)"
     )
 
 
-def _fetch_from_hub(repository: str, revision: str | None) -> Path:
+def _fetch_from_hub(repository: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -174,7 +176,7 @@ def _fetch_from_hub(repository: str, revision: str | None) -> Path:
 
     try:
         folder = fetch(list(_DESCRIPTION))
-        return fetch([*_DESCRIPTION, *needed_files([_WEIGHTS], _weight_map(folder))])
+        return fetch([*_DESCRIPTION, *needed_files([_WEIGHTS], _weight_map(folder))]) if weights else folder
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"extractor.model: {repository} is no folder here and cannot be had from the hub (revision "
@@ -182,28 +184,43 @@ def _fetch_from_hub(repository: str, revision: str | None) -> Path:
         ) from error
 
 
-def _fetch_from_bucket(uri: str) -> Path:
+def _fetch_from_bucket(uri: str, weights: bool) -> Path:
+    new: list[Path] = []
+
+    def fetch(name: str) -> None:
+        if not model_cache.is_kept(folder / name):
+            storage.download(files[name].uri, str(folder / name))
+            new.append(folder / name)
+
     try:
-        files = {file.uri.rpartition("/")[2]: file for file in storage.expand(uri)}
+        files = _right_inside(uri)
         if "config.json" not in files:
-            raise ModelError(f"extractor.model: no config.json below {storage.redact(uri)}")
+            raise ModelError(f"extractor.model: no config.json right inside {storage.redact(uri)}")
         state = json.dumps(sorted((name, file.size, file.version) for name, file in files.items()))
-        folder = Path(
-            tempfile.gettempdir(), "scalselect-models", hashlib.sha256(f"{uri} {state}".encode()).hexdigest()[:32]
-        )
-        described = [name for name in files if any(Path(name).match(pattern) for pattern in _DESCRIPTION)]
-        for name in described:
-            _download(files[name], folder / name)
-        for name in needed_files(files, _weight_map(folder)):
-            _download(files[name], folder / name)
+        folder = model_cache.folder_of(f"{uri} {state}")
+        for name in files:
+            if any(Path(name).match(pattern) for pattern in _DESCRIPTION):
+                fetch(name)
+        for name in needed_files(files, _weight_map(folder)) if weights else ():
+            fetch(name)
+        if new and _right_inside(uri) != files:
+            raise ModelError(
+                f"extractor.model: {storage.redact(uri)} changed while it was fetched; run again when nobody writes "
+                "there"
+            )
+        for path in new:
+            model_cache.keep(path)
     except (OSError, KeyError) as error:
         raise ModelError(f"extractor.model: {storage.redact(uri)} cannot be fetched: {error}") from error
     return folder
 
 
-def _download(file: storage.FileInfo, target: Path) -> None:
-    if not (target.is_file() and target.stat().st_size == file.size):
-        storage.download(file.uri, str(target))
+def _right_inside(uri: str) -> dict[str, storage.FileInfo]:
+    """The files of a folder by their names, without those of folders below it."""
+    fs, path = storage.filesystem(uri)
+    start = fs.unstrip_protocol(path).rstrip("/") + "/"
+    listed = [(file.uri.removeprefix(start), file) for file in storage.expand(uri)]
+    return {name: file for name, file in listed if "/" not in name}
 
 
 def _weight_map(folder: Path) -> dict[str, str]:

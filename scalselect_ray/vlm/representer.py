@@ -28,7 +28,7 @@ Outcome = Representation | SampleRejectedError
 def make_preparer(extractor: ExtractorConfig) -> Preparer:
     """The half that needs no device. Raises ModelError."""
     return Preparer(
-        open_checkpoint(extractor.model, extractor.revision),
+        open_checkpoint(extractor.model, extractor.revision, weights=False),
         tokens=extractor.tokens,
         max_length=extractor.max_length,
         min_pixels=extractor.min_pixels,
@@ -55,7 +55,7 @@ def description_of(extractor: ExtractorConfig) -> dict[str, Any]:
 
 def preparing_of(extractor: ExtractorConfig) -> str:
     """A hash of what a `Preparer` is made of in the model's folder. Reads no weights. Raises ModelError."""
-    return description_fingerprint(open_checkpoint(extractor.model, extractor.revision))
+    return description_fingerprint(open_checkpoint(extractor.model, extractor.revision, weights=False))
 
 
 def id_of(description: dict[str, Any]) -> str:
