@@ -168,14 +168,14 @@ def functions(corpus: Corpus) -> Iterator[int]:
                 yield len(samples)
 
 
-def read_unit(batch: Any, extractor: Any, preparing: str) -> Iterator[Any]:
+def read_unit(batch: Any, **settings: Any) -> Iterator[Any]:
     """What the job's task does, with nothing in the place of the model's processor."""
     from scalselect_ray.stages import extract
     from scalselect_ray.vlm import Prepared
 
     none = np.zeros(1, dtype=np.int64)
     extract._preparer = lambda extractor, preparing: lambda sample, images: Prepared(none, none, none, none, {})
-    yield from extract.prepare_unit(batch, extractor, preparing)
+    yield from extract.prepare_unit(batch, **settings)
 
 
 def job(corpus: Corpus, slice_rows: int = 256) -> Iterator[int]:

@@ -225,12 +225,12 @@ def test_a_sample_that_takes_its_worker_along_is_one_reject(kind, job, monkeypat
     def ends(slice_: Slice, rows) -> bool:
         return slice_.shard.endswith("/1.json") and deadly_row in rows
 
-    def prepare_unit(batch, extractor, witness, deadly):
+    def prepare_unit(batch, extractor, preparing, witness, deadly):
         (slice_,) = (Slice(**fields) for fields in json.loads(batch["unit"][0].as_py()))
         with isolation.witnessed(witness, slice_.id):
             if ends(slice_, set(range(slice_.first_row, slice_.stop_row)) - deadly.get(slice_.id, frozenset())):
                 os.kill(os.getpid(), signal.SIGKILL)
-        yield from prepare(batch, extractor, witness, deadly)
+        yield from prepare(batch, extractor, preparing, witness, deadly)
 
     class ExtractSlices(extract.ExtractSlices):
         def _represented(self, part, rows):
