@@ -55,6 +55,8 @@ def session(console: Console) -> Iterator[bool]:
                 else "Ray does not start on this machine"
             )
             raise ClusterError(f"{what}: {error}") from error
+    # What a task raises is met where its result is wanted; of the others it would print a trace when they are let go.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -100,6 +100,8 @@ def extract(job: Job, plan: Plan) -> Run:
 def _extract(job: Job, plan: Plan) -> set[str]:
     """Extracts what is to do of a plan; returns the files that have changed since, of which something is left to do."""
     changed: set[str] = set()
+    if not plan.todo:
+        return changed
     todo, deadly, fruitless = plan.todo, dict[SliceId, frozenset[int]](), 0
     with job.stages("extract", plan.todo_rows, "samples") as stage, told_while(_waits(job, stage), job.console):
         while todo:

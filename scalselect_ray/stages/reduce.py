@@ -147,13 +147,15 @@ def _leaf(store: FeatureStore, slice_ids: list[SliceId], transform: Transform | 
 
 @ray.remote
 def _merge(*moments: Moments) -> Moments:
-    return merge(*moments)
+    with one_thread():
+        return merge(*moments)
 
 
 @ray.remote
 def _merge_stored(uri: str, new: Moments | None) -> Moments:
     stored = stored_moments.read_moments(uri)
-    return stored if new is None else merge(stored, new)
+    with one_thread():
+        return stored if new is None else merge(stored, new)
 
 
 @ray.remote

@@ -157,6 +157,9 @@ def test_a_run_finds_damage_names_it_and_makes_the_object_anew(finished, capsys)
         said = capsys.readouterr().err.replace("\n", "")
         assert not [path for path in damaged if f"warning: {path} is damaged" not in said]
         assert said.count("warning: ") == len(damaged)
+        assert "Unhandled" not in said, "what heals itself shows no traces"
+        rounds = said.count("scores") + said.count("all extracted before") + said.count(" to do (")
+        assert rounds <= 3, "first the moments, then all feature files at once"
         _, record, again = newest(output)
         assert again.equals(scores)
         assert {path: path.read_bytes() for path in features} == original
