@@ -142,6 +142,12 @@ For completion by the tab key put this line into ~/.bashrc or ~/.zshrc (for fish
     for added in (plan, select):
         added.add_argument("config", help="YAML file; any fsspec URI")
         added.add_argument("overrides", nargs="*", metavar="key=value", help="such as selection.budget=0.08")
+    added = verb(
+        "config", _config, "list all keys of a config: what each means, its range and its default", "", "--json"
+    )
+    added.add_argument(
+        "--json-schema", action="store_true", help="instead: print the JSON schema with which editors check a config"
+    )
     added = verb("status", _status, "tell the state of an output folder", "selection", "s3://bucket/selection --json")
     added.add_argument("output", help="the `output` of a config")
     added = verb(
@@ -225,6 +231,15 @@ def _plan(options: argparse.Namespace, console: Console) -> Any:
     from scalselect_ray.commands.plan import plan
 
     return plan(config, console)
+
+
+def _config(options: argparse.Namespace, console: Console) -> Any:
+    from scalselect_ray.commands.config import json_schema, show_keys
+
+    if not options.json_schema:
+        return show_keys(console)
+    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+    return None
 
 
 def _init(options: argparse.Namespace, console: Console) -> Any:

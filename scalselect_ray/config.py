@@ -1,135 +1,315 @@
 """The config of a run: typed, merged from YAML and `key=value` overrides by OmegaConf, checked before anything is
-started."""
+started.
+
+Each key stands in one place with its text, default, range and unit: `scalselect config`, the JSON schema, the checks
+and their messages are made from there. Rules between keys are the `rules` of the class that has the keys."""
 
 import difflib
+import math
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
+from types import NoneType, UnionType
 from typing import Any, Literal
 
 import yaml
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from scalselect_ray.errors import ConfigError
 from scalselect_ray.io import storage
 
-Check = tuple[bool, str, object, str]  # whether it is fine, the key, its value, what is expected
+_REFUSALS = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError)
+_MOST = 10**12  # of anything that is counted
+
+Rule = tuple[bool, str, object, str]  # whether it is kept, the key, its value, what is expected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """The values that a key may have: in words, as a test, and as keywords of JSON schema."""
+
+    text: str
+    holds: Callable[[Any], object]  # something true
+    schema: Mapping[str, Any]
+
+
+def _integer(low: int) -> Range:
+    return Range(
+        text=f"an integer from {low} to 10^12",
+        holds=lambda value: low <= value <= _MOST,
+        schema={"type": "integer", "minimum": low, "maximum": _MOST},
+    )
+
+
+def _number(low: float, high: float, above: bool = False) -> Range:
+    """From `low` to `high`; with `above` not `low` itself."""
+    return Range(
+        text=f"a number above {low:g}, at most {high:g}" if above else f"a number from {low:g} to {high:g}",
+        holds=lambda value: (low < value if above else low <= value) and value <= high,
+        schema={"type": "number", "exclusiveMinimum" if above else "minimum": low, "maximum": high},
+    )
+
+
+def _filled(thing: str) -> Range:
+    return Range(text=thing, holds=bool, schema={"minLength": 1})
+
+
+def _at_least_one(thing: str) -> Range:
+    """In a list, of which none is empty."""
+    return Range(text=thing, holds=lambda value: bool(value) and all(value), schema={"minItems": 1})
+
+
+def _is_amount(value: Any) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and (0 <= value <= 1 or (1 < value <= _MOST and value == math.floor(value)))
+    )
+
+
+_AMOUNT = Range(
+    text="a fraction from 0 to 1, or a count from 2 to 10^12",
+    holds=_is_amount,
+    schema={
+        "anyOf": [
+            {"type": "number", "minimum": 0, "maximum": 1},
+            {"type": "integer", "minimum": 2, "maximum": _MOST},
+        ]
+    },
+)
+_AMOUNTS = Range(
+    text=f"{_AMOUNT.text}, or a list of these",
+    holds=lambda value: (bool(value) and all(map(_is_amount, value))) if isinstance(value, list) else _is_amount(value),
+    schema={"anyOf": [*_AMOUNT.schema["anyOf"], {"type": "array", "items": _AMOUNT.schema, "minItems": 1}]},
+)
+_GPUS = Range(  # what Ray can give to an actor
+    text="0, a share from 0.0001 to 1, or a whole number up to 1000",
+    holds=lambda value: value == 0 or 0.0001 <= value <= 1 or (1 < value <= 1000 and value == math.floor(value)),
+    schema={
+        "anyOf": [
+            {"const": 0},
+            {"type": "number", "minimum": 0.0001, "maximum": 1},
+            {"type": "integer", "minimum": 2, "maximum": 1000},
+        ]
+    },
+)
+
+
+def setting(text: str, default: Any = MISSING, range: Range | None = None, unit: str = "") -> Any:
+    """A key of the config: what it means, its default (it must be given where there is none), its range and unit."""
+    metadata = {"text": text, "range": range, "unit": unit}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
     """One named part of the corpus."""
 
-    name: str = MISSING
-    """Unique; part of a sample's identity."""
-    paths: list[str] = MISSING
-    """URIs, globs or folders."""
-    image_root: str | None = None
-    """Where relative image paths are joined; null: the folder of the file that names them."""
+    name: str = setting("Part of a sample's identity, and differs from all others.", range=_filled("a name"))
+    paths: list[str] = setting("URIs, globs or folders.", range=_at_least_one("a list with at least one path"))
+    image_root: str | None = setting(
+        "Where relative image paths are joined; null: the folder of the file that names them.", None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
     """What to read, and how it is cut into slices."""
 
-    sources: list[SourceConfig] = MISSING
-    slice_rows: int = 256
-    """Maximum rows of a slice. Another value cuts what is not committed yet."""
-    slice_bytes: int = 64 << 20
-    """Maximum bytes of a slice, where the sizes of its rows are known; one row may be larger."""
+    sources: list[SourceConfig] = setting(
+        "The named parts of the corpus.", range=_at_least_one("a list with at least one source")
+    )
+    slice_rows: int = setting(
+        "Maximum rows of a slice. Another value cuts what is not committed yet.", 256, _integer(1), "rows"
+    )
+    slice_bytes: int = setting(
+        "Maximum bytes of a slice, where the sizes of its rows are known; one row may be larger.",
+        64 << 20,
+        _integer(1),
+        "bytes",
+    )
+
+    def rules(self) -> Iterator[Rule]:
+        names = [source.name for source in self.sources]
+        yield len(set(names)) == len(names), "corpus.sources[].name", names, "names that differ"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractorConfig:
     """The model, and everything that changes a feature. Another value here means features of their own."""
 
-    model: str = MISSING
-    """A folder, a folder in a bucket, or a hub id."""
-    revision: str | None = None
-    """Commit of a hub id."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    attention_threshold: float = 0.9
-    """Share of the attention that the kept vision tokens must exceed, in (0, 1]."""
-    tokens: Literal["reference", "strict"] = "reference"
-    """Which tokens count: as the published implementation does, or by the paper's letter."""
-    max_length: int | None = None
-    """Longer samples (tokens) are rejected; null: the model's own limit."""
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    """Bounds of an image's size, for Qwen-VL models; null: as saved with the model."""
-    batch_tokens: int = 8192
-    """Tokens in one forward pass. Bounds memory; no part of a feature's identity."""
+    model: str = setting("A folder, a folder in a bucket, or a hub id.", range=_filled("a folder or a hub id"))
+    revision: str | None = setting("Commit, branch or tag of a hub id; null: its main branch.", None)
+    dtype: Literal["bfloat16", "float16", "float32"] = setting("What the model computes in.", "bfloat16")
+    attention_threshold: float = setting(
+        "Share of the attention that the kept vision tokens must exceed.", 0.9, _number(0, 1, above=True)
+    )
+    tokens: Literal["reference", "strict"] = setting(
+        "Which tokens count: as the published implementation does, or by the paper's letter.", "reference"
+    )
+    max_length: int | None = setting(
+        "Longer samples are rejected; null: the model's own limit.", None, _integer(1), "tokens"
+    )
+    min_pixels: int | None = setting(
+        "Smaller images are scaled up to this size by Qwen-VL models; null: as saved with the model.",
+        None,
+        _integer(1),
+        "pixels",
+    )
+    max_pixels: int | None = setting(
+        "Larger images are scaled down to this size by Qwen-VL models; null: as saved with the model.",
+        None,
+        _integer(1),
+        "pixels",
+    )
+    batch_tokens: int = setting(
+        "Tokens in one forward pass. Bounds memory; no part of a feature's identity.", 8192, _integer(1), "tokens"
+    )
+
+    def feature_settings(self) -> dict[str, Any]:
+        """Everything here that changes a feature, but the model itself."""
+        return {
+            item.name: getattr(self, item.name)
+            for item in fields(self)
+            if item.name not in ("model", "revision", "batch_tokens")
+        }
+
+    def rules(self) -> Iterator[Rule]:
+        if self.min_pixels is not None and self.max_pixels is not None:
+            fine = self.min_pixels <= self.max_pixels
+            yield fine, "extractor.min_pixels", self.min_pixels, f"no more than max_pixels, {self.max_pixels}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubspaceConfig:
     """The dominant subspace (paper section 3.3)."""
 
-    energy: float = 0.9
-    standardize: bool = False
-    l2_normalize: bool = False
+    energy: float = setting("Share of the energy that the kept directions must reach.", 0.9, _number(0, 1, above=True))
+    standardize: bool = setting("Bring each coordinate of the features to mean 0 and deviation 1 first.", False)
+    l2_normalize: bool = setting("Bring each feature to length 1 first.", False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuotaConfig:
-    """Bounds on what one source sends: fractions of the budget in [0, 1], or counts above 1."""
+    """Bounds on what one source sends: fractions of the budget, or counts."""
 
-    share: float | None = None
-    """Exactly so much: floor and cap in one."""
-    floor: float | None = None
-    cap: float | None = None
+    share: float | None = setting("Exactly so much: floor and cap in one.", None, _AMOUNT)
+    floor: float | None = setting("At least so much, as far as the source has it.", None, _AMOUNT)
+    cap: float | None = setting("At most so much.", None, _AMOUNT)
+
+    @property
+    def bounds(self) -> tuple[float | None, float | None]:
+        """(floor, cap)."""
+        return (self.floor, self.cap) if self.share is None else (self.share, self.share)
+
+    def rules(self, key: str) -> Iterator[Rule]:
+        both = self.share is not None and (self.floor is not None or self.cap is not None)
+        yield not both, key, "share with floor or cap", "one or the other"
+        if self.floor is not None and self.cap is not None and (self.floor > 1) == (self.cap > 1):
+            yield self.floor <= self.cap, f"{key}.floor", self.floor, f"no more than the cap of {self.cap}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionConfig:
     """How much is chosen."""
 
-    budget: Any = MISSING
-    """A fraction of the scored samples in [0, 1], or a count when it is an integer above 1. A list of these makes the
-    manifest of the largest, of which the others are the first ranks: `run.json` says how many."""
-    per_source: dict[str, QuotaConfig] = field(default_factory=dict)
-    """Quotas by the name of a source; sources that are not named have none."""
-    text_only: Literal["drop", "keep"] = "drop"
-    """What becomes of samples without an image: they cannot be scored."""
-    text_only_share: float | None = None
-    """With `keep`: the share of them that is kept; null: the share that the budget is of the scored samples."""
+    budget: float | int | list[float | int] = setting(
+        "A fraction of the scored samples, or a count. A list of these makes the manifest of the largest, of which the "
+        "others are the first ranks: `run.json` says how many.",
+        range=_AMOUNTS,
+    )
+    per_source: dict[str, QuotaConfig] = setting(
+        "Quotas by the name of a source; sources that are not named have none.", {}
+    )
+    text_only: Literal["drop", "keep"] = setting(
+        "What becomes of samples without an image: they cannot be scored.", "drop"
+    )
+    text_only_share: float | None = setting(
+        "With `keep`: the share of them that is kept; null: the share that the budget is of the scored samples.",
+        None,
+        _number(0, 1),
+    )
+
+    @property
+    def budgets(self) -> list[float | int]:
+        """The budgets, as given."""
+        return list(self.budget) if isinstance(self.budget, list) else [self.budget]
+
+    @property
+    def quotas(self) -> dict[str, tuple[float | None, float | None]]:
+        """(floor, cap) by source."""
+        return {name: quota.bounds for name, quota in self.per_source.items()}
+
+    def rules(self) -> Iterator[Rule]:
+        yield (
+            not (self.per_source and len(self.budgets) > 1),
+            "selection.budget",
+            self.budget,
+            "one budget with selection.per_source (a smaller one is then no prefix of a larger; another run extracts "
+            "nothing)",
+        )
+        for name, quota in self.per_source.items():
+            yield from quota.rules(f"selection.per_source.{name}")
+        floors = sum(floor for floor, _ in self.quotas.values() if floor is not None and floor <= 1)
+        expected = "shares and floors that are together at most 1, the budget"
+        yield floors <= 1 + 1e-9, "selection.per_source", floors, expected
 
 
 @dataclass(frozen=True, kw_only=True)
 class RejectsConfig:
     """How many samples may be unusable."""
 
-    max_fraction: float = 0.05
-    """Above this share of rejected samples (text-only ones aside) the run stops with exit code 3."""
+    max_fraction: float = setting(
+        "Above this share of rejected samples (text-only ones aside) the run stops with exit code 3.",
+        0.05,
+        _number(0, 1),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkersConfig:
     """What a run asks of the cluster."""
 
-    min_extractors: int = 1
-    max_extractors: int | None = None
-    """null: one for each GPU of the cluster as it is now, or without GPUs one for each CPU but one. An autoscaling
-    cluster grows up to this number: give it there."""
-    gpus_per_extractor: float | None = None
-    """null: 1 where the cluster has GPUs now. Give it where GPU nodes come only when they are asked for."""
-    cpus_per_extractor: int = 1
-    extractor_labels: dict[str, str] = field(default_factory=dict)
-    """Labels that a node must have to run extractors, as Ray's label selectors: {ray.io/accelerator-type: A100}."""
-    prepare_labels: dict[str, str] = field(default_factory=dict)
-    """The same for the tasks that read and decode: {pool: cpu} keeps them off the GPU nodes."""
+    min_extractors: int = setting("So many extractors at least.", 1, _integer(1))
+    max_extractors: int | None = setting(
+        "So many extractors at most; null: one for each GPU of the cluster as it is now, or without GPUs one for each "
+        "CPU but one. An autoscaling cluster grows up to this number: give it there.",
+        None,
+        _integer(1),
+    )
+    gpus_per_extractor: float | None = setting(
+        "GPUs, or the share of one, that each extractor takes; null: 1 where the cluster has GPUs now. Give it where "
+        "GPU nodes come only when they are asked for.",
+        None,
+        _GPUS,
+    )
+    cpus_per_extractor: int = setting("CPUs that each extractor takes.", 1, _integer(1))
+    extractor_labels: dict[str, str] = setting(
+        "Labels that a node must have to run extractors, as Ray's label selectors: {ray.io/accelerator-type: A100}.", {}
+    )
+    prepare_labels: dict[str, str] = setting(
+        "The same for the tasks that read and decode: {pool: cpu} keeps them off the GPU nodes.", {}
+    )
+
+    def rules(self) -> Iterator[Rule]:
+        if self.max_extractors is not None:
+            fine = self.max_extractors >= self.min_extractors
+            expected = f"min_extractors, {self.min_extractors}, or more, or null"
+            yield fine, "workers.max_extractors", self.max_extractors, expected
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReduceConfig:
     """The tree of the merge."""
 
-    fan_in: int = 8
-    """Moments merged at a time."""
-    leaf_rows: int = 16384
-    """About so many rows a leaf task."""
+    fan_in: int = setting("Moments merged at a time.", 8, _integer(2))
+    leaf_rows: int = setting("About so many rows a leaf task.", 16384, _integer(1), "rows")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,12 +323,81 @@ class JobConfig:
     rejects: RejectsConfig = field(default_factory=RejectsConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     reduce: ReduceConfig = field(default_factory=ReduceConfig)
-    output: str = MISSING
+    output: str = setting("Where everything is written.", range=_filled("a folder, or a prefix in a bucket"))
+
+    def rules(self) -> Iterator[Rule]:
+        names = [source.name for source in self.corpus.sources]
+        for name in self.selection.per_source:
+            yield name in names, "selection.per_source", name, f"the name of a source ({', '.join(names)})"
+        for section in (self.corpus, self.extractor, self.selection, self.workers):
+            yield from section.rules()
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key as it is documented; `name` has `[]` for any item of a list and `NAME` for any name."""
+
+    name: str
+    item: "Field[Any]"
+
+    @property
+    def text(self) -> str:
+        return str(self.item.metadata["text"])
+
+    @property
+    def expected(self) -> str:
+        """Its range in words, with the unit and null."""
+        unit = self.item.metadata["unit"]
+        known: Range | None = self.item.metadata["range"]
+        words = known.text if known else _type_text(self.item.type)
+        return words + (f" ({unit})" if unit else "") + (", or null" if _is_optional(self.item.type) else "")
+
+    @property
+    def required(self) -> bool:
+        return bool(self.item.default == MISSING)
+
+    @property
+    def default(self) -> Any:
+        return {} if self.item.default is NO_DEFAULT else self.item.default
+
+
+def keys(section: Any = JobConfig, name: str = "") -> Iterator[Key]:
+    """All keys of a section, in order, with those inside of it after each."""
+    for item in fields(section):
+        full = f"{name}.{item.name}" if name else item.name
+        if item.metadata:
+            yield Key(full, item)
+        inner, suffix = _inside(item.type)
+        if is_dataclass(inner):
+            yield from keys(inner, full + suffix)
+
+
+def _inside(kind: Any) -> tuple[Any, str]:
+    """(what a list or dict holds, how a key names one of its items); a type that is neither, and nothing."""
+    origin = typing.get_origin(kind)
+    return (typing.get_args(kind)[-1], "[]" if origin is list else ".NAME") if origin in (list, dict) else (kind, "")
+
+
+def _is_optional(kind: Any) -> bool:
+    return isinstance(kind, UnionType) and NoneType in typing.get_args(kind)
+
+
+def _type_text(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(typing.get_args(kind))
+    if typing.get_origin(kind) is dict:
+        values = (
+            "keys: " + ", ".join(item.name for item in fields(inner))
+            if is_dataclass(inner := _inside(kind)[0])
+            else "text"
+        )
+        return f"names with {values}"
+    return "true or false" if kind is bool else "text"
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> JobConfig:
     """The config in a YAML file, with `dotted.key=value` overrides. Raises ConfigError that names the key, the value
-    and the cure."""
+    and what is expected."""
     try:
         text = storage.read_bytes(storage.absolute(path)).decode()
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -169,7 +418,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), where: str = "config"
         AssertionError,
     ) as error:  # OmegaConf asserts on a bare number
         raise ConfigError(f"{where}: not valid YAML, or no keys: {error}") from error
-    if not OmegaConf.is_dict(loaded):
+    if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{where}: expected keys such as corpus, extractor, selection and output")
     wrong = [override for override in overrides if not re.match(r"^[\w.\[\]]+=", override)]
     if wrong:
@@ -178,27 +427,22 @@ def parse_config(text: str, overrides: Sequence[str] = (), where: str = "config"
         for override in overrides:
             key, _, value = override.partition("=")
             OmegaConf.update(loaded, key, yaml.safe_load(value), force_add=True)
-        merged = OmegaConf.merge(OmegaConf.structured(JobConfig), loaded)
-        config = OmegaConf.to_object(merged)
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{where}: {_key(error)} is missing") from error
-    except ConfigKeyError as error:
-        raise ConfigError(f"{where}: {_unknown(error)}") from error
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-        message = str(error).splitlines()[0]
-        raise ConfigError(f"{where}: {_key(error)}: {message}") from error
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JobConfig), loaded))
+    except _REFUSALS as error:
+        raise ConfigError(f"{where}: {_refused(error, OmegaConf.to_container(loaded, resolve=False))}") from error
     assert isinstance(config, JobConfig)
-    _check(config, where)
+    _insist([*_in_range(config), *config.rules()], where, OmegaConf.to_container(loaded, resolve=False))
     return _absolute(config)
 
 
 def check_extractor(extractor: ExtractorConfig) -> None:
     """Of one that was made in Python, where nothing has looked at its values yet. Raises ConfigError."""
+    written = {"extractor": {item.name: getattr(extractor, item.name) for item in fields(extractor)}}
     try:
-        OmegaConf.to_object(OmegaConf.structured(extractor))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"extractor: {_key(error)}: {str(error).splitlines()[0]}") from error
-    _insist(_extractor_checks(extractor), "extractor")
+        OmegaConf.to_object(OmegaConf.merge({"extractor": OmegaConf.structured(ExtractorConfig)}, written))
+    except _REFUSALS as error:
+        raise ConfigError(f"extractor: {_refused(error, written)}") from error
+    _insist([*_in_range(extractor, "extractor"), *extractor.rules()], "extractor", written)
 
 
 def to_yaml(config: JobConfig) -> str:
@@ -225,161 +469,68 @@ def _absolute(config: JobConfig) -> JobConfig:
     )
 
 
-def budgets_of(selection: SelectionConfig) -> list[Any]:
-    """The budgets of a selection, as given."""
-    return list(selection.budget) if isinstance(selection.budget, (list, tuple)) else [selection.budget]
+def _in_range(section: Any, name: str = "") -> Iterator[Rule]:
+    """A rule for each value of a section that has a range, and for those inside of it."""
+    for item in fields(section):
+        key, value = f"{name}.{item.name}" if name else item.name, getattr(section, item.name)
+        known: Range | None = item.metadata.get("range")
+        if known and not (value is None and _is_optional(item.type)):
+            yield bool(known.holds(value)), key, value, Key(key, item).expected
+        inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for suffix, inner in [("", value), *((f".{index}", inner) for index, inner in inside)]:
+            if is_dataclass(inner):
+                yield from _in_range(inner, key + suffix)
 
 
-def quotas_of(selection: SelectionConfig) -> dict[str, tuple[float | None, float | None]]:
-    """(floor, cap) by source."""
-    return {
-        name: (quota.floor, quota.cap) if quota.share is None else (quota.share, quota.share)
-        for name, quota in selection.per_source.items()
-    }
+def _insist(rules: Iterable[Rule], where: str, written: Any) -> None:
+    for kept, key, value, expected in rules:
+        if not kept:
+            as_written = _find(written, key)
+            interpolated = "${" in str(as_written)
+            raise ConfigError(f"{where}: {key} is {_shown(as_written if interpolated else value)}; expected {expected}")
 
 
-def feature_settings(extractor: ExtractorConfig) -> dict[str, Any]:
-    """Everything in the config that changes a feature, but the model itself."""
-    return {
-        item.name: getattr(extractor, item.name)
-        for item in fields(extractor)
-        if item.name not in ("model", "revision", "batch_tokens")
-    }
+def _refused(error: Exception, written: Any) -> str:
+    """What OmegaConf refuses, in our words where the key is known: its value as it is written, and what is
+    expected."""
+    full_key = str(getattr(error, "full_key", None) or "")
+    if isinstance(error, MissingMandatoryValue):
+        return f"{full_key} is missing"
+    if isinstance(error, ConfigKeyError):
+        return _unknown(full_key)
+    pattern = re.sub(r"\[\d+\]", "[]", re.sub(r"(?<=^selection\.per_source\.)[^.]+", "NAME", full_key))
+    known = [key for key in keys() if key.name == pattern]
+    if not known:  # in a list OmegaConf gives no more than the last name
+        known = [key for key in keys() if full_key and key.name.endswith(f"[].{full_key}")]
+        full_key = known[0].name if known else full_key
+    if not known:
+        return f"{full_key or 'the config'}: {str(error).splitlines()[0]}"
+    value = _find(written, full_key)
+    return f"{full_key} is {_shown(value)}; expected {known[0].expected}"
 
 
-def _check(config: JobConfig, where: str) -> None:
-    sources, selection = config.corpus.sources, config.selection
-    names = [source.name for source in sources]
-    budgets = budgets_of(selection)
-    share = selection.text_only_share
-    checks: list[Check] = [
-        (bool(sources), "corpus.sources", [], "at least one source"),
-        (all(names), "corpus.sources[].name", "", "a name"),
-        (len(set(names)) == len(names), "corpus.sources[].name", names, "names that differ"),
-        (all(source.paths for source in sources), "corpus.sources[].paths", [], "at least one path"),
-        (config.corpus.slice_rows >= 1, "corpus.slice_rows", config.corpus.slice_rows, "1 or more"),
-        (config.corpus.slice_bytes >= 1, "corpus.slice_bytes", config.corpus.slice_bytes, "1 or more"),
-        (0 < config.subspace.energy <= 1, "subspace.energy", config.subspace.energy, "above 0, at most 1"),
-        (
-            bool(budgets) and all(map(_is_amount, budgets)),
-            "selection.budget",
-            selection.budget,
-            "a fraction between 0 and 1, or an integer count above 1, or a list of these",
-        ),
-        (
-            not (selection.per_source and len(budgets) > 1),
-            "selection.budget",
-            selection.budget,
-            "one budget with selection.per_source (a smaller one is then no prefix of a larger; another run extracts "
-            "nothing)",
-        ),
-        (share is None or 0 <= share <= 1, "selection.text_only_share", share, "between 0 and 1, or null"),
-        (0 <= config.rejects.max_fraction <= 1, "rejects.max_fraction", config.rejects.max_fraction, "between 0 and 1"),
-        (config.workers.min_extractors >= 1, "workers.min_extractors", config.workers.min_extractors, "1 or more"),
-        (
-            config.workers.max_extractors is None or config.workers.max_extractors >= config.workers.min_extractors,
-            "workers.max_extractors",
-            config.workers.max_extractors,
-            "workers.min_extractors or more, or null",
-        ),
-        (
-            config.workers.cpus_per_extractor >= 1,
-            "workers.cpus_per_extractor",
-            config.workers.cpus_per_extractor,
-            "1 or more",
-        ),
-        (config.reduce.fan_in >= 2, "reduce.fan_in", config.reduce.fan_in, "2 or more"),
-        (config.reduce.leaf_rows >= 1, "reduce.leaf_rows", config.reduce.leaf_rows, "1 or more"),
-        (bool(config.output), "output", config.output, "a folder or a bucket prefix"),
-    ]
-    checks += _extractor_checks(config.extractor)
-    for name, quota in selection.per_source.items():
-        key = f"selection.per_source.{name}"
-        checks.append((name in names, "selection.per_source", name, f"the name of a source ({', '.join(names)})"))
-        checks.append(
-            (
-                quota.share is None or (quota.floor is None and quota.cap is None),
-                key,
-                "share with floor or cap",
-                "one or the other",
-            )
-        )
-        for bound in ("share", "floor", "cap"):
-            value = getattr(quota, bound)
-            checks.append(
-                (
-                    value is None or _is_amount(value),
-                    f"{key}.{bound}",
-                    value,
-                    "a fraction between 0 and 1, or a count above 1",
-                )
-            )
-        if quota.floor is not None and quota.cap is not None and (quota.floor > 1) == (quota.cap > 1):
-            checks.append(
-                (quota.floor <= quota.cap, f"{key}.floor", quota.floor, f"no more than the cap of {quota.cap}")
-            )
-    least = [quota.floor if quota.share is None else quota.share for quota in selection.per_source.values()]
-    fractions = sum(value for value in least if value is not None and 0 <= value <= 1)
-    checks.append(
-        (
-            fractions <= 1 + 1e-9,
-            "selection.per_source",
-            fractions,
-            "shares and floors that are together at most 1, the budget",
-        )
-    )
-    _insist(checks, where)
+def _find(written: Any, key: str) -> Any:
+    """The value at `a.b[0].c` or `a.b.0.c` in dicts and lists; with `[]` the first one. None where there is none."""
+    for step in key.replace("[]", ".0").replace("[", ".").replace("]", "").split("."):
+        if isinstance(written, list) and step.isdigit() and int(step) < len(written):
+            written = written[int(step)]
+        elif isinstance(written, dict):
+            written = next((value for name, value in written.items() if str(name) == step), None)
+        else:
+            return None
+    return written
 
 
-def _extractor_checks(extractor: ExtractorConfig) -> list[Check]:
-    checks: list[Check] = [
-        (bool(extractor.model), "extractor.model", extractor.model, "a folder or a hub id"),
-        (
-            0 < extractor.attention_threshold <= 1,
-            "extractor.attention_threshold",
-            extractor.attention_threshold,
-            "above 0, at most 1",
-        ),
-        (extractor.batch_tokens >= 1, "extractor.batch_tokens", extractor.batch_tokens, "1 or more"),
-    ]
-    for name in ("max_length", "min_pixels", "max_pixels"):
-        value = getattr(extractor, name)
-        checks.append((value is None or value >= 1, f"extractor.{name}", value, "1 or more, or null"))
-    return checks
+def _shown(value: Any) -> str:
+    """A value in a message: as Python writes it, and not too long."""
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**100 else f"{hex(value)[:40]}..."
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _insist(checks: Sequence[Check], where: str) -> None:
-    for fine, key, value, expected in checks:
-        if not fine:
-            raise ConfigError(f"{where}: {key} is {value!r}; expected {expected}")
-
-
-def _is_amount(value: object) -> bool:
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and value >= 0
-        and (value <= 1 or float(value).is_integer())
-    )
-
-
-def _key(error: BaseException) -> str:
-    return str(getattr(error, "full_key", None) or "the config")
-
-
-def _unknown(error: ConfigKeyError) -> str:
-    full_key = _key(error)
+def _unknown(full_key: str) -> str:
     section, _, name = full_key.rpartition(".")
-    near = difflib.get_close_matches(name, _names(JobConfig), n=1)
+    names = {part for key in keys() for part in re.split(r"[.\[\]]+", key.name)}
+    near = difflib.get_close_matches(name, names, n=1)
     return f"unknown key '{full_key}'" + (
         f"; did you mean '{section + '.' if section else ''}{near[0]}'?" if near else ""
     )
-
-
-def _names(config: Any) -> set[str]:
-    found: set[str] = set()
-    for item in fields(config):
-        found.add(item.name)
-        if is_dataclass(item.type):
-            found |= _names(item.type)
-    return found | {item.name for item in fields(SourceConfig)}

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalselect_ray.config import feature_settings, load_config, parse_config, to_yaml
+from scalselect_ray.config import keys, load_config, parse_config, to_yaml
 from scalselect_ray.errors import ConfigError
 
 GOOD = """
@@ -46,13 +46,80 @@ def test_overrides_reach_any_depth():
         ("rejects.max_fraction=lots", r"rejects\.max_fraction"),
         ("output=", "output"),
         ("output", "dotted.key=value"),
-        ("reduce.fan_in=1", "2 or more"),
+        ("reduce.fan_in=1", r"reduce\.fan_in is 1; expected an integer from 2"),
         ("corpus.sources=[]", "at least one source"),
+        ("corpus.sources=[{name: a, paths: [x]}, {name: a, paths: [y]}]", "names that differ"),
+        ("corpus.sources=[{name: a, paths: x.json}]", r"paths is 'x\.json'; expected a list with at least one path"),
+        ("corpus.sources=[{name: a, paths: ['']}]", r"corpus\.sources\.0\.paths is \[''\]; expected a list"),
+        ("corpus.sources=[{name: '', paths: [x]}]", r"corpus\.sources\.0\.name is ''; expected a name"),
+        ("corpus.slice_rows=0", r"expected an integer from 1 to 10\^12 \(rows\)"),
+        ("corpus.slice_bytes=1.5", r"corpus\.slice_bytes is 1\.5; expected an integer"),
+        ("extractor.model=", "a hub id"),
+        ("extractor={model: m, min_pixels: 9, max_pixels: 8}", r"min_pixels is 9; expected no more than max_pixels, 8"),
+        ("extractor.max_length=0", r"\(tokens\), or null"),
+        ("workers={min_extractors: 3, max_extractors: 2}", r"max_extractors is 2; expected min_extractors, 3, or more"),
+        ("selection.per_source={b: {share: 1}}", r"per_source is 'b'; expected the name of a source \(a\)"),
+        ("selection.per_source={a: {share: 0.1, cap: 0.2}}", "one or the other"),
+        (
+            "selection.per_source={a: {floor: 0.3, cap: 0.2}}",
+            r"a\.floor is 0\.3; expected no more than the cap of 0\.2",
+        ),
+        ("selection={budget: [0.1, 0.2], per_source: {a: {cap: 1}}}", "one budget with selection.per_source"),
+        ("subspace.standardize=maybe", r"subspace\.standardize is 'maybe'; expected true or false"),
     ],
 )
 def test_a_mistake_is_named(change, message):
     with pytest.raises(ConfigError, match=message):
         parse_config(GOOD, [change])
+
+
+@pytest.mark.parametrize("budget", ["0", "1", "0.16", "3", "1.0", "3.0", "[0.1, 0.2]", "[1, 0.5, 7]", "1000000000000"])
+def test_a_budget_is_kept_as_it_is_given(budget):
+    selection = parse_config(GOOD, [f"selection.budget={budget}"]).selection
+    given = yaml.safe_load(budget)
+    assert repr(selection.budget) == repr(given)
+    assert selection.budgets == (given if isinstance(given, list) else [given])
+
+
+HUGE = "1" * 400
+NO_NUMBERS = [
+    "true",
+    "'x'",
+    "'3'",
+    "null",
+    "{a: 1}",
+    "[1]",
+    HUGE,
+    f"-{HUGE}",
+    "9" * 5000,
+    ".nan",
+    ".inf",
+    "-.inf",
+    "-1",
+]
+
+
+@pytest.mark.parametrize("value", [*NO_NUMBERS[:5], *NO_NUMBERS[6:], "1.5", "[]", "[[1]]", "[true]", f"[0.1, {HUGE}]"])
+def test_a_budget_is_a_fraction_or_a_count_or_a_list_of_these(value):
+    with pytest.raises(ConfigError, match=r"selection\.budget|not valid YAML|the config: ") as raised:
+        parse_config(GOOD, [f"selection.budget={value}"])
+    assert len(str(raised.value)) < 500
+
+
+NUMBERS = [key for key in keys() if key.item.type in (int, float, int | None, float | None) and "NAME" not in key.name]
+
+
+@pytest.mark.parametrize("key", NUMBERS, ids=lambda key: key.name)
+@pytest.mark.parametrize("value", ["true", "[1]", HUGE, ".nan", "-1"])
+def test_no_number_of_a_config_is_out_of_bounds(key, value):
+    with pytest.raises(ConfigError, match=key.name.replace(".", r"\.") + "|int too large"):
+        parse_config(GOOD, [f"{key.name}={value}"])
+
+
+@pytest.mark.parametrize("value", ["-1", ".nan", "1.5", "0.00001", ".inf", "1001"])
+def test_gpus_that_ray_cannot_give_are_refused(value):
+    with pytest.raises(ConfigError, match=r"workers\.gpus_per_extractor is .*; expected 0, a share from 0\.0001 to 1"):
+        parse_config(GOOD, [f"workers.gpus_per_extractor={value}"])
 
 
 def test_shares_that_no_budget_can_hold_are_said_before_any_work():
@@ -97,6 +164,18 @@ def test_the_kept_copy_loads_again_without_secrets():
 
 
 def test_what_bounds_memory_is_no_part_of_a_feature():
-    settings = feature_settings(parse_config(GOOD).extractor)
+    settings = parse_config(GOOD).extractor.feature_settings()
     assert "batch_tokens" not in settings
     assert {"dtype", "tokens", "attention_threshold", "max_pixels", "max_length"} <= set(settings)
+
+
+def test_the_settings_that_a_feature_hangs_on_are_these():
+    """The identity of stored features is made of them: another dict means that all are extracted again."""
+    assert parse_config(GOOD).extractor.feature_settings() == {
+        "dtype": "bfloat16",
+        "attention_threshold": 0.9,
+        "tokens": "reference",
+        "max_length": None,
+        "min_pixels": None,
+        "max_pixels": None,
+    }

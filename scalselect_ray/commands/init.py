@@ -293,7 +293,7 @@ def _yaml(seen: Sequence[Seen], model: str | None, output: str) -> str:
     lines = [
         "# Written by 'scalselect init' after a look at the first rows of the corpus. Each key can be changed here, "
         "or for one run by",
-        "# dotted.key=value behind the config. The keys that are not here have defaults: see scalselect_ray/config.py.",
+        "# dotted.key=value behind the config. The keys that are not here have defaults: see 'scalselect config'.",
         "corpus:",
         "  # What to read. A source is a named part of the corpus; its name is part of a sample's identity: keep it "
         "once a run was made.",

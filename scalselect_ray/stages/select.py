@@ -12,7 +12,6 @@ import ray
 from ray import ObjectRef
 
 from scalselect_ray.cluster.tasks import completed, in_order, shuffle
-from scalselect_ray.config import budgets_of, quotas_of
 from scalselect_ray.errors import ConfigError
 from scalselect_ray.report.compare import change_since_last
 from scalselect_ray.selection import (
@@ -68,8 +67,8 @@ def select(job: Job, run: Run, scores: Scores) -> Selection:
     StorageError."""
     selection = job.config.selection
     with job.stages("select", 1, "manifest") as stage:
-        budgets = {str(budget): resolve_budget(budget, scores.count) for budget in budgets_of(selection)}
-        by_source = choose(scores, max(budgets.values()), quotas_of(selection), run.folder)
+        budgets = {str(budget): resolve_budget(budget, scores.count) for budget in selection.budgets}
+        by_source = choose(scores, max(budgets.values()), selection.quotas, run.folder)
         chosen = sum(by_source.values())
         share = text_only_share(selection, chosen, scores.count)
         kept = keep_text_only(scores.rejects, share, run.folder.text_only, chosen + 1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from scalselect_ray.config import ExtractorConfig, feature_settings
+from scalselect_ray.config import ExtractorConfig
 from scalselect_ray.corpus import Reason, Reject, Sample, SampleRejectedError, fetched_images, load_images
 from scalselect_ray.vlm import (
     Extractor,
@@ -50,7 +50,7 @@ def make_extractor(extractor: ExtractorConfig) -> Extractor:
 def description_of(extractor: ExtractorConfig) -> dict[str, Any]:
     """All that changes a feature. Reads the needed tensors of the model once, to know them. Raises ModelError."""
     weights = fingerprint(open_checkpoint(extractor.model, extractor.revision))
-    return {"weights": weights, "settings": feature_settings(extractor), "format": 2}
+    return {"weights": weights, "settings": extractor.feature_settings(), "format": 2}
 
 
 def preparing_of(extractor: ExtractorConfig) -> str:
