@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any, BinaryIO, ClassVar, Literal, TypeVar
 
 from scalselect_ray.corpus import PLACEHOLDER, Turn
-from scalselect_ray.errors import ConfigError
+from scalselect_ray.errors import ConfigError, OutputError
 from scalselect_ray.io import storage
 
 T = TypeVar("T")
@@ -191,9 +191,20 @@ def text_of(turn: Turn) -> str:
 
 
 def join_parts(stream: BinaryIO, uris: Sequence[str], between: bytes = b"") -> None:
-    """Copies objects one after the other, with `between` between them."""
+    """Copies objects one after the other, with `between` between them. Raises OutputError, StorageError."""
     for number, uri in enumerate(uris):
         stream.write(between if number else b"")
-        with storage.open_read(uri) as part:
-            while block := part.read(1 << 23):
-                stream.write(block)
+        try:
+            with storage.open_read(uri) as part:
+                while block := part.read(1 << 23):
+                    stream.write(block)
+        except FileNotFoundError as error:
+            raise part_is_gone(uri) from error
+
+
+def part_is_gone(uri: str) -> OutputError:
+    """What was written and is not there any more, below SPOOL, which the end of an export removes."""
+    return OutputError(
+        f"{storage.redact(uri)} is gone: the same export was written twice at once, and the other one has ended. "
+        f"Run it again"
+    )

@@ -41,12 +41,12 @@ from scalselect_ray.exports.base import (
     join_parts,
 )
 from scalselect_ray.exports.chosen import FILE_ROWS, ChosenRows, RowIndex, count_wanted, wanted
-from scalselect_ray.exports.rows import copy_images, fetch_images, read_rows
+from scalselect_ray.exports.rows import check_still, copy_images, fetch_images, read_rows
 from scalselect_ray.exports.spool import SortedRun, SortedRunWriter, merged
 from scalselect_ray.exports.target import Identity, check_location, claim_of, claimed
 from scalselect_ray.io import storage
 from scalselect_ray.store.files import read_files
-from scalselect_ray.store.layout import Output, RunFolder
+from scalselect_ray.store.layout import Output, RunFolder, format_name
 from scalselect_ray.store.runs import Runs
 from scalselect_ray.store.tables import read_part
 
@@ -118,7 +118,7 @@ def _format_of(name: str, images: str | None, raw: bool) -> tuple[Format, Images
     """The format of this name, and what becomes of images. Raises ConfigError."""
     known = FORMATS.get(name)
     if known is None:
-        listed = "".join(f"\n  {format_name:<15}{each.about}" for format_name, each in FORMATS.items())
+        listed = "".join(f"\n  {known_name:<15}{each.about}" for known_name, each in FORMATS.items())
         raise ConfigError(f"'{name}' is no export format; these are:{listed}")
     if images is not None and images not in known.modes:
         can = f"only {' or '.join(known.modes)}" if known.modes else "it names no images"
@@ -276,7 +276,7 @@ def _write_shards(work: Export, chosen: ChosenRows, console: Console, advance: A
         for number in numbers
     ]
     suppliers = [
-        (functools.partial(_from_tar, number=number, parts=chosen.parts), shard)
+        (functools.partial(_from_tar, number=number, parts=chosen.parts), chosen.files[number].file)
         for number, shard in zip(numbers, shards, strict=True)
         if shard.chosen
     ]
@@ -303,11 +303,12 @@ def _from_runs(supplied: tuple[ObjectRef[list[SortedRun]], int], work: Export) -
 
 
 def _from_tar(
-    shard: Shard, work: Export, number: int, parts: Sequence[ObjectRef[RowIndex]]
+    file: storage.FileInfo, work: Export, number: int, parts: Sequence[ObjectRef[RowIndex]]
 ) -> Iterator[tuple[str, bool]]:
     rows = {row for row, _, _ in wanted(ray.get(list(parts)), number, 0, FILE_ROWS)}
-    for row, key in enumerate(WebDataset().keys(storage.FileInfo(shard.uri, shard.size, ""))):
+    for row, key in enumerate(WebDataset().keys(file)):
         yield key, row in rows
+    check_still(file)
 
 
 def _write_parts(
@@ -363,7 +364,7 @@ def _commit(work: Export, chosen: int, written: _Written, usage: Usage, console:
     """`export.json` is written last: an export without it is not finished."""
     record = {
         **work.identity,
-        "format": "scalselect.export/1",
+        "format": format_name("export"),
         "target": storage.redact(work.target),
         "chosen": chosen,
         "written": written.finish.count,

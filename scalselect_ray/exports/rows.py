@@ -25,7 +25,8 @@ from scalselect_ray.corpus import (
 from scalselect_ray.corpus.conversation import ImageResolver
 from scalselect_ray.corpus.formats import RowRange, format_of
 from scalselect_ray.corpus.formats.webdataset import WebDataset
-from scalselect_ray.errors import CorpusError
+from scalselect_ray.corpus.planning import check_unchanged
+from scalselect_ray.errors import CorpusChangedError, CorpusError
 from scalselect_ray.exports.base import ExportImage, ExportRow, Images
 from scalselect_ray.io import storage
 
@@ -40,10 +41,20 @@ def read_rows(slices: Sequence[Slice], wanted: Wanted, with_members: bool) -> It
     contents = _members(slices) if with_members else itertools.repeat([])
     resolve = resolver(slices[0].image_root)
     for (slice_, records), members in zip(read_records(slices), contents, strict=False):
+        if with_members:  # which are read on their own, after the records
+            check_still(storage.FileInfo(slice_.shard, slice_.size, slice_.version))
         for row, record in enumerate(records, start=slice_.first_row):
             if row in wanted:
                 read = _row(slice_, row, record, resolve, *wanted[row])
                 yield replace(read, members=tuple(members[row - slice_.first_row])) if members else read
+
+
+def check_still(file: storage.FileInfo) -> None:
+    """That a file is still the version that was listed. Raises CorpusChangedError, StorageError."""
+    try:
+        check_unchanged(file)
+    except FileNotFoundError as error:
+        raise CorpusChangedError([file.uri]) from error
 
 
 def _members(slices: Sequence[Slice]) -> Iterator[list[list[tuple[str, bytes]]]]:

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from scalselect_ray.corpus import ImagePlaceholder, Turn
 from scalselect_ray.errors import StorageError
-from scalselect_ray.exports.base import ExportImage, ExportRow
+from scalselect_ray.exports.base import ExportImage, ExportRow, part_is_gone
 from scalselect_ray.io import storage
 
 SCHEMA = pa.schema(
@@ -154,7 +154,10 @@ class _RangeReader(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         stop = min(self._item.stop, self._at + len(buffer))
-        data = storage.read_bytes(self._item.uri, self._at, stop)
+        try:
+            data = storage.read_bytes(self._item.uri, self._at, stop)
+        except FileNotFoundError as error:
+            raise part_is_gone(self._item.uri) from error
         if len(data) < stop - self._at:
             raise StorageError(f"{storage.redact(self._item.uri)} ends before the rows that were written to it")
         buffer[: len(data)] = data

@@ -12,6 +12,7 @@ from scalselect_ray.corpus.planning import CorpusSettings
 from scalselect_ray.errors import OutputError
 from scalselect_ray.exports.base import SPOOL
 from scalselect_ray.io import storage
+from scalselect_ray.store.layout import check_format
 
 Identity = Mapping[str, str | bool | None]  # what makes two exports the same one
 _LOOKS, _LOOK_S = 20, 0.1  # at a claim that another process is writing just now
@@ -102,8 +103,10 @@ def _check_same(target: str, found: Mapping[str, Any], identity: Identity) -> No
 
 def _check_content(target: str, identity: Identity, begun: bool) -> None:
     """That the folder holds nothing but this export, which has `begun`, or is finished."""
-    finished = _read(storage.join(target, "export.json"))
-    if finished is not None:
+    uri = storage.join(target, "export.json")
+    finished = _read(uri)
+    if finished is not None and "to" in finished:
+        check_format("export", finished.get("format"), storage.redact(uri))
         _check_same(target, finished, identity)
     elif not begun and (storage.list_names(target) or storage.list_folders(target)):
         raise OutputError(f"{storage.redact(target)} is not empty: choose another folder")

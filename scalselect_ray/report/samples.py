@@ -13,6 +13,7 @@ from scalselect_ray.cluster.session import cluster_gpus
 from scalselect_ray.config import JobConfig, parse_config
 from scalselect_ray.corpus import CorpusFile, Reject, Sample, SampleRejectedError, list_files, load_image, read_rows
 from scalselect_ray.corpus.formats import UnreadableFileError
+from scalselect_ray.corpus.planning import check_unchanged
 from scalselect_ray.errors import ScalSelectError
 from scalselect_ray.io import storage
 from scalselect_ray.report.data import Card, SampleRow, Thumbnail
@@ -108,6 +109,7 @@ def _with_overlays(card: Card, overlays: Any) -> Card:
 def _read(file: CorpusFile, rows: list[int]) -> Samples:
     try:
         found = read_rows(file, rows)
+        check_unchanged(file.file)
     except (ScalSelectError, UnreadableFileError, OSError) as error:
         return dict.fromkeys(rows, _short(f"its file cannot be read: {error}"))
     gone = "its file no longer has this row"

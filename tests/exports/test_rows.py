@@ -1,14 +1,20 @@
 """One row: what each trainer gets to read, and which rows it could not read."""
 
 import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import braceexpand
+import mixed_corpus
 import pytest
 from PIL import Image
 
-from scalselect_ray.corpus import ImagePlaceholder, Turn, normalise, resolver
-from scalselect_ray.errors import ConfigError
-from scalselect_ray.exports import FORMATS
+from scalselect_ray.corpus import CorpusFile, ImagePlaceholder, Turn, normalise, plan_file, resolver
+from scalselect_ray.corpus.formats.webdataset import WebDataset
+from scalselect_ray.errors import ConfigError, CorpusChangedError
+from scalselect_ray.exports import FORMATS, flow
 from scalselect_ray.exports.base import (
     ExportImage,
     ExportRow,
@@ -20,7 +26,8 @@ from scalselect_ray.exports.base import (
 )
 from scalselect_ray.exports.formats.datacomp import key_of
 from scalselect_ray.exports.formats.energon import escaped
-from scalselect_ray.exports.rows import suffix_of
+from scalselect_ray.exports.rows import read_rows, suffix_of
+from scalselect_ray.io import storage
 
 
 def row(*turns: tuple[str, str], images: int = 1, **more: object) -> ExportRow:
@@ -163,6 +170,52 @@ def test_suffixes_come_from_a_known_list_or_the_first_bytes():
     assert suffix_of("a.JPEG", b"") == "jpeg"
     assert suffix_of("a.png/../../etc", drawn.getvalue()) == "webp"
     assert suffix_of("bytes", b"nothing") == "img"
+
+
+@pytest.fixture
+def tar(tmp_path: Path) -> Path:
+    """Two samples, which the fixture's user may replace."""
+    path = tmp_path / "a.tar"
+    samples = {key: {"json": b'{"conversations": []}', "txt": b"the old one"} for key in ("a", "b")}
+    mixed_corpus.write_tar(path, samples)
+    return path
+
+
+def replaced(path: Path, gone: bool) -> None:
+    """Another version of the same size, or none."""
+    data = path.read_bytes().replace(b"the old one", b"the new one")
+    path.unlink()
+    if not gone:
+        path.write_bytes(data)
+        os.utime(path, (5, 5))
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["another version", "gone"])
+def test_members_of_a_tar_that_changes_meanwhile_are_not_exported(gone, tar, monkeypatch):
+    """The members are read after the records, whose file was looked at before."""
+    file = CorpusFile("s", storage.stat(str(tar)), str(tar.parent), 10, 1 << 20)
+    slices = plan_file(file)
+    (old, _) = read_rows(slices, {0: (1, 0.5), 1: (2, 0.5)}, with_members=True)
+    assert dict(old.members)["a.txt"] == b"the old one"
+    members = WebDataset.members
+
+    def late(self: WebDataset, *arguments: Any) -> Iterator[Any]:
+        found = list(members(self, *arguments)) if gone else []
+        replaced(tar, gone)
+        yield from found or members(self, *arguments)
+
+    monkeypatch.setattr(WebDataset, "members", late)
+    with pytest.raises(CorpusChangedError, match=r"a\.tar"):
+        list(read_rows(slices, {0: (1, 0.5), 1: (2, 0.5)}, with_members=True))
+
+
+def test_keys_of_a_tar_that_changes_meanwhile_are_not_exported(tar, monkeypatch):
+    monkeypatch.setattr(flow.ray, "get", lambda refs: [])
+    keys = flow._from_tar(storage.stat(str(tar)), None, 0, [])
+    assert next(keys) == ("a", False)
+    replaced(tar, gone=False)
+    with pytest.raises(CorpusChangedError, match=r"a\.tar"):
+        list(keys)
 
 
 @pytest.mark.parametrize("name", ["shard{1,2}.tar/a", "a,b", "back\\slash", "{", "}x{", "{a..c}"])

@@ -1,5 +1,6 @@
 """Rows by files to rows by ranks, through sorted runs."""
 
+import io
 import json
 
 import pyarrow as pa
@@ -8,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scalselect_ray.corpus import ImagePlaceholder, Turn
-from scalselect_ray.errors import StorageError
+from scalselect_ray.errors import OutputError, StorageError
 from scalselect_ray.exports import spool
-from scalselect_ray.exports.base import ExportImage, ExportRow
+from scalselect_ray.exports.base import ExportImage, ExportRow, join_parts
 from scalselect_ray.io import storage
 
 TEXT = st.text(st.characters(exclude_categories=[]), max_size=8)  # lone surrogates too: JSON corpora can hold them
@@ -98,6 +99,17 @@ def test_a_cut_run_is_an_error(tmp_path, monkeypatch, kept):
     (tmp_path / "run-0000").write_bytes(data[:kept])
     with pytest.raises(StorageError, match="run-0000 ends before the rows"):
         list(spool.merged([run.range(0)]))
+
+
+def test_a_run_that_is_gone_names_what_may_have_removed_it(tmp_path):
+    writer = spool.SortedRunWriter(str(tmp_path / "run"), [], 1 << 20)
+    writer.add(1, ExportRow(1, "", "", 0, None, None))
+    writer.flush()
+    (tmp_path / "run-0000").unlink()
+    with pytest.raises(OutputError, match="run-0000 is gone: the same export was written twice at once"):
+        list(spool.merged([writer.runs[0].range(0)]))
+    with pytest.raises(OutputError, match="run-0000 is gone"):
+        join_parts(io.BytesIO(), [str(tmp_path / "run-0000")])
 
 
 def test_a_run_is_arrow_ipc_one_stream_for_each_part(tmp_path):

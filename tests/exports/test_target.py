@@ -12,6 +12,7 @@ from scalselect_ray.errors import OutputError
 from scalselect_ray.exports import target
 from scalselect_ray.exports.target import check_location, claim_of, claimed
 from scalselect_ray.io import storage
+from scalselect_ray.store.layout import format_name
 
 A, B = ({"run_id": "r", "to": name, "images": None} for name in ("a", "b"))
 
@@ -89,7 +90,7 @@ def test_a_folder_that_another_finished_meanwhile_is_left_as_it_is(root, monkeyp
     create = storage.create
 
     def late(uri: str, data: bytes) -> bool:
-        storage.write(storage.join(root, "export.json"), json.dumps(B).encode())
+        storage.write(storage.join(root, "export.json"), json.dumps({**B, "format": format_name("export")}).encode())
         return create(uri, data)
 
     monkeypatch.setattr(storage, "create", late)
@@ -116,6 +117,12 @@ def test_a_claim_that_says_nothing_is_named(tmp_path):
     storage.write(claim_of(root), b"")
     with pytest.raises(OutputError, match=r"\.spool/export\.json does not say .* remove it"), claimed(root, A):
         pytest.fail("nobody knows whose folder it is")
+
+
+def test_an_export_of_another_version_is_named(root):
+    storage.write(storage.join(root, "export.json"), json.dumps({**A, "format": "scalselect.export/9"}).encode())
+    with pytest.raises(OutputError, match=r"scalselect\.export/9.*scalselect\.export/1"), claimed(root, A):
+        pytest.fail("of another version")
 
 
 def test_files_of_others_are_never_touched(root):
