@@ -112,7 +112,8 @@ def redact(text: str, uri: str = "") -> str:
     any place.
 
     A password may hold a slash (keys of S3 do), so `user:` up to the last `@` is taken for userinfo, unless it is a
-    port."""
+    port. Bytes of a file name that are no UTF-8 come out as escapes, which any table and terminal takes."""
+    text = text if text.isascii() else text.encode(errors="backslashreplace").decode()
     userinfo = [found[:-1] for found in _USERINFO.findall(uri)]
     pieces = [
         piece for found in userinfo for piece in re.split("[:/]", found) if len(piece) > 2
