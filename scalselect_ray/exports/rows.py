@@ -4,9 +4,8 @@ import hashlib
 import io
 import itertools
 import re
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +28,7 @@ from scalselect_ray.corpus.planning import check_unchanged
 from scalselect_ray.errors import CorpusChangedError, CorpusError
 from scalselect_ray.exports.base import ExportImage, ExportRow, Images
 from scalselect_ray.io import storage
+from scalselect_ray.io.ahead import ahead
 
 _THREADS = 8  # of one task; images are fetched and written one by one
 _SUFFIX = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm)$", re.IGNORECASE)
@@ -92,26 +92,13 @@ def copy_images(rows: Iterator[ExportRow], mode: Images, target: str) -> Iterato
     """The rows, with those images written below `target` that have no file of their own; with COPY all of them. Raises
     CorpusError."""
     with ThreadPoolExecutor(_THREADS) as threads:
-        yield from _ahead(threads, lambda row: _with_copies(row, mode, target), rows)
+        yield from ahead(threads, lambda row: _with_copies(row, mode, target), rows, 2 * _THREADS)
 
 
 def fetch_images(rows: Iterator[ExportRow]) -> Iterator[ExportRow]:
     """The rows, with the bytes of every image. Raises CorpusError."""
     with ThreadPoolExecutor(_THREADS) as threads:
-        yield from _ahead(threads, _with_data, rows)
-
-
-def _ahead(
-    threads: ThreadPoolExecutor, work: Callable[[ExportRow], ExportRow], rows: Iterator[ExportRow]
-) -> Iterator[ExportRow]:
-    """`work` of each row, in order, some rows ahead of the one that is asked for."""
-    waiting: deque[Future[ExportRow]] = deque()
-    for row in rows:
-        waiting.append(threads.submit(work, row))
-        if len(waiting) > 2 * _THREADS:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        yield from ahead(threads, _with_data, rows, 2 * _THREADS)
 
 
 def _with_copies(row: ExportRow, mode: Images, target: str) -> ExportRow:

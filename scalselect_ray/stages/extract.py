@@ -35,6 +35,7 @@ from scalselect_ray.corpus import (
 )
 from scalselect_ray.errors import ClusterError, CorpusChangedError, ModelError
 from scalselect_ray.io import storage
+from scalselect_ray.io.ahead import ahead
 from scalselect_ray.stages import plan as plan_stage
 from scalselect_ray.stages.context import Job, Run, begin
 from scalselect_ray.stages.isolation import (
@@ -46,7 +47,7 @@ from scalselect_ray.stages.isolation import (
     read_without,
     witnessed,
 )
-from scalselect_ray.stages.payload import PreparedRow, pack, unpack
+from scalselect_ray.stages.payload import PreparedRow, payloads, unpack
 from scalselect_ray.stages.rejects import check_rejects
 from scalselect_ray.store.features import FeatureStore, feature_table
 from scalselect_ray.vlm import (
@@ -94,6 +95,9 @@ def extract(job: Job, plan: Plan) -> Run:
         extracted, rows = extracted + len(plan.todo), rows + plan.todo_rows
         if changed := _extract(job, plan):
             raise CorpusChangedError(sorted(changed))
+    committed = job.store.committed() if plan.todo else set()
+    if any(slice_.id not in committed for slice_ in plan.todo):  # some were cut: see `payloads`
+        plan = plan_stage.replan(plan, committed)
     return begin(job, plan, extracted, rows)
 
 
@@ -138,7 +142,7 @@ def _isolate(job: Job, todo: Sequence[Slice], witness: ActorHandle[Witness]) -> 
     gpus = pool_size(job.config.workers, cluster_cpus(), cluster_gpus()).gpus_each
     deadly = {}
     for unit in reading_units(todo):
-        if suspects.isdisjoint(slice_.id for slice_ in unit):
+        if not any(_overlap(slice_.id, suspect) for slice_ in unit for suspect in suspects):
             continue
         for slice_ in unit:
             if rows := find_deadly(slice_, job.config.extractor, gpus):
@@ -146,6 +150,10 @@ def _isolate(job: Job, todo: Sequence[Slice], witness: ActorHandle[Witness]) -> 
                 shown = ", ".join(f"{row:,}" for row in sorted(rows)[:_SHOWN_ROWS])
                 job.console.warn(f"{slice_.shard} row {shown}: ends the process that works at it, and is rejected")
     return deadly
+
+
+def _overlap(one: SliceId, other: SliceId) -> bool:
+    return one.file_key == other.file_key and one.first_row < other.stop_row and other.first_row < one.stop_row
 
 
 def _waits(job: Job, stage: Stage) -> Callable[[], str | None]:
@@ -262,22 +270,22 @@ def prepare_unit(
     witness: ActorHandle[Witness] | None = None,
     deadly: Deadly = MappingProxyType({}),
 ) -> Iterator[pa.Table]:
-    """One unit of slices to one row a slice: (slice, payload). Raises ModelError where the model, by `preparing_of`, is
-    not the run's."""
+    """One unit of slices to one row a slice: (slice, payload); a slice of large pictures becomes several, see
+    `payloads`. Raises ModelError where the model, by `preparing_of`, is not the run's."""
     slices = [Slice(**fields) for fields in json.loads(batch["unit"][0].as_py())]
     preparer = _preparer(extractor, preparing)
     with witnessed(witness, slices[0].id), ThreadPoolExecutor(_IMAGE_THREADS) as threads:
         started = time.perf_counter()
         try:
             for slice_, samples in read_without(slices, deadly):
-                prepared = list(threads.map(functools.partial(_prepare_row, preparer), samples))
-                metrics.images_read(slice_.source, sum(size for _, size in prepared))
-                payload = pack([row for row, _ in prepared])
-                del prepared  # its pixels are large
-                answer = _one_row(slice_, payload)
-                metrics.step_done("prepare", slice_.source, time.perf_counter() - started)
-                yield answer
-                started = time.perf_counter()
+                prepared = ahead(
+                    threads, functools.partial(_prepare_row, preparer, slice_.source), samples, 2 * _IMAGE_THREADS
+                )
+                for piece, payload in payloads(slice_, prepared):
+                    answer = _one_row(piece, payload)
+                    metrics.step_done("prepare", slice_.source, time.perf_counter() - started)
+                    yield answer
+                    started = time.perf_counter()
         except CorpusChangedError:  # what was yielded before is of the planned version; nothing after it is
             yield _one_row(slices[0], _CHANGED)
 
@@ -357,10 +365,10 @@ def _answer(committed: Committed) -> pa.Table:
     return pa.Table.from_pylist([asdict(committed)], schema)
 
 
-def _prepare_row(preparer: Preparer, sample: Sample | Reject) -> tuple[PreparedRow, int]:
-    """The row, and the bytes of its encoded images."""
+def _prepare_row(preparer: Preparer, source: str, sample: Sample | Reject) -> PreparedRow:
     outcome, size = prepare_sample(preparer, sample)
-    return ({"row": sample.row, "id": sample.id}, outcome), size
+    metrics.images_read(source, size)
+    return {"row": sample.row, "id": sample.id}, outcome
 
 
 def _outcome(answer: Representation | SampleRejectedError) -> dict[str, Any]:

@@ -5,19 +5,40 @@ is opened: this one is made and opened by workers of one cluster, which hand eac
 read from storage or written there."""
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
-from scalselect_ray.corpus import SampleRejectedError
+from scalselect_ray.corpus import SampleRejectedError, Slice
 from scalselect_ray.vlm import Prepared, share_images
 
 PreparedRow = tuple[dict[str, Any], Prepared | SampleRejectedError]
 """A row's key columns, and what was made of it."""
 
+MAX_BYTES = 128 << 20
+"""Of the images in a payload, about."""
+
 _ALIGNMENT = 8  # bytes; of every array, so that it can be used where it lies
+
+
+def payloads(slice_: Slice, rows: Iterable[PreparedRow]) -> Iterator[tuple[Slice, bytes]]:
+    """The rows of a slice as payloads of bounded size: the slice as it was planned, or where its pictures are large
+    several smaller ones, each of which is a slice of its own from here on.
+
+    Where it is cut depends on the rows alone. A single row may be larger than a payload should be.
+    """
+    held: list[PreparedRow] = []
+    first, size = slice_.first_row, 0
+    for row, (key, outcome) in enumerate(rows, start=slice_.first_row):
+        held.append((key, outcome))
+        size += sum(array.nbytes for array in outcome.images.values()) if isinstance(outcome, Prepared) else 0
+        if size >= MAX_BYTES and row + 1 < slice_.stop_row:
+            yield replace(slice_, first_row=first, stop_row=row + 1), pack(held)
+            held, first, size = [], row + 1, 0
+    yield replace(slice_, first_row=first), pack(held)
 
 
 def pack(rows: Sequence[PreparedRow]) -> bytes:

@@ -8,7 +8,7 @@ from scalselect_ray.cluster.tasks import in_order
 from scalselect_ray.console import counted
 from scalselect_ray.corpus import Plan, list_files, make_plan, plan_open_file
 from scalselect_ray.corpus.planning import OpenFile
-from scalselect_ray.corpus.slices import Slice
+from scalselect_ray.corpus.slices import Slice, SliceId
 from scalselect_ray.errors import CorpusChangedError, CorpusError
 from scalselect_ray.io import storage
 from scalselect_ray.stages.context import Job
@@ -28,6 +28,14 @@ def plan(job: Job) -> Plan:
         found = _plan(job)
     _check(found, job)
     job.console.note(_what_is_to_do(found, job))
+    return found
+
+
+def replan(plan: Plan, committed: set[SliceId]) -> Plan:
+    """The same corpus as it is committed now. Raises CorpusChangedError where a file has slices left to do."""
+    found = make_plan(plan.files, committed, lambda files: in_order(ray.remote(plan_open_file), files))
+    if found.todo:
+        raise CorpusChangedError(sorted({slice_.shard for slice_ in found.todo}))
     return found
 
 

@@ -17,6 +17,7 @@ from records import record_of
 
 from scalselect_ray.cli import main
 from scalselect_ray.io import storage
+from scalselect_ray.stages import extract, payload
 from scalselect_ray.store import garbage
 from scalselect_ray.store.layout import Output
 from scalselect_ray.store.runs import Runs
@@ -291,3 +292,22 @@ def test_quotas_are_exact_and_the_best_of_each_source_is_taken(config, corpus):
     assert (np.diff(ranks) <= 0).all(), "one rank order over all sources"
     assert main(["run", str(config), "selection.budget=4", "selection.per_source={a: {floor: 3}, b: {floor: 3}}"]) == 2
     assert main(["run", str(config), "selection.per_source.nobody.cap=3"]) == 2
+
+
+def test_slices_of_large_pictures_are_committed_in_pieces_and_stay_so(config, monkeypatch):
+    """A payload is bounded by its pictures; what was cut for it is no more work for the next run."""
+    prepare = extract.prepare_unit
+
+    def prepare_unit(batch, *arguments, **more):
+        payload.MAX_BYTES = 20_000  # in the worker: two or three pictures
+        yield from prepare(batch, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extract, "prepare_unit", prepare_unit)
+        record, folder = run(config)
+    assert record["slices"]["total"] > 4
+    assert record["scored"] == 20
+    again, _ = run(config)
+    assert again["slices"]["extracted"] == 0
+    assert again["slices"]["total"] == record["slices"]["total"]
+    agree(scores(folder), from_scratch(config))

@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from scalselect_ray.corpus import Reason, SampleRejectedError
+from scalselect_ray.corpus import Reason, SampleRejectedError, Slice
+from scalselect_ray.stages import payload
 from scalselect_ray.stages.payload import PreparedRow, pack, unpack
 from scalselect_ray.vlm import Prepared
 
@@ -59,3 +61,30 @@ def test_equal_images_travel_once_and_nothing_is_copied_where_it_arrives():
     for array in (one.images["pixel_values"], other.images["pixel_values"], one.input_ids, again.position_ids):
         assert np.shares_memory(whole, array)
         assert array.flags.aligned
+
+
+def large(row: int, size: int) -> PreparedRow:
+    image = {"pixel_values": np.full(size, row, np.uint8)}
+    flags = np.ones(3, bool)
+    return {"row": row, "id": None}, Prepared(np.arange(3), np.zeros((1, 3), np.int64), flags, ~flags, image)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cuts"),
+    [
+        ([10, 10, 10], [(5, 8)]),
+        ([100, 10, 10], [(5, 6), (6, 8)]),
+        ([60, 60, 60, 60], [(5, 7), (7, 9)]),
+        ([300, 300, 300], [(5, 6), (6, 7), (7, 8)]),
+        ([10, 10, 300], [(5, 8)]),
+    ],
+    ids=["small", "one large", "two and two", "each alone", "large at the end"],
+)
+def test_a_slice_of_large_pictures_becomes_several(sizes, cuts, monkeypatch):
+    monkeypatch.setattr(payload, "MAX_BYTES", 100)
+    slice_ = Slice("s", "/s", 9, "v", "/", "k", 5, 5 + len(sizes), 20, 0, 9)
+    rows = [large(row, size) for row, size in enumerate(sizes, start=5)]
+    found = list(payload.payloads(slice_, iter(rows)))
+    assert [(piece.first_row, piece.stop_row) for piece, _ in found] == cuts
+    assert [key["row"] for _, packed in found for key, _ in unpack(packed)] == list(range(5, 5 + len(sizes)))
+    assert all(piece.file_rows == 20 for piece, _ in found)
