@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
@@ -21,6 +22,7 @@ from scalselect_ray.config import JobConfig, load_config
 from scalselect_ray.console import Console
 from scalselect_ray.errors import ScalSelectError
 from scalselect_ray.io import storage
+from scalselect_ray.redaction import redact, to_json
 
 _END_S = 8  # an interrupted process is gone by then
 
@@ -42,16 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ):  # libraries turn an interruption into errors of their own
             console.note("interrupted: what is committed stays, and the next run goes on from there")
             return 130
-        if not isinstance(error, ScalSelectError):
+        if not isinstance(error, Exception):
             raise
-        console.error(storage.redact(str(error)))
+        if not isinstance(error, ScalSelectError):
+            for line in redact(trace := traceback.format_exc(), trace).splitlines():
+                console.note(line)
+            return 1
+        console.error(*error.lines)
         return error.exit_code
     finally:
         if not interruption.seen:
             for number, handler in before.items():
                 signal.signal(number, handler)
     if options.json and answer is not None:
-        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.write(to_json(answer) + "\n")
     return 0
 
 
@@ -282,8 +288,8 @@ def _report(options: argparse.Namespace, console: Console) -> Any:
             if options.compare
             else make_report(output, records[0], out)
         )
-    console.note(storage.redact(uri))
-    return {"report": storage.redact(uri)}
+    console.note(uri)
+    return {"report": uri}
 
 
 def _export(options: argparse.Namespace, console: Console) -> Any:

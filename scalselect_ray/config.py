@@ -21,6 +21,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from scalselect_ray.errors import ConfigError
 from scalselect_ray.io import storage
+from scalselect_ray.redaction import cut, redact
 
 _REFUSALS = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError)
 _MOST = 10**12  # of anything that is counted
@@ -417,7 +418,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), where: str = "config"
         ValueError,
         AssertionError,
     ) as error:  # OmegaConf asserts on a bare number
-        raise ConfigError(f"{where}: not valid YAML, or no keys: {error}") from error
+        raise ConfigError(f"{where}: not valid YAML, or no keys:", *str(error).splitlines()) from error
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{where}: expected keys such as corpus, extractor, selection and output")
     wrong = [override for override in overrides if not re.match(r"^[\w.\[\]]+=", override)]
@@ -426,7 +427,8 @@ def parse_config(text: str, overrides: Sequence[str] = (), where: str = "config"
     try:
         for override in overrides:
             key, _, value = override.partition("=")
-            OmegaConf.update(loaded, key, yaml.safe_load(value), force_add=True)
+            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
+            OmegaConf.update(loaded, key, parsed["value"], force_add=True)  # as in a file: 1e-3 is a number
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JobConfig), loaded))
     except _REFUSALS as error:
         raise ConfigError(f"{where}: {_refused(error, OmegaConf.to_container(loaded, resolve=False))}") from error
@@ -447,7 +449,7 @@ def check_extractor(extractor: ExtractorConfig) -> None:
 
 def to_yaml(config: JobConfig) -> str:
     """The resolved config, for the copy that is kept with a run. Secrets that a URI may carry are left out."""
-    return storage.redact(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    return redact(OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 def _absolute(config: JobConfig) -> JobConfig:
@@ -524,7 +526,7 @@ def _find(written: Any, key: str) -> Any:
 def _shown(value: Any) -> str:
     """A value in a message: as Python writes it, and not too long."""
     text = repr(value) if not isinstance(value, int) or abs(value) < 10**100 else f"{hex(value)[:40]}..."
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return cut(text, 200)
 
 
 def _unknown(full_key: str) -> str:

@@ -9,6 +9,9 @@ from typing import TextIO
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from scalselect_ray.redaction import redact
 
 _LINE_EVERY_S = 30.0
 
@@ -71,13 +74,13 @@ class Console:
         self.note(stage.line())
 
     def note(self, text: str) -> None:
-        self._rich.print(text, markup=False)
+        self._rich.print(shown(text), markup=False)
 
     def warn(self, text: str) -> None:
-        self._rich.print(f"warning: {text}", markup=False, style="yellow")
+        self._rich.print(f"warning: {shown(text)}", markup=False, style="yellow")
 
-    def error(self, text: str) -> None:
-        self._rich.print(f"error: {text}", markup=False, style="red")
+    def error(self, *lines: str) -> None:
+        self._rich.print("error: " + "\n".join(map(shown, lines)), markup=False, style="red")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A small table; all but the first column are aligned to the right."""
@@ -85,7 +88,7 @@ class Console:
         for number, column in enumerate(columns):
             table.add_column(column, justify="right" if number else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row))
+            table.add_row(*(Text(f"{value:,}" if isinstance(value, int) else shown(str(value))) for value in row))
         self._rich.print(table)
 
     def facts(self, facts: Mapping[str, object]) -> None:
@@ -126,6 +129,15 @@ class Console:
                     note(self.line())
 
         yield Lines(name, total, unit, self._clock)
+
+
+def shown(text: str) -> str:
+    """Any text on one line of a terminal: without secrets, and what is no printable character (escape sequences, line
+    breaks, halves of characters) written as Python escapes it. Ids and names are chosen by others."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in redact(text)
+    )
 
 
 def counted(count: int, noun: str) -> str:

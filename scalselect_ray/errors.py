@@ -17,11 +17,30 @@ A sample that cannot be used is not an error of the run: see `scalselect_ray.cor
 
 from collections.abc import Mapping, Sequence
 
+from scalselect_ray.redaction import redact
+
 
 class ScalSelectError(Exception):
-    """What was found, what was expected, where, and the next move, in one message."""
+    """What was found, what was expected, where, and the next move: the lines of a message, most often one. None holds
+    a secret of a URI that the message names."""
 
     exit_code = 2
+
+    def message(self) -> Sequence[str]:
+        """The lines as they were made."""
+        return list(map(str, self.args))
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines for people."""
+        made = self.message()
+        return [redact(line, " ".join(made)) for line in made]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
 
 class ConfigError(ScalSelectError):
@@ -40,12 +59,12 @@ class CorpusChangedError(CorpusError):
         super().__init__(uris)
         self.uris = list(uris)
 
-    def __str__(self) -> str:
+    def message(self) -> Sequence[str]:
         more = f" and {len(self.uris) - 1:,} more files" if len(self.uris) > 1 else ""
-        return (
+        return [
             f"{self.uris[0]}{more} changed or went away while the corpus was read: run again once nobody "
             "writes there; what is committed stays"
-        )
+        ]
 
 
 class ModelError(ScalSelectError):
@@ -86,10 +105,10 @@ class DamagedObjectError(OutputError):
         super().__init__(uri, problem, others)
         self.damage = {uri: problem, **(others or {})}
 
-    def __str__(self) -> str:
+    def message(self) -> Sequence[str]:
         (uri, problem), more = next(iter(self.damage.items())), len(self.damage) - 1
         others = f", and {more:,} more objects are" if more else ""
-        return f"{uri} is damaged ({problem}){others}: run again, and what is damaged is made anew"
+        return [f"{uri} is damaged ({problem}){others}: run again, and what is damaged is made anew"]
 
 
 class TooManyRejectsError(ScalSelectError):

@@ -64,7 +64,7 @@ def open_store(config: JobConfig) -> FeatureStore:
     description = description_of(config.extractor)
     store = FeatureStore(Output(config.output), id_of(description))
     try:
-        store.describe({"model": storage.redact(config.extractor.model), **description})
+        store.describe({"model": config.extractor.model, **description})
     except OSError as error:
-        raise OutputError(f"output {storage.redact(config.output)} cannot be written: {error}") from error
+        raise OutputError(f"output {config.output} cannot be written: {error}") from error
     return store

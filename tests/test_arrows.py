@@ -11,21 +11,22 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "scalselect_ray"
 OUTSIDE = {"ray", "torch", "transformers"}
-PURE = "errors console io config selection subspace corpus vlm store"  # what is computed and what lies on disk
+PURE = "redaction errors console io config selection subspace corpus vlm store"  # computed, or what lies on disk
 MAY_IMPORT = {
     # no Ray, no stage, no verb
-    "errors": "",
-    "console": "errors",
+    "redaction": "",
+    "errors": "redaction",
+    "console": "redaction",
     "io": "errors",
-    "config": "errors console io",
+    "config": "redaction errors io",
     "selection": "errors",
     "subspace": "errors",
-    "corpus": "errors io",
+    "corpus": "redaction errors io",
     "vlm": "errors io config corpus torch transformers",
-    "store": "errors console io config subspace corpus",
+    "store": "redaction errors console io config subspace corpus",
     "testing": "errors io config corpus torch transformers",
-    "exports": "errors console io corpus store",
-    "report": "errors console io corpus vlm store",
+    "exports": "redaction errors console io corpus store",
+    "report": "redaction errors console io corpus vlm store",
     # Ray
     "cluster": f"{PURE} ray",
     "exports/flow exports/chosen": f"{PURE} cluster exports ray",

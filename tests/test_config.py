@@ -1,5 +1,6 @@
 """Configs."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -73,10 +74,12 @@ def test_a_mistake_is_named(change, message):
         parse_config(GOOD, [change])
 
 
-@pytest.mark.parametrize("budget", ["0", "1", "0.16", "3", "1.0", "3.0", "[0.1, 0.2]", "[1, 0.5, 7]", "1000000000000"])
+@pytest.mark.parametrize(
+    "budget", ["0", "1", "0.16", "3", "1.0", "3.0", "[0.1, 0.2]", "[1, 0.5, 7]", "1000000000000", "1e-3"]
+)
 def test_a_budget_is_kept_as_it_is_given(budget):
     selection = parse_config(GOOD, [f"selection.budget={budget}"]).selection
-    given = yaml.safe_load(budget)
+    given = json.loads(budget)
     assert repr(selection.budget) == repr(given)
     assert selection.budgets == (given if isinstance(given, list) else [given])
 

@@ -2,7 +2,9 @@
 
 import io
 
-from scalselect_ray.console import Console, duration
+import pytest
+
+from scalselect_ray.console import Console, duration, shown
 
 
 def test_a_log_gets_one_clean_line_now_and_then():
@@ -22,3 +24,26 @@ def test_a_log_gets_one_clean_line_now_and_then():
 
 def test_durations_for_people():
     assert [duration(seconds) for seconds in (4.21, 185, 7800)] == ["4.2s", "3m 05s", "2h 10m"]
+
+
+FOREIGN = ["\x1b[2J", "a\nerror: b", "\r", "\x9b31m", "\u202egnp.exe", "\udc80", "\x00", "\u2028", "\x07"]
+
+
+@pytest.mark.parametrize("text", FOREIGN, ids=ascii)
+def test_what_others_wrote_does_nothing_to_a_terminal(text):
+    for show in (
+        lambda console: console.note(f"id {text}!"),
+        lambda console: console.warn(f"id {text}!"),
+        lambda console: console.error(f"id {text}!"),
+        lambda console: console.facts({"id": f"{text}!"}),
+        lambda console: console.table(["id"], [[f"{text}!"]]),
+    ):
+        stream = io.StringIO()
+        show(Console(stream))
+        lines = stream.getvalue().removesuffix("\n").split("\n")
+        assert lines[-1].rstrip().endswith(f"{text.encode('unicode_escape').decode()}!"), lines
+        assert all(character.isprintable() for line in lines for character in line)
+
+
+def test_words_of_all_languages_stay_as_they_are():
+    assert shown("Bär 图片 صورة [bold]x[/] \\n") == "Bär 图片 صورة [bold]x[/] \\n"

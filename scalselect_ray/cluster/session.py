@@ -162,8 +162,8 @@ def _of_the_cluster(error: BaseException | None) -> ClusterError | None:
                 said = " ".join(str(error).split("\n\n")[0].split())[:600]
                 cure = "see Ray's logs for why"
             return ClusterError(
-                f"something of the run was lost again and again: {said}\n"
-                f"Next: {cure}; run again: what is committed stays and is not paid for again"
+                f"something of the run was lost again and again: {said}",
+                f"Next: {cure}; run again: what is committed stays and is not paid for again",
             )
         cause = getattr(error, "cause", None)
         error = cause if isinstance(cause, BaseException) else error.__cause__

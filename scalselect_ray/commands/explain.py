@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import yaml
 
 from scalselect_ray.console import Console
+from scalselect_ray.corpus import shard_name
 from scalselect_ray.errors import CorpusError
 from scalselect_ray.io import storage
 from scalselect_ray.store.features import COUNTS, FeatureStore, features_of
@@ -70,22 +71,20 @@ def explain(output: Output, wanted: str, run: str, console: Console) -> dict[str
     matches = _matches(folder, wanted)
     if not matches:
         raise CorpusError(
-            f"run {record.run_id} has no sample '{storage.redact(wanted)}'; expected an id as in the manifest, or "
+            f"run {record.run_id} has no sample '{wanted}'; expected an id as in the manifest, or "
             f"SHARD:ROW "
             "(the file's URI or the end of it, and the row's number from 0)"
         )
     if len(matches) > 1:
         shown = matches[:_MOST_MATCHES]
-        console.note(f"{_some(matches)} samples are called {storage.redact(wanted)}; name one by its place:")
+        console.note(f"{_some(matches)} samples are called {wanted}; name one by its place:")
         for match in shown:
             console.note(f"  {match.key}  {match.reason if match.score is None else f'score {match.score:.6g}'}")
         return {"run_id": record.run_id, "matches": [_match(match) for match in shown]}
     match = matches[0]
     if match.score is None:
-        console.note(
-            f"{match.key}  id {match.id}\n  it has no score: "
-            f"{match.reason}{f': {match.message}' if match.message else ''}"
-        )
+        console.note(f"{match.key}  id {match.id}")
+        console.note(f"  it has no score: {match.reason}{f': {match.message}' if match.message else ''}")
         return {"run_id": record.run_id, "matches": [_match(match)]}
     found = _explain(output, record, folder, match)
     _show(found, record, console)
@@ -150,7 +149,7 @@ def _part(value: float, whole: float | None) -> float:
 def _matches(folder: RunFolder, wanted: str) -> list[Match]:
     """The samples that have this id, or lie at this SHARD:ROW or SOURCE:SHARD:ROW: scored ones, rejects, text-only ones
     that were kept."""
-    place, _, number = wanted.rpartition(":")
+    place, _, number = shard_name(wanted).rpartition(":")
     at = int(number) if place and number.isascii() and number.isdecimal() and len(number) < 19 else None
 
     def meant(table: pa.Table) -> Iterator[dict[str, Any]]:
@@ -161,7 +160,7 @@ def _matches(folder: RunFolder, wanted: str) -> list[Match]:
             key = Key(row["source"], row["shard"], row["row"])
             if (
                 row["id"] == wanted
-                or str(key) == wanted
+                or str(key) == shard_name(wanted)
                 or place in (key.shard, f"{key.source}:{key.shard}")
                 or key.shard.endswith(f"/{place}")
             ):

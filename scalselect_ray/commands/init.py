@@ -61,7 +61,7 @@ def init(paths: Sequence[str], model: str | None, out: str, console: Console) ->
     """Writes a config for the corpus at `paths`, with what was seen of it in comments; returns what was seen."""
     uri = storage.absolute(out)
     if storage.exists(uri):
-        raise ConfigError(f"{storage.redact(out)} already exists and was left as it is; choose another name with --out")
+        raise ConfigError(f"{out} already exists and was left as it is; choose another name with --out")
     model = _known_model(model)
     seen: list[Seen] = []
     for path in paths:
@@ -73,20 +73,20 @@ def init(paths: Sequence[str], model: str | None, out: str, console: Console) ->
         console.note(f"{item.name}: {_summary(item)}")
         for warning in _warnings(item):
             console.warn(f"{item.name}: {warning}")
-    console.note(f"wrote {storage.redact(out)}")
+    console.note(f"wrote {out}")
     console.note(
         f"next: {'' if model else 'put your model there, then '}'scalselect plan {out}' says what a run would read "
         f"and do"
     )
-    return {"config": storage.redact(uri), "sources": [_plain(item) for item in seen]}
+    return {"config": uri, "sources": [_plain(item) for item in seen]}
 
 
 def _plain(item: Seen) -> dict[str, Any]:
     found = {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(item).items()}
     return {
         **found,
-        "path": storage.redact(item.path),
-        "image_root": item.image_root and storage.redact(item.image_root),
+        "path": item.path,
+        "image_root": item.image_root,
     }
 
 
@@ -132,17 +132,17 @@ def _look(path: str, name: str) -> Seen:
             form = format_of(file.file)
             records, counted = _first_rows(form, file)
         except (UnreadableFileError, OSError) as error:
-            raise CorpusError(f"{storage.redact(file.file.uri)} cannot be read: {error}") from error
+            raise CorpusError(f"{file.file.uri} cannot be read: {error}") from error
         seen.formats += [] if form.title in seen.formats else [form.title]
         rows_by_byte.append(counted)
         for record in records:
             references += [(file.image_root, reference) for reference in _look_at(record, seen)]
     if not seen.looked_at:
-        raise CorpusError(f"{storage.redact(path)}: its first files hold no rows")
+        raise CorpusError(f"{path}: its first files hold no rows")
     if not seen.usable and not seen.rejects[Reason.TEXT_ONLY]:
         fields = f"; fields of the first row: {', '.join(seen.fields)}" if seen.fields else ""
         raise CorpusError(
-            f"{storage.redact(path)}: none of the first {seen.looked_at} rows is a sample; the first: "
+            f"{path}: none of the first {seen.looked_at} rows is a sample; the first: "
             f"{seen.example}{fields}. "
             f"A row has one of {', '.join(_LAYOUTS)}, and image or images"
         )
@@ -336,7 +336,7 @@ def _root_lines(item: Seen) -> list[str]:
     if not item.images["paths"]:
         return []
     if item.image_root is None:
-        tried = ", ".join(storage.redact(root) for root in item.tried[:6]) or "no folder holds them all"
+        tried = ", ".join(item.tried[:6]) or "no folder holds them all"
         return [
             explained,
             f"      # None of the images was found: {tried}. Without it: the folder of the file.",

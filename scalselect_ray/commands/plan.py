@@ -7,7 +7,6 @@ from scalselect_ray.config import ExtractorConfig, JobConfig
 from scalselect_ray.console import Console, duration
 from scalselect_ray.corpus import Plan, Reject, Slice, list_files, make_plan, plan_here, read_slices
 from scalselect_ray.errors import ScalSelectError
-from scalselect_ray.io import storage
 from scalselect_ray.store.features import FeatureStore
 from scalselect_ray.store.runs import Runs
 
@@ -30,7 +29,7 @@ def plan(config: JobConfig, console: Console) -> dict[str, Any]:
     )
     for part in plan.todo:
         if part.problem:
-            console.warn(f"{storage.redact(part.shard)}: {part.problem}")
+            console.warn(f"{part.shard}: {part.problem}")
     console.note(f"extractor {store.extractor_id}: {plan.todo_rows:,} of {plan.rows:,} samples are to be extracted")
     memory = extractor_bytes(config.extractor)
     console.note(
@@ -78,7 +77,7 @@ def _rate(config: JobConfig, plan: Plan, store: FeatureStore, console: Console) 
     try:
         count, seconds, device = _probe(todo[0], config.extractor, config.workers.cpus_per_extractor)
     except ScalSelectError as error:
-        console.warn(f"no guess of the time: a few samples could not be tried: {storage.redact(str(error))}")
+        console.warn(f"no guess of the time: a few samples could not be tried: {error}")
         return None, None
     if not count:
         console.note(

@@ -20,7 +20,7 @@ def status(given: str, console: Console) -> dict[str, Any]:
     extractors = {name: _extractor(FeatureStore(output, name)) for name in output.extractors()}
     runs = [_run(known, name) for name in known.names()]
     if not extractors and not runs:
-        console.note(f"{storage.redact(output.uri)}: nothing there yet")
+        console.note(f"{output.uri}: nothing there yet")
     for name, found in extractors.items():
         console.note(f"extractor {name}: {counted(found['slices'], 'slice')} committed, model {found['model']}")
     for item in runs:
@@ -36,7 +36,7 @@ def status(given: str, console: Console) -> dict[str, Any]:
         garbage = find_garbage(output)
     except ScalSelectError as error:
         garbage = []
-        console.warn(storage.redact(str(error)))
+        console.warn(str(error))
     for heap in garbage:
         console.note(f"of no more use: {heap}")
     if garbage:
@@ -53,7 +53,7 @@ def _run(runs: Runs, name: str) -> dict[str, Any]:
     try:
         record = runs.record(name)
     except OutputError as error:  # of another version
-        return {"run_id": name, "finished": True, "problem": storage.redact(str(error))}
+        return {"run_id": name, "finished": True, "problem": str(error)}
     shown = {key: getattr(record, key, None) for key in ("scored", "chosen", "k")}
     return {"run_id": name, "finished": record is not None, **shown}
 
@@ -68,7 +68,7 @@ def clean(given: str, rejected: str | None, delete: bool, console: Console) -> d
     for heap in garbage:
         console.note(f"{'removing' if delete else 'would remove'} {heap}")
         for uri in heap.uris[:20]:
-            console.note(f"  {storage.redact(uri)}")
+            console.note(f"  {uri}")
         if len(heap.uris) > 20:
             console.note(f"  and {len(heap.uris) - 20:,} more")
         if delete:

@@ -37,11 +37,11 @@ def summarise(console: Console, record: RunRecord, output: Output) -> None:
     console.table(("source", "scored", "chosen", "share"), rows)
     if record.k == 0:
         console.warn("all features are equal: there is no subspace, every score is 0, and the first samples were taken")
-    report = {"report": storage.redact(folder.report)} if storage.exists(folder.report) else {}
-    written = {"manifest": storage.redact(folder.table("manifest")), "rejects": storage.redact(folder.rejects)}
+    report = {"report": folder.report} if storage.exists(folder.report) else {}
+    written = {"manifest": folder.table("manifest"), "rejects": folder.rejects}
     console.facts({**report, **written})
     console.note(
-        f"  next: 'scalselect export {storage.redact(output.uri)} --to llava --out DIR' writes it for a trainer "
+        f"  next: 'scalselect export {output.uri} --to llava --out DIR' writes it for a trainer "
         f"(others: "
         "--to '?'); run the same command"
     )

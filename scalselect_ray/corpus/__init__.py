@@ -7,7 +7,7 @@ from scalselect_ray.corpus.images import fetched, fetched_images, load_image, lo
 from scalselect_ray.corpus.planning import CorpusFile, Plan, list_files, make_plan, plan_file, plan_here, plan_open_file
 from scalselect_ray.corpus.reading import read_records, read_rows, read_slices
 from scalselect_ray.corpus.sample import ImagePlaceholder, ImageRef, Reason, Reject, Sample, SampleRejectedError, Turn
-from scalselect_ray.corpus.slices import Slice, SliceId, is_complete, reading_units, without_overlaps
+from scalselect_ray.corpus.slices import Slice, SliceId, is_complete, reading_units, shard_name, without_overlaps
 
 __all__ = [
     "MAX_PIXELS",
@@ -40,5 +40,6 @@ __all__ = [
     "read_slices",
     "reading_units",
     "resolver",
+    "shard_name",
     "without_overlaps",
 ]

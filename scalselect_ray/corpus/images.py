@@ -20,6 +20,7 @@ from scalselect_ray.corpus.decoding import as_rgb, decode
 from scalselect_ray.corpus.sample import ImageRef, Reason, SampleRejectedError
 from scalselect_ray.errors import CorpusError, NoPermissionError, StorageError
 from scalselect_ray.io import storage
+from scalselect_ray.redaction import cut
 
 MAX_BYTES = 1 << 28  # of an image file, and of all of a sample that are fetched; more is not read
 _MAX_PATH = 1024  # what object stores take
@@ -58,7 +59,7 @@ def resolver(image_root: str | None) -> ImageResolver:
                 raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"the data URI is not base64: {error}") from error
         if image_root is None:
             raise SampleRejectedError(
-                Reason.IMAGE_REFUSED, f"{storage.redact(field[:200])}: a path, and no image root to find it below"
+                Reason.IMAGE_REFUSED, f"{cut(field, 200)}: a path, and no image root to find it below"
             )
         return ImageRef(field, uri=_inside(image_root, field, real_folder))
 
@@ -144,7 +145,7 @@ def _fetch(image: ImageRef, left: int) -> bytes:
         raise SampleRejectedError(Reason.IMAGE_MISSING, f"{image.name}: no such image below the image root") from error
     except NoPermissionError as error:
         raise CorpusError(
-            f"no permission to read the image {storage.redact(image.uri)}; the image root must be readable (a store "
+            f"no permission to read the image {image.uri}; the image root must be readable (a store "
             f"that may not be "
             "listed answers like this for a missing image as well)"
         ) from error

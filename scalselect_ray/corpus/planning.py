@@ -63,14 +63,12 @@ def list_files(corpus: CorpusSettings) -> list[CorpusFile]:
             try:
                 found = [file for file in storage.expand(pattern) if file.uri == pattern or is_corpus_file(file.uri)]
             except PermissionError as error:
-                raise CorpusError(f"source '{source.name}': no permission to list {storage.redact(pattern)}") from error
+                raise CorpusError(f"source '{source.name}': no permission to list {pattern}") from error
             except OSError as error:
-                raise CorpusError(
-                    f"source '{source.name}': {storage.redact(pattern)} cannot be listed: {error}"
-                ) from error
+                raise CorpusError(f"source '{source.name}': {pattern} cannot be listed: {error}") from error
             if not found:
                 raise CorpusError(
-                    f"source '{source.name}': nothing matches {storage.redact(pattern)}; check corpus.sources[].paths "
+                    f"source '{source.name}': nothing matches {pattern}; check corpus.sources[].paths "
                     "(is the bucket or folder right? corpora end in .json, .jsonl, .parquet, .tar, each also .gz but "
                     "Parquet)"
                 )
@@ -102,11 +100,11 @@ def plan_file(file: CorpusFile, kept: Sequence[SliceId] = ()) -> list[Slice]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise CorpusChangedError([file.file.uri]) from error
     except PermissionError as error:
-        raise CorpusError(f"source '{file.source}': no permission to read {storage.redact(file.file.uri)}") from error
+        raise CorpusError(f"source '{file.source}': no permission to read {file.file.uri}") from error
     except StorageError:
         raise  # the store's trouble may pass; a file's own does not
     except OSError as error:
-        raise StorageError(f"{storage.redact(file.file.uri)} cannot be read: {error}") from error
+        raise StorageError(f"{file.file.uri} cannot be read: {error}") from error
     if problem is not None:
         read = ranges[-1].stop_row if ranges else 0
         ranges.append(RowRange(read, read + 1, 0, 0))

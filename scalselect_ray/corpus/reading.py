@@ -30,17 +30,15 @@ def read_records(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[object]]
                 yield slice_, records
         except UnreadableFileError as error:
             check_unchanged(file)
-            raise CorpusError(
-                f"{storage.redact(file.uri)} could be read when it was planned, and now not: {error}"
-            ) from error
+            raise CorpusError(f"{file.uri} could be read when it was planned, and now not: {error}") from error
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise CorpusChangedError([file.uri]) from error
     except PermissionError as error:
-        raise CorpusError(f"no permission to read {storage.redact(file.uri)}") from error
+        raise CorpusError(f"no permission to read {file.uri}") from error
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(f"{storage.redact(file.uri)} cannot be read: {error}") from error
+        raise StorageError(f"{file.uri} cannot be read: {error}") from error
 
 
 def read_slices(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[Sample | Reject]]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from scalselect_ray.io import storage
+from scalselect_ray.redaction import redact
 
 Role = Literal["system", "user", "assistant"]
 MAX_TEXT = 1000  # characters of an id or a message; a longer one is cut
@@ -105,4 +105,4 @@ class Reject:
 def plain(message: str) -> str:
     """A message that quotes a corpus, fit for a table and a terminal: bounded, without secrets and without control
     characters."""
-    return _CONTROL.sub(" ", storage.redact(message[: 4 * MAX_TEXT])[:MAX_TEXT])
+    return _CONTROL.sub(" ", redact(message[: 4 * MAX_TEXT])[:MAX_TEXT])

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from scalselect_ray.redaction import redact
+
 
 class SliceId(NamedTuple):
     """Which rows of which version of a file a slice holds, and of how many: a listing of ids alone tells whether a file
@@ -36,6 +38,11 @@ class SliceId(NamedTuple):
     @property
     def rows(self) -> int:
         return self.stop_row - self.first_row
+
+
+def shard_name(uri: str) -> str:
+    """What a file is called in the tables of a run: its URI without secrets. A name, and no place to read."""
+    return redact(uri)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ def common_folder(folders: Sequence[str]) -> str:
     paths = [folder.partition("://")[2] if "://" in folder else folder for folder in folders]
     shared = posixpath.commonpath(paths) if len(schemes) == 1 else ""
     if not shared:
-        shown = " and ".join(storage.redact(folder) for folder in [folders[0], folders[-1]])
+        shown = f"{folders[0]} and {folders[-1]}"
         raise ConfigError(
             f"the images lie in folders that have no folder in common ({shown}): use --images copy, into a new folder"
         )
@@ -205,6 +205,5 @@ def join_parts(stream: BinaryIO, uris: Sequence[str], between: bytes = b"") -> N
 def part_is_gone(uri: str) -> OutputError:
     """What was written and is not there any more, below SPOOL, which the end of an export removes."""
     return OutputError(
-        f"{storage.redact(uri)} is gone: the same export was written twice at once, and the other one has ended. "
-        f"Run it again"
+        f"{uri} is gone: the same export was written twice at once, and the other one has ended. Run it again"
     )

@@ -8,9 +8,8 @@ import ray
 from ray import ObjectRef
 
 from scalselect_ray.cluster.tasks import completed
-from scalselect_ray.corpus import CorpusFile
+from scalselect_ray.corpus import CorpusFile, shard_name
 from scalselect_ray.errors import CorpusError
-from scalselect_ray.io import storage
 from scalselect_ray.store.files import RunFile
 from scalselect_ray.store.layout import RunFolder
 from scalselect_ray.store.tables import read_part
@@ -31,7 +30,7 @@ class ChosenRows:
 
     def __init__(self, run_folder: RunFolder, files: Sequence[CorpusFile]) -> None:
         self.files = files
-        numbers = {(file.source, storage.redact(file.file.uri)): number for number, file in enumerate(files)}
+        numbers = {(file.source, shard_name(file.file.uri)): number for number, file in enumerate(files)}
         self.uris = run_folder.parts("manifest")
         self.parts: list[ObjectRef[RowIndex]] = [None] * len(self.uris)
         self.by_file = np.zeros(len(files), dtype=np.int64)
@@ -45,7 +44,7 @@ class ChosenRows:
         if missing:
             source, shard = min(missing)
             raise CorpusError(
-                f"{storage.redact(shard)} (source '{source}') has chosen samples and is no longer in the corpus: "
+                f"{shard} (source '{source}') has chosen samples and is no longer in the corpus: "
                 f"bring it back, or run again"
             )
 
@@ -59,7 +58,7 @@ class ChosenRows:
         for file, count in zip(self.files, self.by_file, strict=True):
             if count and file.key not in keys:
                 raise CorpusError(
-                    f"{storage.redact(file.file.uri)} (source '{file.source}') has changed since the run: its rows "
+                    f"{file.file.uri} (source '{file.source}') has changed since the run: its rows "
                     f"are not the chosen ones any more. Bring the old file back, or run again: only what changed is "
                     f"extracted"
                 )

@@ -5,7 +5,6 @@ Tasks do the reading and the writing; the driver sees slices, counts and the URI
 """
 
 import functools
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +44,7 @@ from scalselect_ray.exports.rows import check_still, copy_images, fetch_images, 
 from scalselect_ray.exports.spool import SortedRun, SortedRunWriter, merged
 from scalselect_ray.exports.target import Identity, check_location, claim_of, claimed
 from scalselect_ray.io import storage
+from scalselect_ray.redaction import to_json
 from scalselect_ray.store.files import read_files
 from scalselect_ray.store.layout import Output, RunFolder, format_name
 from scalselect_ray.store.runs import Runs
@@ -118,8 +118,8 @@ def _format_of(name: str, images: str | None, raw: bool) -> tuple[Format, Images
     """The format of this name, and what becomes of images. Raises ConfigError."""
     known = FORMATS.get(name)
     if known is None:
-        listed = "".join(f"\n  {known_name:<15}{each.about}" for known_name, each in FORMATS.items())
-        raise ConfigError(f"'{name}' is no export format; these are:{listed}")
+        listed = [f"  {known_name:<15}{each.about}" for known_name, each in FORMATS.items()]
+        raise ConfigError(f"'{name}' is no export format; these are:", *listed)
     if images is not None and images not in known.modes:
         can = f"only {' or '.join(known.modes)}" if known.modes else "it names no images"
         raise ConfigError(f"export to {name} does not support --images {images}: {can}")
@@ -212,8 +212,7 @@ def _plan_wanted(file: CorpusFile, number: int, parts: Sequence[ObjectRef[RowInd
             found.append(([slice_ for slice_, count in zip(unit, counts, strict=True) if count], sum(counts)))
     if sum(count for _, count in found) != count_wanted(known, number, 0, FILE_ROWS):
         raise CorpusError(
-            f"{storage.redact(file.file.uri)} cannot be read to its last chosen row: bring back the file as the run "
-            f"read it"
+            f"{file.file.uri} cannot be read to its last chosen row: bring back the file as the run read it"
         )
     return found
 
@@ -347,7 +346,7 @@ def _write_part(
     with storage.open_write(uri) as stream:
         count = work.format.write(supply(supplied, work), report, stream)
     if report.left_out:
-        lines = "".join(json.dumps(row) + "\n" for row in report.left_out)
+        lines = "".join(to_json(row) + "\n" for row in report.left_out)
         storage.write(_left_out_uri(work, part), lines.encode())
     return count, Counter(row["reason"] for row in report.left_out), report.notes
 
@@ -365,20 +364,16 @@ def _commit(work: Export, chosen: int, written: _Written, usage: Usage, console:
     record = {
         **work.identity,
         "format": format_name("export"),
-        "target": storage.redact(work.target),
+        "target": work.target,
         "chosen": chosen,
         "written": written.finish.count,
         "left_out": dict(sorted(written.reasons.items())),
-        "image_folder": storage.redact(written.finish.paths.folder)
-        if work.mode is not None and not work.format.embeds
-        else None,
-        "use": [storage.redact(line) for line in usage.lines],
+        "image_folder": written.finish.paths.folder if work.mode is not None and not work.format.embeds else None,
+        "use": list(usage.lines),
     }
-    storage.write(storage.join(work.target, "export.json"), json.dumps(record, indent=2).encode())
+    storage.write(storage.join(work.target, "export.json"), to_json(record, indent=2).encode())
     storage.delete_folder(storage.join(work.target, SPOOL))
-    console.note(
-        f"{written.finish.count:,} of {chosen:,} chosen samples of run {work.run_id} to {storage.redact(work.target)}"
-    )
+    console.note(f"{written.finish.count:,} of {chosen:,} chosen samples of run {work.run_id} to {work.target}")
     for reason, count in written.reasons.most_common():
         console.warn(f"{count:,} left out (see left-out.jsonl): {reason}")
     for note, count in written.notes.most_common():
@@ -386,7 +381,7 @@ def _commit(work: Export, chosen: int, written: _Written, usage: Usage, console:
     if written.copied:
         console.note("  images that are bytes in the corpus, or were to be copied, are in images/")
     for line in usage.lines:
-        console.note(f"  {storage.redact(line)}")
+        console.note(f"  {line}")
     if not storage.is_local(work.target) and work.format.modes and not work.format.embeds:
         console.note("  the trainer reads local files: copy or mount them first")
     for warning in usage.warnings:

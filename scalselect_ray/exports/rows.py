@@ -122,8 +122,7 @@ def _data(row: ExportRow, image: ExportImage) -> bytes:
         data = fetched(ImageRef(image.name, image.data, image.uri)).data
     except SampleRejectedError as error:
         raise CorpusError(
-            f"{storage.redact(row.shard)} row {row.row}: an image is not what it was when the sample was chosen: "
-            f"{error}"
+            f"{row.shard} row {row.row}: an image is not what it was when the sample was chosen: {error}"
         ) from error
     assert data is not None
     return data

@@ -159,7 +159,7 @@ class _RangeReader(io.RawIOBase):
         except FileNotFoundError as error:
             raise part_is_gone(self._item.uri) from error
         if len(data) < stop - self._at:
-            raise StorageError(f"{storage.redact(self._item.uri)} ends before the rows that were written to it")
+            raise StorageError(f"{self._item.uri} ends before the rows that were written to it")
         buffer[: len(data)] = data
         self._at = stop
         return len(data)

@@ -25,14 +25,12 @@ def check_location(target: str, corpus: CorpusSettings, output: str) -> None:
     Raises OutputError.
     """
     if storage.is_below(target, output):
-        raise OutputError(
-            f"{storage.redact(target)} lies in the output folder {storage.redact(output)}: choose a folder outside it"
-        )
+        raise OutputError(f"{target} lies in the output folder {output}: choose a folder outside it")
     for source in corpus.sources:
         for path in source.paths:
             if _covers(storage.absolute(path), target):
                 raise OutputError(
-                    f"{storage.redact(target)} lies below {storage.redact(path)}, a path of the corpus (source "
+                    f"{target} lies below {path}, a path of the corpus (source "
                     f"'{source.name}'): the next run would read the export as samples. Choose a folder outside it"
                 )
 
@@ -88,16 +86,13 @@ def _claim(target: str, identity: Identity) -> bool:
             _check_same(target, found, identity)
             return new
         time.sleep(_LOOK_S)
-    raise OutputError(
-        f"{storage.redact(uri)} does not say which export it belongs to: remove it, or choose another folder"
-    )
+    raise OutputError(f"{uri} does not say which export it belongs to: remove it, or choose another folder")
 
 
 def _check_same(target: str, found: Mapping[str, Any], identity: Identity) -> None:
     if any(found.get(name) != identity.get(name) for name in ("run_id", "to", "images", "raw")):
         raise OutputError(
-            f"{storage.redact(target)} holds another export ({found.get('to')} of run {found.get('run_id')}): "
-            f"choose another folder"
+            f"{target} holds another export ({found.get('to')} of run {found.get('run_id')}): choose another folder"
         )
 
 
@@ -106,10 +101,10 @@ def _check_content(target: str, identity: Identity, begun: bool) -> None:
     uri = storage.join(target, "export.json")
     finished = _read(uri)
     if finished is not None and "to" in finished:
-        check_format("export", finished.get("format"), storage.redact(uri))
+        check_format("export", finished.get("format"), uri)
         _check_same(target, finished, identity)
     elif not begun and (storage.list_names(target) or storage.list_folders(target)):
-        raise OutputError(f"{storage.redact(target)} is not empty: choose another folder")
+        raise OutputError(f"{target} is not empty: choose another folder")
 
 
 def _has_content(target: str) -> bool:

@@ -74,7 +74,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
             if package
             else f"known schemes: {', '.join(sorted(_PACKAGES))}, file"
         )
-        raise ConfigError(f"{redact(uri)}: no file system for the scheme '{scheme}': {cure}") from error
+        raise ConfigError(f"{uri}: no file system for the scheme '{scheme}': {cure}") from error
 
 
 def is_local(uri: str) -> bool:
@@ -99,28 +99,6 @@ def is_below(uri: str, folder: str) -> bool:
 def join(base: str, *parts: str) -> str:
     """`base` with path components appended."""
     return posixpath.join(base, *parts)
-
-
-_USERINFO = re.compile(
-    r"(?<=://)(?<!abfs://)(?<!abfss://)(?<!wasb://)(?<!wasbs://)(?:[^/@\s:]+:(?!\d+/)[^\s\"']*|[^/@\s]+)@"
-)
-_SIGNED = re.compile(r"(?i)(?<=[?&])([^=&\s]*(?:sig|token|credential|key|secret|passw|pwd)[^=&\s]*)=([^&\s\"']+)")
-
-
-def redact(text: str, uri: str = "") -> str:
-    """`text` without the secrets a URI can carry: userinfo and the query of a signed URL. Those of `uri` are found in
-    any place.
-
-    A password may hold a slash (keys of S3 do), so `user:` up to the last `@` is taken for userinfo, unless it is a
-    port. Bytes of a file name that are no UTF-8 come out as escapes, which any table and terminal takes."""
-    text = text if text.isascii() else text.encode(errors="backslashreplace").decode()
-    userinfo = [found[:-1] for found in _USERINFO.findall(uri)]
-    pieces = [
-        piece for found in userinfo for piece in re.split("[:/]", found) if len(piece) > 2
-    ]  # a client may have cut it anywhere
-    for secret in [*userinfo, *pieces, *(value for _, value in _SIGNED.findall(uri))]:
-        text = text.replace(secret, "***")
-    return _SIGNED.sub(r"\1=***", _USERINFO.sub("***@", text))
 
 
 def stat(uri: str) -> FileInfo:
@@ -207,10 +185,10 @@ def write(uri: str, data: bytes, content_type: str | None = None) -> None:
         else:
             _patiently(uri, lambda: fs.pipe_file(path, data, **options))
     except PermissionError as error:
-        raise NoPermissionError(f"{redact(uri)}: no permission to write there") from error
+        raise NoPermissionError(f"{uri}: no permission to write there") from error
     except OSError as error:
         cure = "; make room there and run again: what is committed stays" if error.errno in _FULL else ""
-        raise StorageError(f"{redact(uri)} cannot be written: {redact(str(error), uri)}{cure}") from error
+        raise StorageError(f"{uri} cannot be written: {error}{cure}") from error
 
 
 def create(uri: str, data: bytes) -> bool:
@@ -235,11 +213,11 @@ def create(uri: str, data: bytes) -> bool:
     try:
         return _create_here(path, data) if is_local(uri) else _patiently(uri, put)
     except PermissionError as error:
-        raise NoPermissionError(f"{redact(uri)}: no permission to write there") from error
+        raise NoPermissionError(f"{uri}: no permission to write there") from error
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(f"{redact(uri)} cannot be written: {redact(str(error), uri)}") from error
+        raise StorageError(f"{uri} cannot be written: {error}") from error
 
 
 @contextlib.contextmanager
@@ -255,9 +233,9 @@ def open_write(uri: str) -> Iterator[BinaryIO]:
     except ScalSelectError:
         raise
     except PermissionError as error:
-        raise NoPermissionError(f"{redact(uri)}: no permission to write there") from error
+        raise NoPermissionError(f"{uri}: no permission to write there") from error
     except OSError as error:
-        raise StorageError(f"{redact(uri)} cannot be written: {redact(str(error))}") from error
+        raise StorageError(f"{uri} cannot be written: {error}") from error
 
 
 def delete_folder(uri: str) -> None:
@@ -361,15 +339,15 @@ def _told(uri: str, call: Callable[[], T]) -> T:
     except ScalSelectError:
         raise
     except PermissionError as error:
-        raise NoPermissionError(f"{redact(uri)}: no permission ({redact(str(error), uri)})") from error
+        raise NoPermissionError(f"{uri}: no permission ({error})") from error
     except _ANSWERS:
         raise
     except OSError as error:
-        raise StorageError(f"{redact(uri)}: {redact(str(error), uri) or type(error).__name__}") from error
+        raise StorageError(f"{uri}: {str(error) or type(error).__name__}") from error
     except Exception as error:  # clients of stores raise what they like
         if "Credentials" in type(error).__name__:
-            raise NoPermissionError(f"{redact(uri)}: no credentials ({redact(str(error), uri)})") from error
-        raise StorageError(f"{redact(uri)}: {type(error).__name__}: {redact(str(error), uri)}") from error
+            raise NoPermissionError(f"{uri}: no credentials ({error})") from error
+        raise StorageError(f"{uri}: {type(error).__name__}: {error}") from error
 
 
 def _entries(folder: str) -> list[tuple[str, str]]:

@@ -11,11 +11,20 @@ from ray.exceptions import RayError
 
 from scalselect_ray.cluster.session import cluster_gpus
 from scalselect_ray.config import JobConfig, parse_config
-from scalselect_ray.corpus import CorpusFile, Reject, Sample, SampleRejectedError, list_files, load_image, read_rows
+from scalselect_ray.corpus import (
+    CorpusFile,
+    Reject,
+    Sample,
+    SampleRejectedError,
+    list_files,
+    load_image,
+    read_rows,
+    shard_name,
+)
 from scalselect_ray.corpus.formats import UnreadableFileError
 from scalselect_ray.corpus.planning import check_unchanged
 from scalselect_ray.errors import ScalSelectError
-from scalselect_ray.io import storage
+from scalselect_ray.redaction import cut
 from scalselect_ray.report.data import Card, SampleRow, Thumbnail
 from scalselect_ray.report.gallery import MAX_PICTURES, draw_overlay, thumbnail_of, turns_of
 from scalselect_ray.store.tables import Key
@@ -47,7 +56,7 @@ def _cards(config_text: str, rows: Sequence[SampleRow], file_keys: Mapping[Shard
         note = _short(f"the corpus is not there any more: {error}")
         return {row.key: Card(row, note=note) for row in rows}
     cards = {row.key: Card(row, note="not read: the report did not wait longer") for row in rows}
-    there = {(file.source, storage.redact(file.file.uri)): file for file in listed}
+    there = {(file.source, shard_name(file.file.uri)): file for file in listed}
     wanted: dict[Shard, list[Key]] = {}
     for key in sorted(cards):
         wanted.setdefault((key.source, key.shard), []).append(key)
@@ -173,5 +182,4 @@ def _overlays_of(sample: Sample, prepare: Any, extractor: Any) -> list[dict[str,
 
 
 def _short(text: str) -> str:
-    text = storage.redact(text)
-    return text if len(text) <= 300 else text[:300] + "..."
+    return cut(text, 300)

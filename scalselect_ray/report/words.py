@@ -4,16 +4,18 @@ from typing import Any
 
 from markupsafe import Markup
 
+from scalselect_ray.redaction import redact
+
 _CONTROL = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "\u2421"}
 _SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
 
 
 def visible(value: Any) -> Any:
     """Any text of a corpus, fit for a page: control characters are shown as signs, what is no character as a mark of
-    that."""
+    that, and secrets of URIs are left out."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return value.encode(errors="replace").decode().translate(_CONTROL)
+    return redact(value).encode(errors="replace").decode().translate(_CONTROL)
 
 
 def cut(text: str, length: int) -> str:

@@ -15,7 +15,7 @@ def page_uri(out: str) -> str:
     uri = storage.absolute(out)
     if not storage.is_local(uri):
         if out.endswith("/") or storage.list_names(uri) or storage.list_folders(uri):
-            raise OutputError(f"{storage.redact(uri)} is a folder: name a file for the page")
+            raise OutputError(f"{uri} is a folder: name a file for the page")
         return uri
     if os.path.isdir(uri) or out.endswith("/"):
         raise OutputError(f"{uri} is a folder: name a file for the page")
@@ -38,10 +38,7 @@ def write_report(output: Output, record: RunRecord, console: Console) -> None:
         make_report(output, record)
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        console.warn(
-            f"the report is not made: {type(error).__name__}: {storage.redact(lines[-1])}; 'scalselect report' tries "
-            f"again"
-        )
+        console.warn(f"the report is not made: {type(error).__name__}: {lines[-1]}; 'scalselect report' tries again")
 
 
 def make_report(output: Output, record: RunRecord, uri: str | None = None) -> str:
@@ -63,9 +60,7 @@ def make_comparison(output: Output, a: RunRecord, b: RunRecord, uri: str | None)
     folders = [output.run(record.run_id) for record in (a, b)]
     change = compare(folders[1], folders[0], max(a.chosen, b.chosen))
     if change is None:
-        raise OutputError(
-            f"{storage.redact(folders[0].uri)}: its manifest or its subspace is damaged; it cannot be compared"
-        )
+        raise OutputError(f"{folders[0].uri}: its manifest or its subspace is damaged; it cannot be compared")
     uri = uri or folders[0].comparison(b.run_id)
     storage.write(uri, render_comparison(gather(output, a), gather(output, b), change), "text/html; charset=utf-8")
     return uri

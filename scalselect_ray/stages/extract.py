@@ -32,9 +32,9 @@ from scalselect_ray.corpus import (
     Slice,
     SliceId,
     reading_units,
+    shard_name,
 )
 from scalselect_ray.errors import ClusterError, CorpusChangedError, ModelError
-from scalselect_ray.io import storage
 from scalselect_ray.io.ahead import ahead
 from scalselect_ray.stages import plan as plan_stage
 from scalselect_ray.stages.context import Job, Run, begin
@@ -326,7 +326,7 @@ class ExtractSlices:
             started = time.perf_counter()
             answers = iter(self._extract(slice_, [prepared for _, prepared in rows if isinstance(prepared, Prepared)]))
             metrics.step_done("extract", slice_.source, time.perf_counter() - started)
-        shard = storage.redact(slice_.shard)  # from here on a name, and no longer a place to read
+        shard = shard_name(slice_.shard)  # from here on a name, and no longer a place to read
         records = [
             {
                 "source": slice_.source,
@@ -346,8 +346,8 @@ class ExtractSlices:
                 os._exit(1)  # the process is of no more use: Ray starts another and hands it the slice again
             raise ClusterError(
                 f"the device of an extractor was lost again, on {slice_.shard} rows "
-                f"{slice_.first_row}-{slice_.stop_row - 1}: {error}\n"
-                "Next: look at that machine's device; run again: what is committed stays and is not paid for again"
+                f"{slice_.first_row}-{slice_.stop_row - 1}: {error}",
+                "Next: look at that machine's device; run again: what is committed stays and is not paid for again",
             ) from error
 
     def _commit(self, slice_: Slice, table: pa.Table) -> pa.Table:
@@ -389,7 +389,7 @@ def _preparer(extractor: ExtractorConfig, preparing: str) -> Preparer:
 
 def _another_model(extractor: ExtractorConfig) -> ModelError:
     return ModelError(
-        f"extractor.model: {storage.redact(extractor.model)} is not the same in every place, or has changed since the "
+        f"extractor.model: {extractor.model} is not the same in every place, or has changed since the "
         "run began: give a folder that nobody writes to, or a hub id with the commit as extractor.revision"
     )
 

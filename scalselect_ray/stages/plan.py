@@ -10,7 +10,6 @@ from scalselect_ray.corpus import Plan, list_files, make_plan, plan_open_file
 from scalselect_ray.corpus.planning import OpenFile
 from scalselect_ray.corpus.slices import Slice, SliceId
 from scalselect_ray.errors import CorpusChangedError, CorpusError
-from scalselect_ray.io import storage
 from scalselect_ray.stages.context import Job
 
 _SHOWN = 10  # unreadable files that are named
@@ -56,13 +55,11 @@ def _check(plan: Plan, job: Job) -> None:
         raise CorpusError(f"the corpus is empty: its {len(plan.files)} files hold no rows")
     problems = [slice_ for slice_ in plan.todo if slice_.problem]
     for slice_ in problems[:_SHOWN]:
-        job.console.warn(f"{storage.redact(slice_.shard)} from row {slice_.first_row:,} on: {slice_.problem}")
+        job.console.warn(f"{slice_.shard} from row {slice_.first_row:,} on: {slice_.problem}")
     if len(problems) > _SHOWN:
         job.console.warn(f"{len(problems) - _SHOWN:,} more files cannot be read to their end")
     if problems and len(problems) == len(plan.slice_ids):
-        raise CorpusError(
-            f"no file of the corpus can be read; the first: {storage.redact(problems[0].shard)}: {problems[0].problem}"
-        )
+        raise CorpusError(f"no file of the corpus can be read; the first: {problems[0].shard}: {problems[0].problem}")
 
 
 def _what_is_to_do(plan: Plan, job: Job) -> str:

@@ -27,25 +27,26 @@ def check_rejects(job: Job, plan: Plan, rejected: int) -> None:
     if rejected > job.config.rejects.max_fraction * plan.rows:
         raise TooManyRejectsError(
             f"{rejected:,} of {plan.rows:,} samples are rejected, above "
-            f"rejects.max_fraction={job.config.rejects.max_fraction:g}{_examples(job, plan)}\n"
+            f"rejects.max_fraction={job.config.rejects.max_fraction:g}",
+            *_examples(job, plan),
             "Fix the corpus, or raise rejects.max_fraction; extracted features are kept. A rejected row is tried "
-            "again once\n"
+            "again once",
             "the file that holds it has changed, or 'scalselect clean OUTPUT --rejected REASON' has removed what is "
-            "committed\n"
-            "with rejects of a reason."
+            "committed "
+            "with rejects of a reason.",
         )
 
 
-def _examples(job: Job, plan: Plan) -> str:
+def _examples(job: Job, plan: Plan) -> list[str]:
     """The first few rejects, to see what is wrong."""
     lines: list[str] = []
     for slice_id in sorted(job.store.committed().intersection(plan.slice_ids))[:_SEARCHED]:
         for row in job.store.read(slice_id, ["shard", "row", "reason", "message"]).to_pylist():
             if row["reason"] not in (None, Reason.TEXT_ONLY):
-                lines.append(f"\n  {row['reason']}: {row['shard']} row {row['row']}: {row['message']}")
+                lines.append(f"  {row['reason']}: {row['shard']} row {row['row']}: {row['message']}")
             if len(lines) == _SHOWN:
-                return "".join(lines)
-    return "".join(lines)
+                return lines
+    return lines
 
 
 def text_only_share(selection: SelectionConfig, chosen: int, scored: int) -> float:

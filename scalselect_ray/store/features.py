@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from scalselect_ray.corpus.slices import SliceId
 from scalselect_ray.errors import DamagedObjectError, StorageError
 from scalselect_ray.io import checksum, storage
+from scalselect_ray.redaction import to_json
 from scalselect_ray.store.layout import Output, check_format, format_name
 
 COUNTS = ("num_tokens", "num_vision_tokens", "num_query_tokens", "num_attended_tokens")
@@ -35,7 +36,7 @@ class FeatureStore:
         """Writes `extractor.json` once, so that a person can tell the folders apart."""
         uri = self.output.extractor(self.extractor_id)
         if not storage.exists(uri):
-            storage.write(uri, json.dumps(description, indent=2).encode())
+            storage.write(uri, to_json(description, indent=2).encode())
 
     def differences(self) -> str:
         """What tells this extractor from the one in the same output that is most like it; empty when it is the only

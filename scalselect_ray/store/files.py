@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalselect_ray.corpus.planning import Plan
-from scalselect_ray.corpus.slices import SliceId
+from scalselect_ray.corpus.slices import SliceId, shard_name
 from scalselect_ray.errors import OutputError
 from scalselect_ray.io import storage
 from scalselect_ray.store.layout import RunFolder, format_name
@@ -51,7 +51,7 @@ def files_of(plan: Plan) -> list[RunFile]:
     return [
         RunFile(
             file.source,
-            storage.redact(file.file.uri),
+            shard_name(file.file.uri),
             file.key,
             sum(slice_id.rows for slice_id in slices[file.key]),
             slices[file.key],
@@ -80,7 +80,7 @@ def read_files(folder: RunFolder) -> list[RunFile]:
     DamagedObjectError, StorageError."""
     if not storage.exists(folder.files):
         raise OutputError(
-            f"{storage.redact(folder.uri)} is a run of scalselect 0.1, which did not keep of which files it was made: "
+            f"{folder.uri} is a run of scalselect 0.1, which did not keep of which files it was made: "
             f"run "
             "again (nothing is extracted twice), and use the new run"
         )

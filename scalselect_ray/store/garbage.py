@@ -128,9 +128,7 @@ def _corpus_keys(config_uri: str) -> set[str]:
         config = parse_config(storage.read_bytes(config_uri).decode(), where=config_uri)
         return {file.key for file in list_files(config.corpus)}
     except ScalSelectError as error:
-        raise type(error)(
-            f"garbage is told by the corpus of the newest run ({storage.redact(config_uri)}): {error}"
-        ) from error
+        raise type(error)(f"garbage is told by the corpus of the newest run ({config_uri}): {error}") from error
 
 
 def _these(what: str, files: Sequence[storage.FileInfo]) -> Garbage:

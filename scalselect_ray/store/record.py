@@ -1,11 +1,11 @@
 """What `run.json` says of a finished run."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from scalselect_ray.errors import OutputError
+from scalselect_ray.redaction import to_json
 from scalselect_ray.store.layout import check_format, format_name
 
 
@@ -103,4 +103,4 @@ def _change(stored: Mapping[str, Any]) -> Change:
 
 def to_bytes(record: RunRecord) -> bytes:
     """The content of `run.json`."""
-    return json.dumps(record.to_json(), indent=2).encode()
+    return to_json(record.to_json(), indent=2).encode()

@@ -63,9 +63,7 @@ class Runs:
             finished = [other for other in known[::-1][:20] if self.is_finished(other)]
             has = f"finished runs, newest first: {', '.join(finished)}" if finished else "it has no finished run"
             state = "is not finished" if run_id in known else "is not there"
-            raise OutputError(
-                f"{storage.redact(self.output.uri)}: run {name} {state}; {has}; give the `output` of a config"
-            )
+            raise OutputError(f"{self.output.uri}: run {name} {state}; {has}; give the `output` of a config")
         return record
 
     def latest_with(self, extractor_id: str) -> RunRecord | None:

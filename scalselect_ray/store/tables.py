@@ -22,7 +22,7 @@ class Key(NamedTuple):
     row: int
 
     def __str__(self) -> str:
-        return f"{self.source}:{storage.redact(self.shard)}:{self.row}"
+        return f"{self.source}:{self.shard}:{self.row}"
 
 
 KEYS = [("source", pa.string()), ("shard", pa.string()), ("row", pa.int64()), ("id", pa.string())]

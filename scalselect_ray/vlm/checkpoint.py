@@ -55,19 +55,18 @@ def open_checkpoint(model: str, revision: str | None = None, *, weights: bool = 
     What is not on this machine yet is fetched, without the weights that are not needed, or without any. Raises
     ModelError.
     """
-    name = storage.redact(model)
     folder = _local_folder(model, revision, weights)
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{name}: no config.json in the model folder; expected a folder written by save_pretrained")
-    _refuse_code(folder, name)
+        raise ModelError(f"{model}: no config.json in the model folder; expected a folder written by save_pretrained")
+    _refuse_code(folder, model)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        family = family_of(config, name)
+        family = family_of(config, model)
         keep_front(config)
     except ModelError:
         raise
     except Exception as error:  # config classes raise what they like
-        raise ModelError(f"{name}: config.json cannot be used: {error}") from error
+        raise ModelError(f"{model}: config.json cannot be used: {error}") from error
     return Checkpoint(folder, config, family)
 
 
@@ -162,9 +161,7 @@ def _local_folder(model: str, revision: str | None, weights: bool) -> Path:
         return _fetch_from_bucket(model, weights)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return _fetch_from_hub(model, revision, weights)
-    raise ModelError(
-        f"extractor.model: no such folder: {storage.redact(model)} (nor is it a hub id of the form owner/name)"
-    )
+    raise ModelError(f"extractor.model: no such folder: {model} (nor is it a hub id of the form owner/name)")
 
 
 def _fetch_from_hub(repository: str, revision: str | None, weights: bool) -> Path:
@@ -195,7 +192,7 @@ def _fetch_from_bucket(uri: str, weights: bool) -> Path:
     try:
         files = _right_inside(uri)
         if "config.json" not in files:
-            raise ModelError(f"extractor.model: no config.json right inside {storage.redact(uri)}")
+            raise ModelError(f"extractor.model: no config.json right inside {uri}")
         state = json.dumps(sorted((name, file.size, file.version) for name, file in files.items()))
         folder = model_cache.folder_of(f"{uri} {state}")
         for name in files:
@@ -204,14 +201,11 @@ def _fetch_from_bucket(uri: str, weights: bool) -> Path:
         for name in needed_files(files, _weight_map(folder)) if weights else ():
             fetch(name)
         if new and _right_inside(uri) != files:
-            raise ModelError(
-                f"extractor.model: {storage.redact(uri)} changed while it was fetched; run again when nobody writes "
-                "there"
-            )
+            raise ModelError(f"extractor.model: {uri} changed while it was fetched; run again when nobody writes there")
         for path in new:
             model_cache.keep(path)
     except (OSError, KeyError) as error:
-        raise ModelError(f"extractor.model: {storage.redact(uri)} cannot be fetched: {error}") from error
+        raise ModelError(f"extractor.model: {uri} cannot be fetched: {error}") from error
     return folder
 
 

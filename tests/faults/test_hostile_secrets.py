@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import traceback
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,8 +13,18 @@ import tenacity
 import torch
 from conftest import GOLDEN, write_config
 
+from scalselect_ray import cli, errors
 from scalselect_ray.cli import main
+from scalselect_ray.config import parse_config, to_yaml
+from scalselect_ray.console import Console
+from scalselect_ray.corpus import shard_name
+from scalselect_ray.corpus.sample import plain
+from scalselect_ray.errors import ScalSelectError
 from scalselect_ray.io import storage
+from scalselect_ray.redaction import redact, to_json
+from scalselect_ray.report import page
+from scalselect_ray.store.features import FeatureStore
+from scalselect_ray.store.layout import Output
 
 CORPUS, MODEL = GOLDEN / "llava", GOLDEN / "llava" / "model"
 ROWS = json.loads((CORPUS / "samples.json").read_text())
@@ -87,7 +98,7 @@ def test_what_a_run_leaves_holds_no_secret_and_no_pickle(tmp_path, s3):
         assert "hunter2" not in text, path
     (run,) = (tmp_path / "output" / "runs").iterdir()
     assert "***@" in (run / "config.yaml").read_text()
-    assert set(pq.read_table(run / "manifest")["shard"].to_pylist()) == {storage.redact(f"{root}/rows.jsonl")}
+    assert set(pq.read_table(run / "manifest")["shard"].to_pylist()) == {shard_name(f"{root}/rows.jsonl")}
 
 
 def kind(data: bytes) -> str:
@@ -101,6 +112,78 @@ def kind(data: bytes) -> str:
     if data.lower().startswith(b"<!doctype html"):
         return "html"
     return "yaml" if data.startswith(b"corpus:") else "unknown"
+
+
+SECRET_URI = "https://KEYID:S3CR/ET@host/x?X-Amz-Signature=s1gnature&auth=hunter2&part=1"
+ERRORS = [error for error in vars(errors).values() if isinstance(error, type) and issubclass(error, ScalSelectError)]
+
+
+def printed(show):
+    stream = io.StringIO()
+    show(Console(stream))
+    return stream.getvalue()
+
+
+def trace_of(error):
+    try:
+        raise error
+    except ScalSelectError:
+        return traceback.format_exc()
+
+
+def an_error(kind):
+    if kind is errors.CorpusChangedError:
+        return kind([SECRET_URI])
+    return kind(SECRET_URI, "broken") if kind is errors.DamagedObjectError else kind(f"{SECRET_URI}: no 'S3CR'")
+
+
+def described():
+    store = FeatureStore(Output("memory://described"), "0" * 16)
+    store.describe({"model": SECRET_URI})
+    return storage.read_bytes("memory://described/features/" + "0" * 16 + "/extractor.json").decode()
+
+
+CONFIG = f"""
+corpus: {{sources: [{{name: a, paths: [x]}}]}}
+extractor: {{model: m}}
+selection: {{budget: 1}}
+output: '{SECRET_URI}'
+"""
+SINKS = {
+    "note": lambda: printed(lambda console: console.note(SECRET_URI)),
+    "warning": lambda: printed(lambda console: console.warn(f"of {SECRET_URI}: nothing")),
+    "error": lambda: printed(lambda console: console.error(SECRET_URI)),
+    "table": lambda: printed(lambda console: console.table(["a"], [[SECRET_URI]])),
+    "facts": lambda: printed(lambda console: console.facts({"output": SECRET_URI})),
+    "JSON": lambda: to_json({"a": [SECRET_URI, {"b": SECRET_URI}], SECRET_URI: 1}),
+    "the kept config": lambda: to_yaml(parse_config(CONFIG)),
+    "what describes an extractor": described,
+    "the message of a reject": lambda: plain(f"{SECRET_URI}: nothing"),
+    "a page": lambda: page._environment.from_string("<p>{{ text }}</p>").render(text=SECRET_URI),
+    "the name of a shard": lambda: shard_name(SECRET_URI),
+    **{f"str of {kind.__name__}": lambda kind=kind: str(an_error(kind)) for kind in ERRORS},
+    **{f"repr of {kind.__name__}": lambda kind=kind: repr(an_error(kind)) for kind in ERRORS},
+    **{f"trace of {kind.__name__}": lambda kind=kind: trace_of(an_error(kind)) for kind in ERRORS},
+}
+
+
+@pytest.mark.parametrize("sink", SINKS)
+def test_no_way_out_tells_a_secret(sink):
+    told = "".join(SINKS[sink]().split("\n"))
+    assert "***@host/x" in told
+    assert [secret for secret in (*SECRETS, "S3CR", "ET@") if secret in told] == []
+
+
+def raise_key_error(*_):
+    raise KeyError(SECRET_URI)
+
+
+def test_a_trace_of_something_unforeseen_tells_no_secret(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "load_config", raise_key_error)
+    assert main(["run", "config.yaml"]) == 1
+    said = capsys.readouterr().err
+    assert "KeyError" in said
+    assert [secret for secret in SECRETS if secret in said] == []
 
 
 @pytest.mark.parametrize(
@@ -121,7 +204,7 @@ def kind(data: bytes) -> str:
     ],
 )
 def test_redacted_is_what_a_uri_can_carry(text, uri, expected):
-    assert storage.redact(text, uri) == expected
+    assert redact(text, uri) == expected
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,9 @@ def _own_split(uri: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except yaml.YAMLError as error:
-        raise CorpusError(f"{storage.redact(uri)} is no split file: {error}") from error
+        raise CorpusError(f"{uri} is no split file: {error}") from error
     if not isinstance(found, dict) or not isinstance(found.get("split_parts"), dict):
-        raise CorpusError(f"{storage.redact(uri)} is no split file: it has no split_parts")
+        raise CorpusError(f"{uri} is no split file: it has no split_parts")
     return found
 
 
