@@ -1,7 +1,7 @@
 """URIs to samples: formats, planning slices, conversations to one schema, images."""
 
 from scalselect_ray.corpus.conversation import PLACEHOLDER, normalise
-from scalselect_ray.corpus.decoding import MAX_PIXELS
+from scalselect_ray.corpus.decoding import MAX_PIXELS, open_images
 from scalselect_ray.corpus.formats import Broken
 from scalselect_ray.corpus.images import fetched, fetched_images, load_image, load_images, resolver
 from scalselect_ray.corpus.planning import CorpusFile, Plan, list_files, make_plan, plan_file, plan_here, plan_open_file
@@ -32,6 +32,7 @@ __all__ = [
     "load_images",
     "make_plan",
     "normalise",
+    "open_images",
     "plan_file",
     "plan_here",
     "plan_open_file",

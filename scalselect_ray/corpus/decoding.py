@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
@@ -26,12 +27,28 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 Image.init()  # Pillow knows formats by name only once their plugins are loaded
 
 
-def decode(images: Sequence[ImageRef]) -> list[Image.Image]:
-    """The images of one sample, whose bytes are at hand: RGB, first frame, not rotated by EXIF (as trainers and the
-    models' own processors take a PIL image). One that the sample has several times is decoded once.
+@dataclass(frozen=True, slots=True)
+class OpenedImages:
+    """The images of one sample, of which the headers are read and nothing is decoded yet."""
 
-    Nothing is decoded where they have more than `MAX_PIXELS` together, by their headers. Raises SampleRejectedError."""
-    opened: dict[int, tuple[ImageRef, Image.Image, bool]] = {}  # by the identity of the bytes
+    pixels: int  # of all, as often as the sample has them
+    _images: Sequence[ImageRef]
+    _opened: Mapping[int, tuple[ImageRef, Image.Image, bool]]  # by the identity of the bytes
+
+    def decode(self) -> list[Image.Image]:
+        """RGB, first frame, not rotated by EXIF (as trainers and the models' own processors take a PIL image). One that
+        the sample has several times is decoded once. Raises SampleRejectedError."""
+        decoded: dict[int, Image.Image] = {}
+        for key, (image, picture, is_large) in self._opened.items():
+            with _told(image), picture:
+                decoded[key] = _decoded_apart(image, picture) if is_large else as_rgb(picture)
+        return [decoded[id(image.data)] for image in self._images]
+
+
+def open_images(images: Sequence[ImageRef]) -> OpenedImages:
+    """The images of one sample, whose bytes are at hand. Raises SampleRejectedError, also where they have more than
+    `MAX_PIXELS` together."""
+    opened: dict[int, tuple[ImageRef, Image.Image, bool]] = {}
     pixels = 0
     for image in images:
         assert image.data is not None
@@ -47,11 +64,12 @@ def decode(images: Sequence[ImageRef]) -> list[Image.Image]:
                     Reason.IMAGE_TOO_LARGE,
                     f"{image.name}: its {picture.width}x{picture.height} pixels bring the sample above {MAX_PIXELS:,}",
                 )
-    decoded: dict[int, Image.Image] = {}
-    for key, (image, picture, is_large) in opened.items():
-        with _told(image), picture:
-            decoded[key] = _decoded_apart(image, picture) if is_large else as_rgb(picture)
-    return [decoded[id(image.data)] for image in images]
+    return OpenedImages(pixels, images, opened)
+
+
+def decode(images: Sequence[ImageRef]) -> list[Image.Image]:
+    """The images of one sample, whose bytes are at hand, decoded: see `OpenedImages`. Raises SampleRejectedError."""
+    return open_images(images).decode()
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:

@@ -278,9 +278,8 @@ def prepare_unit(
         started = time.perf_counter()
         try:
             for slice_, samples in read_without(slices, deadly):
-                prepared = ahead(
-                    threads, functools.partial(_prepare_row, preparer, slice_.source), samples, 2 * _IMAGE_THREADS
-                )
+                prepare = functools.partial(_prepare_row, preparer, slice_.source)
+                prepared = ahead(threads, prepare, samples, _IMAGE_THREADS)
                 for piece, payload in payloads(slice_, prepared):
                     answer = _one_row(piece, payload)
                     metrics.step_done("prepare", slice_.source, time.perf_counter() - started)

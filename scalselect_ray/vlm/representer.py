@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from scalselect_ray.config import ExtractorConfig
-from scalselect_ray.corpus import Reason, Reject, Sample, SampleRejectedError, fetched_images, load_images
+from scalselect_ray.corpus import Reason, Reject, Sample, SampleRejectedError, fetched_images, open_images
 from scalselect_ray.vlm import (
     Extractor,
     Prepared,
@@ -19,7 +19,9 @@ from scalselect_ray.vlm import (
     open_checkpoint,
     share_images,
 )
+from scalselect_ray.vlm.pixels import PixelBudget
 
+_DECODED = PixelBudget(24 << 20)  # of one process, whatever the number of its threads
 _TOGETHER = 32  # samples whose pixels are in memory at once
 
 Outcome = Representation | SampleRejectedError
@@ -71,7 +73,9 @@ def prepare_sample(preparer: Preparer, sample: Sample | Reject) -> tuple[Prepare
     try:
         encoded = fetched_images(sample.images)
         size = sum(len(image.data or b"") for image in encoded)
-        return preparer(sample, load_images(encoded)), size
+        opened = open_images(encoded)
+        with _DECODED.taken(opened.pixels):
+            return preparer(sample, opened.decode()), size
     except SampleRejectedError as error:
         return error, size
     except MemoryError:
