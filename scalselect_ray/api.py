@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-from omegaconf import OmegaConf
 
-from scalselect_ray.config import ExtractorConfig, JobConfig, check_extractor, load_config, parse_config
+from scalselect_ray.config import ExtractorConfig, JobConfig, check_extractor, load_config, parse_config, source_of
 from scalselect_ray.io import storage
 
 if TYPE_CHECKING:
@@ -197,11 +196,11 @@ def run(
     Raises ScalSelectError (see `scalselect_ray.errors`), with a message for people.
     """
     if isinstance(config, JobConfig):
-        config = OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[assignment]
-    if isinstance(config, Mapping):
+        checked = parse_config(source_of(config), overrides)
+    elif isinstance(config, Mapping):
         checked = parse_config(json.dumps(config, default=os.fspath), overrides)  # JSON is YAML
     else:
-        checked = load_config(os.fspath(config), overrides)  # type: ignore[arg-type]
+        checked = load_config(os.fspath(config), overrides)
     from scalselect_ray.commands.run import run as run_job
     from scalselect_ray.console import Console
 

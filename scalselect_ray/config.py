@@ -4,14 +4,15 @@ started.
 Each key stands in one place with its text, default, range and unit: `scalselect config`, the JSON schema, the checks
 and their messages are made from there. Rules between keys are the `rules` of the class that has the keys."""
 
+import contextlib
 import difflib
 import math
 import os
 import re
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
 from types import NoneType, UnionType
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from scalselect_ray.errors import ConfigError
 from scalselect_ray.io import storage
-from scalselect_ray.redaction import cut, redact
+from scalselect_ray.redaction import cut, hide_environment, redact
 
 _REFUSALS = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError)
 _MOST = 10**12  # of anything that is counted
@@ -325,6 +326,8 @@ class JobConfig:
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     reduce: ReduceConfig = field(default_factory=ReduceConfig)
     output: str = setting("Where everything is written.", range=_filled("a folder, or a prefix in a bucket"))
+    written: str = field(default="", compare=False, repr=False, metadata={"omegaconf_ignore": True})
+    """The YAML that it was made of, all keys in it and interpolations as they were written; no key of its own."""
 
     def rules(self) -> Iterator[Rule]:
         names = [source.name for source in self.corpus.sources]
@@ -366,7 +369,7 @@ def keys(section: Any = JobConfig, name: str = "") -> Iterator[Key]:
     """All keys of a section, in order, with those inside of it after each."""
     for item in fields(section):
         full = f"{name}.{item.name}" if name else item.name
-        if item.metadata:
+        if "text" in item.metadata:
             yield Key(full, item)
         inner, suffix = _inside(item.type)
         if is_dataclass(inner):
@@ -426,15 +429,20 @@ def parse_config(text: str, overrides: Sequence[str] = (), where: str = "config"
         raise ConfigError(f"'{wrong[0]}': an override is written dotted.key=value, such as selection.budget=0.1")
     try:
         for override in overrides:
-            key, _, value = override.partition("=")
-            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
+            key, _, text = override.partition("=")
+            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
             OmegaConf.update(loaded, key, parsed["value"], force_add=True)  # as in a file: 1e-3 is a number
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JobConfig), loaded))
     except _REFUSALS as error:
-        raise ConfigError(f"{where}: {_refused(error, OmegaConf.to_container(loaded, resolve=False))}") from error
+        written = OmegaConf.to_container(loaded, resolve=False)
+        raise ConfigError(_as_written(f"{where}: {_refused(error, written)}", loaded)) from None
     assert isinstance(config, JobConfig)
-    _insist([*_in_range(config), *config.rules()], where, OmegaConf.to_container(loaded, resolve=False))
-    return _absolute(config)
+    for kept, key, value, expected in [*_in_range(config), *config.rules()]:
+        if not kept:
+            raise ConfigError(_as_written(f"{where}: {key} is {_shown(value)}; expected {expected}", loaded))
+    for name, content in _environment(loaded).items():
+        hide_environment(name, content)
+    return replace(_absolute(config), written=_kept(loaded))
 
 
 def check_extractor(extractor: ExtractorConfig) -> None:
@@ -444,12 +452,86 @@ def check_extractor(extractor: ExtractorConfig) -> None:
         OmegaConf.to_object(OmegaConf.merge({"extractor": OmegaConf.structured(ExtractorConfig)}, written))
     except _REFUSALS as error:
         raise ConfigError(f"extractor: {_refused(error, written)}") from error
-    _insist([*_in_range(extractor, "extractor"), *extractor.rules()], "extractor", written)
+    for kept, key, value, expected in [*_in_range(extractor, "extractor"), *extractor.rules()]:
+        if not kept:
+            raise ConfigError(f"extractor: {key} is {_shown(value)}; expected {expected}")
 
 
 def to_yaml(config: JobConfig) -> str:
-    """The resolved config, for the copy that is kept with a run. Secrets that a URI may carry are left out."""
-    return redact(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    """The config for the copy that is kept with a run: interpolations as they were written, all else as it is, without
+    the secrets that a URI may carry."""
+    return redact(source_of(config))
+
+
+def source_of(config: JobConfig) -> str:
+    """YAML that `parse_config` makes the same config of."""
+    try:
+        if config.written and parse_config(config.written) == config:
+            return config.written
+    except ConfigError:
+        pass  # the environment is another one now
+    values = asdict(config)
+    del values["written"]
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(values)))
+
+
+def _escaped(value: Any) -> Any:
+    """Texts as OmegaConf reads them back: what looks like an interpolation is none."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if isinstance(value, dict):
+        return {name: _escaped(item) for name, item in value.items()}
+    return [_escaped(item) for item in value] if isinstance(value, list) else value
+
+
+def _kept(loaded: DictConfig) -> str:
+    """The merged config as YAML. Local paths are absolute where nothing is interpolated."""
+    kept: Any = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(JobConfig), loaded), resolve=False)
+    for source in kept["corpus"]["sources"]:
+        source["paths"] = _settled(source["paths"])
+        source["image_root"] = _settled(source["image_root"])
+    kept["output"] = _settled(kept["output"])
+    if os.path.isdir(model := _settled(kept["extractor"]["model"])):
+        kept["extractor"]["model"] = model
+    return OmegaConf.to_yaml(OmegaConf.create(kept))
+
+
+def _settled(written: Any) -> Any:
+    """A path, or each of a list, as it is kept."""
+    if isinstance(written, list):
+        return [_settled(path) for path in written]
+    is_path = written and not OmegaConf.is_interpolation(OmegaConf.create([written]), 0)
+    return storage.absolute(written) if is_path else written
+
+
+def _environment(loaded: DictConfig) -> dict[str, str]:
+    """The variables of the environment that a config names, with their values."""
+    names = re.findall(r"oc\.env:\s*([^\s,}]+)", OmegaConf.to_yaml(loaded))
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def _as_written(message: str, loaded: DictConfig) -> str:
+    """A message with interpolated values as they were written: they may be secrets."""
+    pairs = {value: f"${{oc.env:{name}}}" for name, value in _environment(loaded).items()}
+    with contextlib.suppress(OmegaConfBaseException):
+        written, resolved = (OmegaConf.to_container(loaded, resolve=resolve) for resolve in (False, True))
+        pairs |= dict(_interpolated(written, resolved))
+    for value, text in sorted(pairs.items(), key=lambda pair: -len(pair[0])):
+        if len(value) > 2:
+            message = message.replace(value, text)
+    return message
+
+
+def _interpolated(written: Any, resolved: Any) -> Iterator[tuple[str, str]]:
+    """(resolved, as written) of each text in which something is interpolated."""
+    if isinstance(written, dict) and isinstance(resolved, dict):
+        for name in written:
+            yield from _interpolated(written[name], resolved.get(name))
+    elif isinstance(written, list) and isinstance(resolved, list):
+        for pair in zip(written, resolved, strict=False):
+            yield from _interpolated(*pair)
+    elif isinstance(written, str) and written != resolved:
+        yield str(resolved), written
 
 
 def _absolute(config: JobConfig) -> JobConfig:
@@ -482,14 +564,6 @@ def _in_range(section: Any, name: str = "") -> Iterator[Rule]:
         for suffix, inner in [("", value), *((f".{index}", inner) for index, inner in inside)]:
             if is_dataclass(inner):
                 yield from _in_range(inner, key + suffix)
-
-
-def _insist(rules: Iterable[Rule], where: str, written: Any) -> None:
-    for kept, key, value, expected in rules:
-        if not kept:
-            as_written = _find(written, key)
-            interpolated = "${" in str(as_written)
-            raise ConfigError(f"{where}: {key} is {_shown(as_written if interpolated else value)}; expected {expected}")
 
 
 def _refused(error: Exception, written: Any) -> str:

@@ -17,9 +17,27 @@ _SIGNED = re.compile(
 )
 
 
+_SECRET_NAME = re.compile(r"(?i)sig|token|credential|key|secret|passw|pwd|auth")
+_hidden: set[str] = set()  # in this process
+
+
+def hide_environment(name: str, value: str) -> None:
+    """From here on `redact` leaves out the value of an environment variable whose name is that of a secret. One of
+    fewer than 6 characters is too short to be told from other texts."""
+    if _SECRET_NAME.search(name) and len(value) >= 6:
+        _hidden.add(value)
+
+
 def redact(text: str, uri: str = "") -> str:
-    """`text` without the secrets a URI can carry: userinfo and the query of a signed URL. Those of `uri` are found in
-    any place.
+    """`text` without secrets: those that URIs carry, and values of the environment that a config has asked for by the
+    name of a secret. Those of `uri` are found in any place."""
+    for secret in sorted(_hidden, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return redact_uri(text, uri)
+
+
+def redact_uri(text: str, uri: str = "") -> str:
+    """`text` without the secrets a URI can carry: userinfo and the query of a signed URL. The same in every process.
 
     A password may hold a slash (keys of S3 do), so `user:` up to the last `@` is taken for userinfo, unless it is a
     port. Bytes of a file name that are no UTF-8 come out as escapes, which any table and terminal takes."""

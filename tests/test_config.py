@@ -1,6 +1,9 @@
 """Configs."""
 
 import json
+import os
+import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +11,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalselect_ray.config import keys, load_config, parse_config, to_yaml
+from scalselect_ray.config import keys, load_config, parse_config, source_of, to_yaml
 from scalselect_ray.errors import ConfigError
+from scalselect_ray.redaction import redact
 
 GOOD = """
 corpus: {sources: [{name: a, paths: [x.json]}]}
@@ -182,3 +186,72 @@ def test_the_settings_that_a_feature_hangs_on_are_these():
         "min_pixels": None,
         "max_pixels": None,
     }
+
+
+def test_the_kept_copy_has_interpolations_as_they_were_written(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
+    monkeypatch.setenv("PART", "7")
+    overrides = [
+        "output=s3://bucket/${oc.env:AWS_SECRET_ACCESS_KEY}/out",
+        "corpus.sources=[{name: 'a${oc.env:PART}', paths: [x.json, '${oc.env:PART}.json'], image_root: images}]",
+        "corpus.slice_rows=${oc.env:PART}",
+    ]
+    config = parse_config(GOOD, overrides)
+    kept = to_yaml(config)
+    assert "hunter2" not in kept
+    assert parse_config(kept) == config
+    written = yaml.safe_load(kept)
+    assert written["output"] == "s3://bucket/${oc.env:AWS_SECRET_ACCESS_KEY}/out"
+    assert written["corpus"]["slice_rows"] == "${oc.env:PART}"
+    assert written["corpus"]["sources"] == [
+        {
+            "name": "a${oc.env:PART}",
+            "paths": [str(tmp_path / "x.json"), "${oc.env:PART}.json"],
+            "image_root": str(tmp_path / "images"),
+        }
+    ]
+    assert redact(f"no {config.output}") == "no s3://bucket/***/out"
+
+
+@pytest.mark.parametrize("text", [r"a\${x}", r"\${oc.env:HOME}", r"a\\\${x}/b", "$", "a{b}", r"back\slash", "a:b"])
+def test_an_escape_comes_back_the_same_from_the_kept_copy(text):
+    sources = [{"name": text, "paths": [f"/d/{text}", f"s3://b/{text}"]}]
+    config = parse_config(GOOD, [f"corpus={json.dumps({'sources': sources})}", f"output={json.dumps('/o/' + text)}"])
+    assert parse_config(to_yaml(config)) == config
+    assert parse_config(to_yaml(parse_config(to_yaml(config)))) == config
+
+
+@given(st.text(st.sampled_from("\\${}a: .'"), min_size=1, max_size=12))
+@settings(deadline=None, max_examples=50)
+def test_any_config_made_in_python_comes_back_the_same(text):
+    config = parse_config(GOOD)
+    made = replace(config, extractor=replace(config.extractor, model=f"m{text}"), output=f"/o/x{text}y")
+    again = parse_config(source_of(made))
+    assert again.extractor.model == made.extractor.model
+    assert again.output == os.path.abspath(made.output)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "selection.budget=${oc.env:AWS_SECRET_ACCESS_KEY}",
+        "corpus.slice_rows=${oc.env:AWS_SECRET_ACCESS_KEY}",
+        "corpus.slice_rows=${oc.decode:${oc.env:AWS_SECRET_ACCESS_KEY}}",
+        "extractor.dtype=${oc.env:AWS_SECRET_ACCESS_KEY}",
+        "subspace.standardize=${oc.env:AWS_SECRET_ACCESS_KEY}",
+        "corpus.sources=[{name: a, paths: '${oc.env:AWS_SECRET_ACCESS_KEY}'}]",
+        "corpus.sources=[{name: a, paths: [x]}, {name: b, image_root: ['${oc.env:AWS_SECRET_ACCESS_KEY}']}]",
+        "corpus.sources=[{name: '${oc.env:AWS_SECRET_ACCESS_KEY}', paths: [x]}, "
+        "{name: '${oc.env:AWS_SECRET_ACCESS_KEY}', paths: [y]}]",
+        "selection={budget: 1, per_source: {x: {share: '${oc.env:AWS_SECRET_ACCESS_KEY}'}}}",
+        "corpus={sources: [{name: '${oc.env:AWS_SECRET_ACCESS_KEY}', paths: [x]}], slice_rows: 0}",
+        "selection.per_source={b: {share: 1}}",
+    ],
+)
+def test_an_error_shows_what_was_written_and_not_what_it_stands_for(change, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
+    good = GOOD.replace("name: a", "name: '${oc.env:AWS_SECRET_ACCESS_KEY}'")
+    with pytest.raises(ConfigError) as raised:
+        parse_config(good, [change])
+    assert "hunter2" not in "".join(traceback.format_exception(raised.value))

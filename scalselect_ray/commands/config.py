@@ -49,8 +49,8 @@ def _schema_of(kind: Any) -> dict[str, Any]:
         return {
             "description": " ".join((kind.__doc__ or "").split()),
             "type": "object",
-            "properties": {item.name: _schema_of_field(item) for item in fields(kind)},
-            "required": [item.name for item in fields(kind) if _is_required(item)],
+            "properties": {item.name: _schema_of_field(item) for item in _settings(kind)},
+            "required": [item.name for item in _settings(kind) if _is_required(item)],
             "additionalProperties": False,
         }
     if origin is Literal:
@@ -79,5 +79,9 @@ def _schema_of_field(item: "Field[Any]") -> dict[str, Any]:
     return {**described, **({"anyOf": [schema, *optional]} if optional else schema)}
 
 
+def _settings(section: Any) -> list["Field[Any]"]:
+    return [item for item in fields(section) if "text" in item.metadata or is_dataclass(item.type)]
+
+
 def _is_required(item: "Field[Any]") -> bool:
-    return any(map(_is_required, fields(item.type))) if is_dataclass(item.type) else Key(item.name, item).required
+    return any(map(_is_required, _settings(item.type))) if is_dataclass(item.type) else Key(item.name, item).required

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from scalselect_ray.redaction import redact
+from scalselect_ray.redaction import redact_uri
 
 
 class SliceId(NamedTuple):
@@ -42,7 +42,7 @@ class SliceId(NamedTuple):
 
 def shard_name(uri: str) -> str:
     """What a file is called in the tables of a run: its URI without secrets. A name, and no place to read."""
-    return redact(uri)
+    return redact_uri(uri)
 
 
 @dataclass(frozen=True, slots=True)
