@@ -20,7 +20,7 @@ def check_resources(workers: WorkersConfig, may_grow: bool) -> None:
     if missing and not may_grow:
         raise ConfigError(
             f"this machine has not {' and not '.join(missing)}: change these keys, or give RAY_ADDRESS, the address "
-            f"of a cluster"
+            "of a cluster"
         )
 
 
@@ -49,8 +49,7 @@ def check_shared(config: JobConfig, files: Sequence[CorpusFile], store: FeatureS
             if path in missing:
                 raise error(
                     f"{what}: {path} is not there on the node {node['NodeManagerAddress']}; on a cluster use a "
-                    f"bucket, or a folder that "
-                    "all nodes share"
+                    "bucket, or a folder that all nodes share"
                 )
 
 

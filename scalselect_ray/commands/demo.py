@@ -35,12 +35,9 @@ def make_demo(folder: str) -> str:
         make_model(root / "model")
     config = root / "config.yaml"
     config.write_text(
-        "# A run of `scalselect demo`. Paths are relative to the folder in which the command is started.\n"
-        "corpus:\n"
-        "  sources:\n"
-        f"    - {{name: shapes, paths: [{json.dumps(str(root / 'corpus' / 'shapes.json'))}]}}\n"
-        "  slice_rows: 25\n"
-        f"extractor: {{model: {json.dumps(str(root / 'model'))}, dtype: float32}}\n"
+        "# A run of `scalselect demo`. Paths are relative to the folder in which the command is started.\ncorpus:\n"
+        f"  sources:\n    - {{name: shapes, paths: [{json.dumps(str(root / 'corpus' / 'shapes.json'))}]}}\n"
+        f"  slice_rows: 25\nextractor: {{model: {json.dumps(str(root / 'model'))}, dtype: float32}}\n"
         "selection: {budget: 0.16}\n"
         f"output: {json.dumps(str(root / 'output'))}\n"
     )

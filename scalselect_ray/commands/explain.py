@@ -71,8 +71,7 @@ def explain(output: Output, wanted: str, run: str, console: Console) -> dict[str
     matches = _matches(folder, wanted)
     if not matches:
         raise CorpusError(
-            f"run {record.run_id} has no sample '{wanted}'; expected an id as in the manifest, or "
-            f"SHARD:ROW "
+            f"run {record.run_id} has no sample '{wanted}'; expected an id as in the manifest, or SHARD:ROW "
             "(the file's URI or the end of it, and the row's number from 0)"
         )
     if len(matches) > 1:
@@ -239,13 +238,13 @@ def _show(found: Explanation, record: RunRecord, console: Console) -> None:
         total, vision, query, attended = (found.tokens[name] for name in COUNTS)
         facts["tokens"] = (
             f"{total:,}: {vision:,} vision, {query:,} query; {attended:,} of the vision tokens are attended and make "
-            f"the feature"
+            "the feature"
         )
     console.facts(facts)
     if found.directions:
         console.note(
             f"  where the score comes from: {len(found.directions)} of {found.k:,} directions of the subspace, "
-            f"largest share first"
+            "largest share first"
         )
         console.table(
             ("  direction", "of the score", "contribution", "of the corpus's energy"),

@@ -76,7 +76,7 @@ def init(paths: Sequence[str], model: str | None, out: str, console: Console) ->
     console.note(f"wrote {out}")
     console.note(
         f"next: {'' if model else 'put your model there, then '}'scalselect plan {out}' says what a run would read "
-        f"and do"
+        "and do"
     )
     return {"config": uri, "sources": [_plain(item) for item in seen]}
 
@@ -142,8 +142,7 @@ def _look(path: str, name: str) -> Seen:
     if not seen.usable and not seen.rejects[Reason.TEXT_ONLY]:
         fields = f"; fields of the first row: {', '.join(seen.fields)}" if seen.fields else ""
         raise CorpusError(
-            f"{path}: none of the first {seen.looked_at} rows is a sample; the first: "
-            f"{seen.example}{fields}. "
+            f"{path}: none of the first {seen.looked_at} rows is a sample; the first: {seen.example}{fields}. "
             f"A row has one of {', '.join(_LAYOUTS)}, and image or images"
         )
     rows, size = (sum(numbers) for numbers in zip(*rows_by_byte, strict=True))
@@ -282,7 +281,7 @@ def _warnings(item: Seen) -> list[str]:
     if there < some:
         found.append(
             f"{some - there} of {some} images are in none of the places that were tried; set image_root to the right "
-            f"folder"
+            "folder"
         )
     if item.images["URLs"]:
         found.append("images are given as URLs, which are never fetched: download them and name them by path")

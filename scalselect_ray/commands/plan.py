@@ -87,8 +87,7 @@ def _rate(config: JobConfig, plan: Plan, store: FeatureStore, console: Console) 
     rate = count / seconds
     console.note(
         f"about {duration(plan.todo_rows / rate)} with one extractor like {device}: a guess from {count} samples "
-        f"tried here "
-        f"({rate:,.2f} samples/s); n extractors take about an n-th of it, another machine another time"
+        f"tried here ({rate:,.2f} samples/s); n extractors take about an n-th of it, another machine another time"
     )
     return rate, "probe"
 

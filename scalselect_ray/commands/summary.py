@@ -41,8 +41,7 @@ def summarise(console: Console, record: RunRecord, output: Output) -> None:
     written = {"manifest": folder.table("manifest"), "rejects": folder.rejects}
     console.facts({**report, **written})
     console.note(
-        f"  next: 'scalselect export {output.uri} --to llava --out DIR' writes it for a trainer "
-        f"(others: "
+        f"  next: 'scalselect export {output.uri} --to llava --out DIR' writes it for a trainer (others: "
         "--to '?'); run the same command"
     )
     console.note(

@@ -145,8 +145,7 @@ def _fetch(image: ImageRef, left: int) -> bytes:
         raise SampleRejectedError(Reason.IMAGE_MISSING, f"{image.name}: no such image below the image root") from error
     except NoPermissionError as error:
         raise CorpusError(
-            f"no permission to read the image {image.uri}; the image root must be readable (a store "
-            f"that may not be "
+            f"no permission to read the image {image.uri}; the image root must be readable (a store that may not be "
             "listed answers like this for a missing image as well)"
         ) from error
     except StorageError as error:

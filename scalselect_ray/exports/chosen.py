@@ -45,7 +45,7 @@ class ChosenRows:
             source, shard = min(missing)
             raise CorpusError(
                 f"{shard} (source '{source}') has chosen samples and is no longer in the corpus: "
-                f"bring it back, or run again"
+                "bring it back, or run again"
             )
 
     @property
@@ -59,8 +59,8 @@ class ChosenRows:
             if count and file.key not in keys:
                 raise CorpusError(
                     f"{file.file.uri} (source '{file.source}') has changed since the run: its rows "
-                    f"are not the chosen ones any more. Bring the old file back, or run again: only what changed is "
-                    f"extracted"
+                    "are not the chosen ones any more. Bring the old file back, or run again: only what changed is "
+                    "extracted"
                 )
 
 

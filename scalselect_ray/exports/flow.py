@@ -141,7 +141,7 @@ def _open_target(work: Export) -> None:
     if len(nodes) > 1 and storage.is_local(work.target) and any(missing_by_node(nodes, [claim_of(work.target)])):
         raise OutputError(
             f"{work.target} is not there on every node of the cluster: write to a bucket, or to a folder that all "
-            f"nodes share"
+            "nodes share"
         )
 
 

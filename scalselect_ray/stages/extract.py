@@ -22,6 +22,7 @@ from ray.exceptions import RayError
 from scalselect_ray.cluster import metrics
 from scalselect_ray.cluster.session import ATTEMPTS, cluster_cpus, cluster_gpus, is_lost_worker, node_memory
 from scalselect_ray.cluster.waiting import EVERY_S, missing_resources, told_while
+from scalselect_ray.cluster.witness import Witness, new_witness, witnessed
 from scalselect_ray.config import ExtractorConfig, WorkersConfig
 from scalselect_ray.console import Stage, counted
 from scalselect_ray.corpus import (
@@ -38,15 +39,7 @@ from scalselect_ray.errors import ClusterError, CorpusChangedError, ModelError
 from scalselect_ray.io.ahead import ahead
 from scalselect_ray.stages import plan as plan_stage
 from scalselect_ray.stages.context import Job, Run, begin
-from scalselect_ray.stages.isolation import (
-    MOST_SLICES,
-    Deadly,
-    Witness,
-    find_deadly,
-    new_witness,
-    read_without,
-    witnessed,
-)
+from scalselect_ray.stages.isolation import MOST_SLICES, Deadly, find_deadly, read_without
 from scalselect_ray.stages.payload import PreparedRow, payloads, unpack
 from scalselect_ray.stages.rejects import check_rejects
 from scalselect_ray.store.features import FeatureStore, feature_table

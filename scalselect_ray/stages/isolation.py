@@ -1,14 +1,10 @@
 """Samples that take their worker with them, by a crash of a decoder or by all the memory there is: found by halving,
 and rejected, so that they do not end a run of millions."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from scalselect_ray.config import ExtractorConfig
@@ -23,33 +19,6 @@ Deadly = Mapping[SliceId, frozenset[int]]
 _THREADS = 8  # that prepare, as in a run
 MOST_SLICES = 32
 """With deadly samples in more slices than these it is the machines that are at fault, or the model."""
-
-
-class Witness:
-    """Is told what every worker is at: of one that is gone nobody else can tell."""
-
-    def __init__(self) -> None:
-        self._begun: Counter[SliceId] = Counter()
-
-    def begin(self, slice_id: SliceId) -> None:
-        self._begun[slice_id] += 1
-
-    def end(self, slice_id: SliceId) -> None:
-        del self._begun[slice_id]
-
-    def suspects(self) -> list[SliceId]:
-        """What was begun more than once, and never ended."""
-        return [slice_id for slice_id, times in self._begun.items() if times > 1]
-
-
-@contextmanager
-def witnessed(witness: ActorHandle[Witness] | None, slice_id: SliceId) -> Iterator[None]:
-    """The block works at a slice, and `witness` knows it; nobody need watch."""
-    if witness is not None:
-        ray.get(witness.begin.remote(slice_id))
-    yield
-    if witness is not None:
-        witness.end.remote(slice_id)
 
 
 def read_without(slices: Sequence[Slice], deadly: Deadly) -> Iterator[tuple[Slice, list[Sample | Reject]]]:
@@ -69,11 +38,6 @@ def read_without(slices: Sequence[Slice], deadly: Deadly) -> Iterator[tuple[Slic
 def _reject(row: int, sample_id: str | None) -> Reject:
     message = "the process that reads or represents this sample ends each time: its decoder crashes, or memory runs out"
     return Reject(row, sample_id, Reason.TOO_COSTLY, message)
-
-
-def new_witness() -> Any:
-    """An actor that is a `Witness`, for one pass over slices."""
-    return ray.remote(num_cpus=0)(Witness).remote()
 
 
 def find_deadly(slice_: Slice, extractor: ExtractorConfig, gpus: float) -> frozenset[int]:
@@ -97,10 +61,9 @@ def find_deadly(slice_: Slice, extractor: ExtractorConfig, gpus: float) -> froze
     if not deadly and not survives(rows):
         raise ClusterError(
             f"{slice_.shard} rows {slice_.first_row:,} to {slice_.stop_row - 1:,} end the process that works at them, "
-            f"each "
+            "each "
             "row by itself does not: together they need more memory than there is. Next: a smaller corpus.slice_rows, "
-            "or "
-            "more memory for each machine; run again: what is committed stays"
+            "or more memory for each machine; run again: what is committed stays"
         )
     return frozenset(deadly)
 

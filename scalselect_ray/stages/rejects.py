@@ -32,8 +32,7 @@ def check_rejects(job: Job, plan: Plan, rejected: int) -> None:
             "Fix the corpus, or raise rejects.max_fraction; extracted features are kept. A rejected row is tried "
             "again once",
             "the file that holds it has changed, or 'scalselect clean OUTPUT --rejected REASON' has removed what is "
-            "committed "
-            "with rejects of a reason.",
+            "committed with rejects of a reason.",
         )
 
 

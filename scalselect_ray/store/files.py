@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from scalselect_ray.corpus.planning import Plan
 from scalselect_ray.corpus.slices import SliceId, shard_name
-from scalselect_ray.errors import OutputError
+from scalselect_ray.errors import DamagedObjectError, OutputError
 from scalselect_ray.io import storage
 from scalselect_ray.store.layout import RunFolder, format_name
 from scalselect_ray.store.tables import read_part
@@ -76,15 +76,18 @@ def write_files(files: Sequence[RunFile], folder: RunFolder) -> None:
 
 
 def read_files(folder: RunFolder) -> list[RunFile]:
-    """The files of a run. Raises OutputError when the run is of version 0.1, which kept no such table;
-    DamagedObjectError, StorageError."""
+    """The files of a run. Raises OutputError when the run is of version 0.1, which kept no such table,
+    or where it is damaged; StorageError."""
     if not storage.exists(folder.files):
         raise OutputError(
-            f"{folder.uri} is a run of scalselect 0.1, which did not keep of which files it was made: "
-            f"run "
+            f"{folder.uri} is a run of scalselect 0.1, which did not keep of which files it was made: run "
             "again (nothing is extracted twice), and use the new run"
         )
-    table = read_part(folder.files)
+    try:
+        table = read_part(folder.files)
+    except DamagedObjectError as error:  # of a finished run: no run mends it
+        (problem,) = error.damage.values()
+        raise OutputError(f"{folder.files} is damaged ({problem}): run again, and use the new run") from error
     return [
         RunFile(row["source"], row["shard"], row["file_key"], row["rows"], tuple(map(SliceId.parse, row["slices"])))
         for row in table.to_pylist()

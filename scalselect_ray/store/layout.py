@@ -140,6 +140,5 @@ def check_format(kind: str, found: object, uri: str) -> None:
     if found != format_name(kind):
         raise OutputError(
             f"{uri} is of the format {found}, and this version of scalselect reads {format_name(kind)}: use the "
-            f"version that "
-            "wrote it, or another output folder"
+            "version that wrote it, or another output folder"
         )

@@ -72,8 +72,7 @@ def _slices(read: Callable[[int, int], bytes], uri: str) -> list[SliceId]:
             raise ValueError("its checksum differs")
         raise OutputError(
             f"{uri} is of the format {kind}/{version}, and this version of scalselect reads {format_name('moments')}: "
-            f"use "
-            "the version that wrote it, or another output folder"
+            "use the version that wrote it, or another output folder"
         )
     start, stop = header.place("slices")
     if stop - start > _MAX_IDS:

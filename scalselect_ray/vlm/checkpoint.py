@@ -86,7 +86,7 @@ def _refuse_code(folder: Path, name: str) -> None:
         if any(named):
             raise ModelError(
                 f"{name}: {path.name} asks for code that comes with the checkpoint (auto_map). Code from a checkpoint "
-                f"is never run, and "
+                "is never run, and "
                 "there is no option for it: use a checkpoint in the format of transformers' own classes"
             )
 

@@ -136,6 +136,9 @@ def test_every_verb_reads_it_or_says_what_it_lacks(verb, output, tmp_path, capsy
     said = " ".join(capsys.readouterr().err.split())
     if verb in ("status", "clean"):
         assert code == 0, said
+    elif verb in ("report", "comparison"):
+        assert code == 0, said
+        assert "scalselect 0.1" in (tmp_path / "page.html").read_text(), "the page says what it lacks"
     else:
         assert code == 2, said
         assert "is a run of scalselect 0.1, which did not keep of which files it was made: run again" in said

@@ -22,6 +22,7 @@ import ray
 from conftest import GOLDEN, write_config
 
 from scalselect_ray.cli import main
+from scalselect_ray.cluster.witness import witnessed
 from scalselect_ray.corpus import SampleRejectedError, Slice
 from scalselect_ray.stages import extract, isolation, score
 from scalselect_ray.store import garbage
@@ -227,7 +228,7 @@ def test_a_sample_that_takes_its_worker_along_is_one_reject(kind, job, monkeypat
 
     def prepare_unit(batch, extractor, preparing, witness, deadly):
         (slice_,) = (Slice(**fields) for fields in json.loads(batch["unit"][0].as_py()))
-        with isolation.witnessed(witness, slice_.id):
+        with witnessed(witness, slice_.id):
             if ends(slice_, set(range(slice_.first_row, slice_.stop_row)) - deadly.get(slice_.id, frozenset())):
                 os.kill(os.getpid(), signal.SIGKILL)
         yield from prepare(batch, extractor, preparing, witness, deadly)

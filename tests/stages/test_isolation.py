@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scalselect_ray.cluster.witness import Witness
 from scalselect_ray.corpus import SliceId
-from scalselect_ray.stages.isolation import Witness, deadly_rows
+from scalselect_ray.stages.isolation import deadly_rows
 
 
 @given(rows=st.integers(1, 300), deadly=st.sets(st.integers(0, 299), max_size=5))

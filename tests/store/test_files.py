@@ -3,7 +3,8 @@
 import pytest
 
 from scalselect_ray.corpus import CorpusFile, Plan, SliceId
-from scalselect_ray.errors import OutputError
+from scalselect_ray.errors import DamagedObjectError, OutputError
+from scalselect_ray.io import storage
 from scalselect_ray.io.storage import FileInfo
 from scalselect_ray.store.files import files_of, read_files, write_files
 from scalselect_ray.store.layout import Output
@@ -28,3 +29,11 @@ def test_each_file_comes_back_with_its_slices(tmp_path):
 def test_a_run_without_the_table_is_one_of_version_0_1(tmp_path):
     with pytest.raises(OutputError, match=r"scalselect 0\.1.*run again"):
         read_files(Output(str(tmp_path)).run("r"))
+
+
+def test_a_damaged_table_of_a_finished_run_is_not_promised_to_be_mended(tmp_path):
+    folder = Output(str(tmp_path)).run("r")
+    storage.write(folder.files, b"PAR1 not really PAR1")
+    with pytest.raises(OutputError, match=r"files\.parquet is damaged.*use the new run") as raised:
+        read_files(folder)
+    assert not isinstance(raised.value, DamagedObjectError)
