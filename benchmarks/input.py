@@ -184,6 +184,7 @@ def job(corpus: Corpus, slice_rows: int = 256) -> Iterator[int]:
     from scalselect_ray.cluster.session import session
     from scalselect_ray.cluster.tasks import in_order
     from scalselect_ray.config import ExtractorConfig, WorkersConfig
+    from scalselect_ray.console import Console
     from scalselect_ray.corpus import make_plan, plan_open_file
     from scalselect_ray.stages import extract
 
@@ -200,7 +201,7 @@ def job(corpus: Corpus, slice_rows: int = 256) -> Iterator[int]:
             for part in map(json.loads, batch["slice"].to_pylist()):
                 yield part["stop_row"] - part["first_row"]
 
-    with local_ray(), session():
+    with local_ray(), session(Console()):
         files = listed(corpus, slice_rows)
         sum(read(files[: 2 * CORES]))  # workers are started, libraries are read
         yield 0

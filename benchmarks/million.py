@@ -27,9 +27,10 @@ from scalselect_ray.corpus.planning import OpenFile
 from scalselect_ray.io import storage
 from scalselect_ray.io.storage import FileInfo
 from scalselect_ray.stages import reduce, score, select
+from scalselect_ray.store import moments
 from scalselect_ray.store.features import FeatureStore
 from scalselect_ray.store.layout import Output
-from scalselect_ray.subspace import consecutive_groups, moments, of_rows
+from scalselect_ray.subspace import consecutive_groups, of_rows
 
 BOUNDS = {"total_s": 120, "worker_peak_mib": 1024, "driver_peak_mib": 1024, "ledger_s": 15}
 SLICES_A_FILE = 100

@@ -39,12 +39,12 @@ def select(paths: list[str], model: str, output: str, store: object_store.Object
     store.clear()
     record = run(parse_config(json.dumps(config)), Console(io.StringIO()))
     requests = Counter(f"{method} {kind(path)}" for method, path in store.paths)
-    per_thousand = {name: round(1000 * count / record["samples"], 1) for name, count in sorted(requests.items())}
+    per_thousand = {name: round(1000 * count / record.samples, 1) for name, count in sorted(requests.items())}
     return {
-        "samples": record["samples"],
-        "extracted_slices": record["slices"]["extracted"],
-        "slices": record["slices"]["total"],
-        "seconds": record["seconds"],
+        "samples": record.samples,
+        "extracted_slices": record.slices.extracted,
+        "slices": record.slices.total,
+        "seconds": record.seconds,
         "requests": sum(requests.values()),
         "requests_per_thousand_samples": per_thousand,
     }
@@ -69,7 +69,7 @@ def main() -> None:
     options = parser.parse_args()
     files = sorted(options.corpus.resolve().glob("*.parquet"))
     results: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as folder, object_store.serve() as store, session():
+    with tempfile.TemporaryDirectory() as folder, object_store.serve() as store, session(Console()):
         make_model(Path(folder, "model"))
         for file in files:
             storage.write(f"s3://bucket/corpus/{file.name}", file.read_bytes())
