@@ -192,3 +192,10 @@ def test_quality_benchmark_runs_and_goes_on_from_what_is_done(shared, tmp_path):
     trainings = (tmp_path / "trainings.jsonl").read_text()
     assert run(*options)["results"] == record["results"]
     assert (tmp_path / "trainings.jsonl").read_text() == trainings
+
+
+def test_fuzzed_checkpoints_are_used_or_refused(tmp_path):
+    options = ("--cases", "150", "--seed", "5", "--family", "llava", "qwen2_vl", "--keep", str(tmp_path))
+    record = run("fuzz_checkpoints.py", *options)  # a finding is an exit code
+    assert sum(record["outcomes"].values()) == 150
+    assert min(record["outcomes"]["refused"], record["outcomes"]["represented"]) > 20

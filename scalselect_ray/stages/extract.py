@@ -298,13 +298,17 @@ class ExtractSlices:
         self._store, self._witness = store, witness
         self._turn = threading.Lock()
         torch.set_num_threads(cpus)
-        self._extractor = make_extractor(extractor)
-        same = id_of(description_of(extractor)) == store.extractor_id
-        self._another_model = None if same else _another_model(extractor)
+        self._refused: ModelError | None = None
+        try:
+            self._extractor = make_extractor(extractor)
+            if id_of(description_of(extractor)) != store.extractor_id:
+                self._refused = _another_model(extractor)
+        except ModelError as error:
+            self._refused = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        if self._another_model:  # not when the actor is made: Ray would make it again and again
-            raise self._another_model
+        if self._refused:  # not when the actor is made: Ray would make it again and again
+            raise self._refused
         slice_ = Slice(**json.loads(batch["slice"][0].as_py()))
         payload = batch["payload"][0].as_buffer()
         if payload.size == len(_CHANGED):

@@ -6,9 +6,11 @@ GB of the 15 GB of a 7B model."""
 
 import hashlib
 import json
+import math
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from scalselect_ray.errors import ModelError
+from scalselect_ray.errors import ModelError, ScalSelectError
 from scalselect_ray.io import storage
 from scalselect_ray.io.safetensors_header import read_header
 from scalselect_ray.vlm import model_cache
@@ -36,6 +38,10 @@ _PLAIN_TOWERS = (
     "clip_vision_model",
     "siglip_vision_model",
 )  # whose hidden states are the layers' outputs, the last one's as well
+_ATTENTION = "sdpa"
+_LOOPED = ("layers", "depth", "experts", "blocks")  # a module is made for each
+_SIDES = ("height", "width", "image_size", "patch_size", "temporal_patch_size", "merge_size", "spatial_merge_size")
+_MAX_SAID = 1000  # characters of what a library says
 _LATER_LAYER = re.compile(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.[1-9]\d*\.|(?:^|\.)lm_head\.")
 
 
@@ -58,24 +64,42 @@ def open_checkpoint(model: str, revision: str | None = None, *, weights: bool = 
     folder = _local_folder(model, revision, weights)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{model}: no config.json in the model folder; expected a folder written by save_pretrained")
-    _refuse_code(folder, model)
-    try:
+    _look_through(folder, model)
+    with own_values(f"{model}: config.json cannot be used"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         family = family_of(config, model)
+        for each in (config, config.vision_config, config.text_config):
+            each._attn_implementation = _ATTENTION  # which attention computes is for us to choose
         keep_front(config)
-    except ModelError:
-        raise
-    except Exception as error:  # config classes raise what they like
-        raise ModelError(f"{model}: config.json cannot be used: {error}") from error
     return Checkpoint(folder, config, family)
 
 
-def _refuse_code(folder: Path, name: str) -> None:
-    """Raises ModelError when a description file of the checkpoint names code that comes with it (`auto_map`)."""
+@contextmanager
+def own_values(problem: str) -> Iterator[None]:
+    """A checkpoint's own values are used in the block: whatever these make its classes raise is a ModelError with the
+    problem before it."""
+    try:
+        yield
+    except ScalSelectError:
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime":  # a panic of the tokenizers
+            raise ModelError(f"{problem}: {type(error).__name__}: {str(error)[:_MAX_SAID]}") from error
+        raise
+
+
+def _look_through(folder: Path, name: str) -> None:
+    """Raises ModelError when a description file of the checkpoint names code that comes with it (`auto_map`), or a
+    number of things that nobody could make: that many would be made before anything is checked."""
     named: list[object] = []
+    path = folder
 
     def look(described: dict[str, Any]) -> dict[str, Any]:
         named.append(described.get("auto_map"))
+        for key, value in described.items():
+            most = _most(key)
+            if isinstance(value, int | float) and abs(value) > most:
+                raise ModelError(f"{name}: {path.name}: {key} is {str(value)[:40]}; expected at most {most:,}")
         return described
 
     for path in sorted(folder.glob("*config.json")):
@@ -89,6 +113,13 @@ def _refuse_code(folder: Path, name: str) -> None:
                 "is never run, and "
                 "there is no option for it: use a checkpoint in the format of transformers' own classes"
             )
+
+
+def _most(key: str) -> float:
+    """The largest number that a checkpoint may have under a key, whatever file it stands in."""
+    if any(word in key for word in _LOOPED):
+        return 1000
+    return 1 << 16 if key.startswith("num_") or key in _SIDES else math.inf
 
 
 def keep_front(config: PretrainedConfig) -> None:
@@ -111,21 +142,19 @@ def keep_front(config: PretrainedConfig) -> None:
 
 def load_front(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The model's front, in eval mode on `device`. Raises ModelError when a tensor is missing or has another shape."""
-    with tempfile.TemporaryDirectory() as view:
+    _check_count(checkpoint)
+    with tempfile.TemporaryDirectory() as view, own_values(f"{checkpoint.folder}: the weights cannot be loaded"):
         _link_needed(checkpoint.folder, Path(view))
-        try:
-            model, loading = AutoModel.from_pretrained(
-                view,
-                config=checkpoint.config,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                attn_implementation="sdpa",
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"{checkpoint.folder}: the weights cannot be loaded: {error}") from error
+        model, loading = AutoModel.from_pretrained(
+            view,
+            config=checkpoint.config,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            attn_implementation=_ATTENTION,
+        )
     problems = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
     if problems:
         raise ModelError(
@@ -135,11 +164,29 @@ def load_front(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device)
     return model.to(device).eval().requires_grad_(False)
 
 
+def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The model's front without weights: it takes no memory. Raises ModelError."""
+    with own_values(f"{checkpoint.folder}: config.json cannot be used"), torch.device("meta"):
+        return AutoModel.from_config(checkpoint.config, attn_implementation=_ATTENTION)
+
+
 def front_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     """Memory that the front's parameters take. Reads no weights."""
-    with torch.device("meta"):
-        parameters = AutoModel.from_config(checkpoint.config).parameters()
-    return sum(int(parameter.numel()) for parameter in parameters) * dtype.itemsize
+    return sum(int(parameter.numel()) for parameter in skeleton(checkpoint).parameters()) * dtype.itemsize
+
+
+def _check_count(checkpoint: Checkpoint) -> None:
+    """Raises ModelError when the front has more parameters than its tensors: memory for them is not even asked for."""
+    there = 0
+    for path in _weight_files(checkpoint.folder):
+        with own_values(f"{path}: not a safetensors file"), safe_open(path, framework="np") as file:
+            there += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys() if is_needed(name))  # noqa: SIM118
+    expected = front_bytes(checkpoint, torch.uint8)
+    if expected > there:
+        raise ModelError(
+            f"{checkpoint.folder}: config.json describes {expected:,} parameters, but the tensors hold {there:,}; "
+            f"is this a complete checkpoint of a {checkpoint.config.model_type} model?"
+        )
 
 
 def is_needed(tensor: str) -> bool:

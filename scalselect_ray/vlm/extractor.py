@@ -4,6 +4,7 @@ The samples of a batch stand one after the other in a single row of tokens, each
 is computed sample by sample: there is no padding, so none can be attended to and none is paid for."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple, cast
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import AttentionInterface, AutoImageProcessor
 
 from scalselect_ray.corpus import Reason, SampleRejectedError
-from scalselect_ray.vlm.checkpoint import Checkpoint, load_front
+from scalselect_ray.vlm.checkpoint import Checkpoint, load_front, own_values
 from scalselect_ray.vlm.families import Grid
 from scalselect_ray.vlm.prepare import Prepared
 from scalselect_ray.vlm.probe import attended, attention_output, attention_received
@@ -77,20 +78,22 @@ class Extractor:
         attention_threshold: float,
         batch_tokens: int,
     ) -> None:
-        self._family = checkpoint.family
+        self._folder, self._family = checkpoint.folder, checkpoint.family
         self.device = device
         self._threshold = attention_threshold
         self._batch_tokens = batch_tokens
-        self._image_processor: Any = AutoImageProcessor.from_pretrained(
-            checkpoint.folder, local_files_only=True, trust_remote_code=False
-        )
+        with own_values(f"{checkpoint.folder}: the image processor cannot be loaded"):
+            self._image_processor: Any = AutoImageProcessor.from_pretrained(
+                checkpoint.folder, local_files_only=True, trust_remote_code=False
+            )
         self._model: Any = load_front(checkpoint, dtype, device)
         self._dtype = dtype
-        text = self._model.language_model
-        self._rotary, self._layer, self._embed = text.rotary_emb, text.layers[0], self._model.get_input_embeddings()
-        self._output_projection = self._layer.self_attn.o_proj
-        self._layer.self_attn.o_proj = nn.Identity()  # applied below, to the attended tokens only
-        self._layer.self_attn.config._attn_implementation = _CAPTURE
+        with own_values(f"{checkpoint.folder}: the model has no decoder layer of the kind that is read"):
+            text = self._model.language_model
+            self._rotary, self._layer, self._embed = text.rotary_emb, text.layers[0], self._model.get_input_embeddings()
+            self._output_projection = self._layer.self_attn.o_proj
+            self._layer.self_attn.o_proj = nn.Identity()  # applied below, to the attended tokens only
+            self._layer.self_attn.config._attn_implementation = _CAPTURE
 
     @property
     def dim(self) -> int:
@@ -109,6 +112,13 @@ class Extractor:
             indices = order[batch.start : batch.stop]
             answers |= zip(indices, self._represent_all([samples[index] for index in indices]), strict=True)
         return [answers[index] for index in range(len(samples))]
+
+    def try_on(self, sample: Prepared) -> None:
+        """Raises ModelError where the model fails on a sample that any model can represent: it fails on every one."""
+        with own_values(f"{self._folder}: no sample can be represented with this model"), suppress(DeviceLostError):
+            (answer,) = self([sample])
+            if isinstance(answer, SampleRejectedError) and answer.reason == Reason.EXTRACTION_FAILED:
+                raise answer
 
     def _represent_all(self, samples: Sequence[Prepared]) -> list[Representation | SampleRejectedError]:
         """A failing batch is halved until the sample that fails stands alone: bad input, or too large for the

@@ -4,8 +4,8 @@ size.
 Pixels stay bytes here: scaling them to floats is left to the device (`Extractor`), so that what travels between
 machines is small."""
 
-import copy
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -13,14 +13,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoProcessor
 
 from scalselect_ray.corpus import MAX_PIXELS, ImagePlaceholder, Reason, Sample, SampleRejectedError, Turn
 from scalselect_ray.errors import ModelError
-from scalselect_ray.vlm.checkpoint import Checkpoint
+from scalselect_ray.vlm.checkpoint import Checkpoint, own_values, skeleton
 from scalselect_ray.vlm.families import vision_token_ids
 
 TokenRule = Literal["reference", "strict"]
+_PATCHES = 1024  # along a side of an image
 _TOKEN_CHARACTERS = 64  # a text with more a token is not tokenized to find out that it is too long
 
 
@@ -49,33 +50,75 @@ class Preparer:
     ) -> None:
         self._family = checkpoint.family
         self._tokens = tokens
-        self._max_length = max_length or checkpoint.config.text_config.max_position_embeddings
-        try:
-            self._processor: Any = AutoProcessor.from_pretrained(
-                checkpoint.folder, local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:  # each processor class raises what it likes
-            raise ModelError(f"{checkpoint.folder}: the processor cannot be loaded: {error}") from error
-        self._image_token, marks = vision_token_ids(self._family, self._processor)
-        media = (getattr(self._processor, name, None) for name in ("image_token", "video_token", "audio_token"))
-        self._reserved = {token for token in (*media, *self._family.vision_marks) if token}
-        self._special = self._reserved | {
-            str(token) for token in self._processor.tokenizer.added_tokens_decoder.values() if token.special
-        }
-        self._vision_tokens = [self._image_token, *(marks if tokens == "reference" else ())]
-        self._images_kwargs: dict[str, Any] = {"do_rescale": False, "do_normalize": False}
-        if min_pixels or max_pixels:
-            if not self._family.resizable:
-                raise ModelError(
-                    f"extractor.min_pixels and max_pixels have no meaning for {checkpoint.config.model_type} models"
-                )
-            size = copy.copy(self._processor.image_processor.size)
-            self._images_kwargs["size"] = {
-                "shortest_edge": min_pixels or size["shortest_edge"],
-                "longest_edge": max_pixels or size["longest_edge"],
+        self._folder = folder = checkpoint.folder
+        with own_values(f"{folder}: the processor cannot be loaded"):
+            self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            self._image_token, marks = vision_token_ids(self._family, self._processor)
+            media = (getattr(self._processor, name, None) for name in ("image_token", "video_token", "audio_token"))
+            self._reserved = {token for token in (*media, *self._family.vision_marks) if token}
+            self._special = self._reserved | {
+                str(token) for token in self._processor.tokenizer.added_tokens_decoder.values() if token.special
             }
-        with torch.device("meta"):  # only its methods that count positions are used
-            self._skeleton = AutoModel.from_config(checkpoint.config)
+        self._vision_tokens = [self._image_token, *(marks if tokens == "reference" else ())]
+        for token in self._vision_tokens:
+            if not isinstance(token, int):
+                raise ModelError(f"{folder}: the tokenizer has no token for images, or none of the marks around them")
+        self._max_length = max_length or checkpoint.config.text_config.max_position_embeddings
+        if not isinstance(self._max_length, int) or self._max_length < 1:
+            raise ModelError(
+                f"{folder}: config.json: max_position_embeddings is {self._max_length!r}; expected a number of tokens, "
+                "1 or more: set extractor.max_length"
+            )
+        self._images_kwargs: dict[str, Any] = {"do_rescale": False, "do_normalize": False}
+        if (min_pixels or max_pixels) and not self._family.resizable:
+            raise ModelError(
+                f"extractor.min_pixels and max_pixels have no meaning for {checkpoint.config.model_type} models"
+            )
+        with own_values(f"{folder}: the image processor has no usable size"):
+            self._set_size(min_pixels, max_pixels)
+        self._skeleton = skeleton(checkpoint)  # only its methods that count positions are used
+        self.made_up()  # what fails on that fails on every one
+
+    def _set_size(self, min_pixels: int | None, max_pixels: int | None) -> None:
+        """Checks how large the processor makes images. Raises ModelError, and what sizes that are none make Python
+        raise."""
+        processor = self._processor.image_processor
+        if self._family.resizable:
+            least = min_pixels or processor.size["shortest_edge"]
+            most = max_pixels or processor.size["longest_edge"]
+            if not 0 < least <= most:
+                raise ModelError(
+                    f"{self._folder}: images of at least {least:,} and at most {most:,} pixels: expected min_pixels to "
+                    "be above 0 and at most max_pixels (extractor.min_pixels, extractor.max_pixels, or the model's own processor)"
+                )
+            if min_pixels or max_pixels:
+                self._images_kwargs["size"] = {"shortest_edge": least, "longest_edge": most}
+            return
+        for size in (processor.size, getattr(processor, "crop_size", None) or {}):
+            edge = size.get("shortest_edge")
+            sides = [edge, edge] if edge else [size[name] for name in ("height", "width") if name in size]
+            if sides and not (min(sides) > 0 and math.prod(sides) <= MAX_PIXELS):
+                raise ModelError(
+                    f"{self._folder}: the image processor makes images of {' x '.join(map(str, sides))}; expected "
+                    f"above 0, and {MAX_PIXELS:,} pixels at most"
+                )
+        patch = getattr(self._processor, "patch_size", None) or 1
+        if patch < 0 or max(sides, default=0) > patch * _PATCHES:
+            raise ModelError(
+                f"{self._folder}: the processor's patch_size is {patch} for images of {sides}: too many patches"
+            )
+
+    def made_up(self) -> Prepared | None:
+        """A sample that any model can prepare and represent; None where `max_length` is too short for it. Raises
+        ModelError where this one cannot."""
+        turns = Turn("user", (ImagePlaceholder(0), "What is it?")), Turn("assistant", ("It is grey.",))
+        with own_values(f"{self._folder}: no sample can be prepared with this processor"):
+            try:
+                return self(Sample(0, None, turns, ()), [Image.new("RGB", (224, 224), "grey")])
+            except SampleRejectedError as error:
+                if error.reason == Reason.TOO_LONG:
+                    return None
+                raise
 
     def __call__(self, sample: Sample, images: Sequence[Image.Image]) -> Prepared:
         """`images` are those of `sample`, decoded, RGB, in order. Raises SampleRejectedError."""

@@ -40,13 +40,16 @@ def make_preparer(extractor: ExtractorConfig) -> Preparer:
 
 def make_extractor(extractor: ExtractorConfig) -> Extractor:
     """The half that holds the model's front, on a GPU where there is one. Raises ModelError."""
-    return Extractor(
+    made = Extractor(
         open_checkpoint(extractor.model, extractor.revision),
         dtype=getattr(torch, extractor.dtype),
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         attention_threshold=extractor.attention_threshold,
         batch_tokens=extractor.batch_tokens,
     )
+    if sample := make_preparer(extractor).made_up():
+        made.try_on(sample)
+    return made
 
 
 def description_of(extractor: ExtractorConfig) -> dict[str, Any]:

@@ -1,15 +1,24 @@
 """A checkpoint as it is found: what it is called by, how it gets here, and what of it is believed."""
 
+import io
+import json
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import GOLDEN
+from PIL import Image
 
 from scalselect_ray.config import ExtractorConfig
-from scalselect_ray.vlm.representer import description_of, id_of, preparing_of
+from scalselect_ray.corpus import ImagePlaceholder, ImageRef, Sample, Turn
+from scalselect_ray.errors import ModelError
+from scalselect_ray.testing.checkpoints import qwen2_vl
+from scalselect_ray.vlm.representer import Representer, description_of, id_of, make_preparer, preparing_of
 
 MODEL = GOLDEN / "llava" / "model"
+pytestmark = pytest.mark.heavy
 
 
 @pytest.fixture
@@ -40,3 +49,81 @@ def test_preparing_is_the_same_with_other_weights(model):
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     assert preparing_of(extractor) == before[0]
     assert id_of(description_of(extractor)) != before[1]
+
+
+def changed(model: Path, name: str, path: str, value: object) -> ExtractorConfig:
+    """The model with one value of one of its files changed; `path` is dotted."""
+    document = json.loads((model / name).read_text())
+    holder = document
+    *above, last = path.split(".")
+    for key in above:
+        holder = holder[key]
+    holder[last] = value
+    (model / name).write_text(json.dumps(document))
+    return ExtractorConfig(model=str(model), dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value"),
+    [
+        ("config.json", "model_type", ["llava"]),
+        ("config.json", "text_config", None),
+        ("config.json", "text_config", "x"),
+        ("config.json", "text_config.num_hidden_layers", 10**9),
+        ("config.json", "vision_config.num_hidden_layers", 10**9),
+        ("config.json", "text_config.hidden_size", 10**9),
+        ("config.json", "text_config.vocab_size", 10**12),
+        ("config.json", "text_config.num_attention_heads", 0),
+        ("config.json", "text_config.max_position_embeddings", "many"),
+        ("config.json", "vision_config.patch_size", 0),
+        ("config.json", "vision_config.image_size", 10**9),
+        ("config.json", "num_labels", 10**9),
+        ("processor_config.json", "patch_size", 0),
+        ("processor_config.json", "num_additional_image_tokens", 10**9),
+        ("processor_config.json", "image_processor.size.shortest_edge", -1),
+        ("processor_config.json", "image_processor.crop_size.height", 10**9),
+        ("processor_config.json", "image_processor.image_mean", 3),
+        ("processor_config.json", "image_processor.image_std", ["", "", ""]),
+        ("tokenizer.json", "model", {}),
+        ("tokenizer.json", "added_tokens", [{"id": -1}]),
+        ("tokenizer_config.json", "tokenizer_class", 7),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_with_the_name_of_the_model(name, path, value, model):
+    extractor = changed(model, name, path, value)
+    with pytest.raises(ModelError, match=re.escape(str(model))):
+        Representer(extractor)
+
+
+@pytest.mark.parametrize("holder", ["", "text_config.", "vision_config."])
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_the_attention_that_a_config_asks_for_is_ignored(holder, key, model):
+    expected = Representer(ExtractorConfig(model=str(MODEL), dtype="float32"))
+    found = Representer(changed(model, "config.json", f"{holder}{key}", "flash_attention_2"))
+    sample = Sample(0, None, (Turn("user", (ImagePlaceholder(0), "What?")), Turn("assistant", ("A",))), (red(),))
+    (one,), (other,) = expected([sample]), found([sample])
+    assert np.array_equal(one.feature, other.feature)
+
+
+def red() -> ImageRef:
+    sink = io.BytesIO()
+    Image.new("RGB", (60, 40), "red").save(sink, "PNG")
+    return ImageRef("red", data=sink.getvalue())
+
+
+def test_least_pixels_above_the_most_are_refused(tmp_path):
+    qwen2_vl(tmp_path / "qwen")  # its own bounds are 56 * 56 and 112 * 112
+    for bounds in ({"min_pixels": 5000, "max_pixels": 4000}, {"min_pixels": 20_000}, {"max_pixels": 3000}):
+        with pytest.raises(ModelError, match="min_pixels to be above 0 and at most max_pixels"):
+            make_preparer(ExtractorConfig(model=str(tmp_path / "qwen"), **bounds))
+    make_preparer(ExtractorConfig(model=str(tmp_path / "qwen"), min_pixels=4000, max_pixels=4000))
+
+
+def test_a_template_that_fails_is_refused_before_any_sample(model):
+    (model / "chat_template.jinja").write_text("{{ raise_exception('no conversation is good enough') }}")
+    with pytest.raises(ModelError, match="no conversation is good enough"):
+        make_preparer(ExtractorConfig(model=str(model)))
+
+
+def test_a_limit_that_the_made_up_sample_exceeds_refuses_nothing(model):
+    assert make_preparer(ExtractorConfig(model=str(model), max_length=2)).made_up() is None
