@@ -89,7 +89,8 @@ class Preparer:
             if not 0 < least <= most:
                 raise ModelError(
                     f"{self._folder}: images of at least {least:,} and at most {most:,} pixels: expected min_pixels to "
-                    "be above 0 and at most max_pixels (extractor.min_pixels, extractor.max_pixels, or the model's own processor)"
+                    "be above 0 and at most max_pixels (extractor.min_pixels, extractor.max_pixels, or the model's own "
+                    "processor)"
                 )
             if min_pixels or max_pixels:
                 self._images_kwargs["size"] = {"shortest_edge": least, "longest_edge": most}
