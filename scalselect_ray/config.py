@@ -604,9 +604,12 @@ def _shown(value: Any) -> str:
 
 
 def _unknown(full_key: str) -> str:
-    section, _, name = full_key.rpartition(".")
-    names = {part for key in keys() for part in re.split(r"[.\[\]]+", key.name)}
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"unknown key '{full_key}'" + (
-        f"; did you mean '{section + '.' if section else ''}{near[0]}'?" if near else ""
-    )
+    known = [key.name for key in keys()]
+    last = full_key.rpartition(".")[2]
+    near = difflib.get_close_matches(full_key, known, n=1, cutoff=0.8) or [
+        name
+        for close in difflib.get_close_matches(last, [name.rpartition(".")[2] for name in known], n=1)
+        for name in known
+        if name.rpartition(".")[2] == close
+    ]
+    return f"unknown key '{full_key}'" + (f"; did you mean '{near[0]}'?" if near else "")
