@@ -13,16 +13,19 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import argcomplete
 
 from scalselect_ray import __version__
 from scalselect_ray.config import JobConfig, load_config
 from scalselect_ray.console import Console
-from scalselect_ray.errors import ScalSelectError
+from scalselect_ray.errors import OutputError, ScalSelectError
 from scalselect_ray.io import storage
 from scalselect_ray.redaction import redact, to_json
+
+if TYPE_CHECKING:
+    from scalselect_ray.store.layout import Output
 
 _END_S = 8  # an interrupted process is gone by then
 
@@ -248,6 +251,16 @@ def _config(options: argparse.Namespace, console: Console) -> Any:
     return None
 
 
+def _output(given: str) -> "Output":
+    """The output folder that a verb looks at. Raises OutputError where it is a file."""
+    from scalselect_ray.store.layout import Output
+
+    uri = storage.absolute(given)
+    if storage.is_file(uri):
+        raise OutputError(f"{given} is a file: give the `output` of a config, which is a folder")
+    return Output(uri)
+
+
 def _init(options: argparse.Namespace, console: Console) -> Any:
     from scalselect_ray.commands.init import init
 
@@ -256,32 +269,35 @@ def _init(options: argparse.Namespace, console: Console) -> Any:
 
 def _explain(options: argparse.Namespace, console: Console) -> Any:
     from scalselect_ray.commands.explain import explain
-    from scalselect_ray.store.layout import Output
 
-    return explain(Output(storage.absolute(options.output)), options.sample, options.run, console)
+    return explain(_output(options.output), options.sample, options.run, console)
 
 
 def _status(options: argparse.Namespace, console: Console) -> Any:
     from scalselect_ray.commands.status import status
 
+    _output(options.output)
     return status(options.output, console)
 
 
 def _clean(options: argparse.Namespace, console: Console) -> Any:
     from scalselect_ray.commands.status import clean
 
+    output = _output(options.output)
+    if options.delete and storage.exists(output.uri):
+        storage.check_folder(output.uri)
     return clean(options.output, options.rejected, options.delete, console)
 
 
 def _report(options: argparse.Namespace, console: Console) -> Any:
     from scalselect_ray.cluster.session import own_errors, session
     from scalselect_ray.report.write import make_comparison, make_report, page_uri
-    from scalselect_ray.store.layout import Output
     from scalselect_ray.store.runs import Runs
 
-    output = Output(storage.absolute(options.output))
+    output = _output(options.output)
     records = [Runs(output).find(name) for name in options.compare or [options.run]]
     out = page_uri(options.out) if options.out else None
+    storage.check_folder(out.rpartition("/")[0] if out else output.run(records[0].run_id).uri)
     with session(console), own_errors():
         uri = (
             make_comparison(output, records[0], records[1], out)
@@ -296,9 +312,8 @@ def _export(options: argparse.Namespace, console: Console) -> Any:
     is_config = options.output.endswith((".yaml", ".yml"))
     output = load_config(options.output).output if is_config else storage.absolute(options.output)
     from scalselect_ray.exports.flow import export
-    from scalselect_ray.store.layout import Output
 
-    return export(Output(output), options.run, options.to, options.out, options.images, console, options.raw)
+    return export(_output(output), options.run, options.to, options.out, options.images, console, options.raw)
 
 
 def _demo(options: argparse.Namespace, console: Console) -> Any:

@@ -10,7 +10,8 @@ from scalselect_ray.cluster.session import own_errors, session
 from scalselect_ray.config import JobConfig
 from scalselect_ray.console import Console
 from scalselect_ray.corpus import list_files
-from scalselect_ray.errors import DamagedObjectError, OutputError
+from scalselect_ray.corpus.location import check_apart
+from scalselect_ray.errors import DamagedObjectError
 from scalselect_ray.io import storage
 from scalselect_ray.stages.context import Job
 from scalselect_ray.stages.extract import extract
@@ -31,8 +32,8 @@ def run(config: JobConfig, console: Console | None = None) -> RunRecord:
     Raises ScalSelectError with the exit code of its kind.
     """
     console = console or Console()
-    files = list_files(config.corpus)
     store = open_store(config)
+    files = list_files(config.corpus)
     mended: set[str] = set()
     with session(console) as may_grow:
         check_resources(config.workers, may_grow)
@@ -59,12 +60,11 @@ def _run(job: Job) -> RunRecord:
 
 
 def open_store(config: JobConfig) -> FeatureStore:
-    """The feature store of the config's extractor, described there. Raises ModelError, OutputError."""
+    """The feature store of the config's extractor, described there. Raises ModelError, OutputError, StorageError."""
+    check_apart(config.output, config.corpus)
+    storage.check_folder(config.output)
     make_preparer(config.extractor)  # fails now or in every worker
     description = description_of(config.extractor)
     store = FeatureStore(Output(config.output), id_of(description))
-    try:
-        store.describe({"model": config.extractor.model, **description})
-    except OSError as error:
-        raise OutputError(f"output {config.output} cannot be written: {error}") from error
+    store.describe({"model": config.extractor.model, **description})
     return store

@@ -1,6 +1,5 @@
 """The folder of an export: where it may lie, and which export it belongs to."""
 
-import fnmatch
 import json
 import os
 import time
@@ -8,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from scalselect_ray.corpus.location import covers
 from scalselect_ray.corpus.planning import CorpusSettings
 from scalselect_ray.errors import OutputError
 from scalselect_ray.exports.base import SPOOL
@@ -28,7 +28,7 @@ def check_location(target: str, corpus: CorpusSettings, output: str) -> None:
         raise OutputError(f"{target} lies in the output folder {output}: choose a folder outside it")
     for source in corpus.sources:
         for path in source.paths:
-            if _covers(storage.absolute(path), target):
+            if covers(storage.absolute(path), target):
                 raise OutputError(
                     f"{target} lies below {path}, a path of the corpus (source "
                     f"'{source.name}'): the next run would read the export as samples. Choose a folder outside it"
@@ -121,16 +121,3 @@ def _read(uri: str) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def _covers(path: str, folder: str) -> bool:
-    """Whether a path of the corpus would name files below `folder`."""
-    if not any(sign in path for sign in "*?[") or storage.exists(path):
-        return storage.is_below(folder, path)
-    inside = folder.split("/")
-    for index, pattern in enumerate(path.split("/")):
-        if pattern == "**" or index == len(inside):
-            return True
-        if not fnmatch.fnmatchcase(inside[index], pattern):
-            return False
-    return False  # it names what lies beside the folder, or above it

@@ -25,7 +25,7 @@ import fsspec
 import tenacity
 from fsspec.core import url_to_fs
 
-from scalselect_ray.errors import ConfigError, NoPermissionError, ScalSelectError, StorageError
+from scalselect_ray.errors import ConfigError, NoPermissionError, OutputError, ScalSelectError, StorageError
 
 T = TypeVar("T")
 _ANSWERS = (
@@ -43,6 +43,7 @@ _PATIENCE = tenacity.Retrying(
     stop=tenacity.stop_after_attempt(5),
     reraise=True,
 )
+_PATTERN = re.compile(r"[*?\[]")  # what a glob is made of
 _STREAM_BYTES = 1 << 23  # asked for at once by a reader that goes through a whole object
 _UPLOAD_BYTES = 1 << 25  # in one part of an upload: 10,000 of these are the most that a store takes
 _OPTIONS = {"s3": {"max_concurrency": 1}}  # one GET an object without a HEAD before it; many tasks read at once anyway
@@ -126,11 +127,23 @@ def expand(pattern: str) -> list[FileInfo]:
         listed = _patiently(pattern, found)
     except FileNotFoundError:
         return []
-    files = []
-    for info in listed:
-        with contextlib.suppress(FileNotFoundError):  # gone meanwhile, or a link to nothing
-            files.append(_file_info(fs, info))
-    return sorted(files, key=lambda file: file.uri)
+    return _file_infos(fs, listed)
+
+
+def list_tree(folder: str) -> list[FileInfo]:
+    """Every file below a folder at any depth, sorted by URI. The name is taken as it is: no sign of it is a pattern.
+    Empty when there is no such folder. Raises StorageError."""
+    fs, path = filesystem(folder)
+
+    def found() -> list[dict[str, Any]]:
+        fs.invalidate_cache()
+        below = path.rstrip("/") + "/"
+        return [info for name, info in fs.find(path, detail=True).items() if name.startswith(below)]
+
+    try:
+        return _file_infos(fs, _patiently(folder, found))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def open_read(uri: str) -> BinaryIO:
@@ -243,7 +256,7 @@ def delete_folder(uri: str) -> None:
     if is_local(uri):
         shutil.rmtree(absolute(uri), ignore_errors=True)
     else:
-        delete(file.uri for file in expand(uri))
+        delete(file.uri for file in list_tree(uri))
 
 
 def delete(uris: Iterable[str]) -> None:
@@ -255,11 +268,48 @@ def delete(uris: Iterable[str]) -> None:
     fs = filesystem(listed[0])[0]
     paths = [filesystem(uri)[1] for uri in listed]
     if is_local(listed[0]):
-        for path in paths:
-            _remove(path)
+        for uri, path in zip(listed, paths, strict=True):
+            _told(uri, lambda path=path: _remove(path))  # type: ignore[misc]
         return
-    for start in range(0, len(paths), 1000):
-        _patiently(listed[start], lambda some=paths[start : start + 1000]: fs.rm(some))  # type: ignore[misc]
+    plain = [path for path in paths if not _PATTERN.search(path)]
+    for start in range(0, len(plain), 1000):
+        _patiently(listed[0], lambda some=plain[start : start + 1000]: fs.rm(some))  # type: ignore[misc]
+    for path in set(paths).difference(plain):  # `rm` would take them for patterns
+        with contextlib.suppress(FileNotFoundError):
+            _patiently(listed[0], lambda path=path: fs.rm_file(path))  # type: ignore[misc]
+
+
+def check_folder(uri: str) -> None:
+    """That objects can be written below a folder, which need not be there yet: tries it with an empty one. Raises
+    OutputError, and StorageError where the store does not answer."""
+    if is_local(uri):
+        nearest = absolute(uri)
+        while not os.path.lexists(nearest):
+            nearest = os.path.dirname(nearest)
+        if not os.path.isdir(nearest):
+            raise OutputError(f"{nearest} is no folder: choose another place to write to")
+    elif is_file(uri):
+        raise OutputError(f"{uri} is an object and no folder: choose another place to write to")
+    probe = join(uri, f".{uuid.uuid4().hex}.tmp")
+    try:
+        write(probe, b"")
+        delete([probe])
+    except NoPermissionError as error:
+        raise OutputError(f"{uri}: no permission to write there: choose another place to write to") from error
+    except StorageError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno == errno.EROFS:
+            raise OutputError(f"{uri} is on a disk that is read-only: choose another place to write to") from error
+        raise
+
+
+def is_file(uri: str) -> bool:
+    """Whether there is a file, or an object, of exactly this name. Raises StorageError."""
+    fs, path = filesystem(uri)
+    try:
+        return bool(_patiently(uri, lambda: fs.info(path))["type"] == "file")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def download(uri: str, target: str) -> None:
@@ -451,6 +501,14 @@ def _beside(path: str) -> str:
 def _remove(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def _file_infos(fs: Any, listed: Iterable[dict[str, Any]]) -> list[FileInfo]:
+    files = []
+    for info in listed:
+        with contextlib.suppress(FileNotFoundError):  # gone meanwhile, or a link to nothing
+            files.append(_file_info(fs, info))
+    return sorted(files, key=lambda file: file.uri)
 
 
 def _file_info(fs: Any, info: dict[str, Any]) -> FileInfo:

@@ -55,7 +55,7 @@ def find_garbage(output: Output) -> list[Garbage]:
 def _abandoned_runs(output: Output, now: datetime) -> Garbage:
     runs = Runs(output)
     dead = [name for name in runs.names() if runs.began(name) < now - _LIVE and not runs.is_finished(name)]
-    files = [file for name in dead for file in storage.expand(runs.folder(name).uri)]
+    files = [file for name in dead for file in storage.list_tree(runs.folder(name).uri)]
     return _these("runs that were never finished", files)
 
 
@@ -72,7 +72,7 @@ def _left_features(output: Output, record: RunRecord, began: float) -> Garbage:
 
 def _earlier_moments(output: Output, record: RunRecord, began: float) -> Garbage:
     kept = output.moments_file(record.extractor, record.moments)
-    files = storage.expand(output.moments(record.extractor))
+    files = storage.list_tree(output.moments(record.extractor))
     return _these(
         "moments of earlier sets of slices", [file for file in files if file.modified < began and file.uri != kept]
     )
@@ -81,7 +81,7 @@ def _earlier_moments(output: Output, record: RunRecord, began: float) -> Garbage
 def _half_written(output: Output, now: datetime) -> Garbage:
     until = (now - _LIVE).timestamp()
     hidden = [
-        file for file in storage.expand(output.uri) if _name(file).startswith(".") and _name(file).endswith(".tmp")
+        file for file in storage.list_tree(output.uri) if _name(file).startswith(".") and _name(file).endswith(".tmp")
     ]
     return _these("half-written files of a killed process", [file for file in hidden if file.modified < until])
 
@@ -103,7 +103,7 @@ def find_rejected(output: Output, reason: str) -> list[Garbage]:
             held = [item for item, it_does in zip(items, threads.map(holds, items), strict=True) if it_does]
         features += [file for file, _ in held]
         slice_ids = {slice_id for _, slice_id in held}
-        for file in storage.expand(output.moments(extractor_id)) if held else ():
+        for file in storage.list_tree(output.moments(extractor_id)) if held else ():
             with suppress(OutputError):  # damaged, or of another version: nothing that a run would use
                 if slice_ids.intersection(covered_slices(file.uri)):
                     moments.append(file)
@@ -116,7 +116,7 @@ def find_rejected(output: Output, reason: str) -> list[Garbage]:
 
 def _feature_files(output: Output, extractor_id: str) -> list[tuple[storage.FileInfo, SliceId]]:
     found = []
-    for file in storage.expand(output.features(extractor_id)):
+    for file in storage.list_tree(output.features(extractor_id)):
         with suppress(ValueError):  # extractor.json, and what is not ours
             found.append((file, SliceId.parse(_name(file).removesuffix(".parquet"))))
     return found

@@ -260,7 +260,7 @@ def _right_inside(uri: str) -> dict[str, storage.FileInfo]:
     """The files of a folder by their names, without those of folders below it."""
     fs, path = storage.filesystem(uri)
     start = fs.unstrip_protocol(path).rstrip("/") + "/"
-    listed = [(file.uri.removeprefix(start), file) for file in storage.expand(uri)]
+    listed = [(file.uri.removeprefix(start), file) for file in storage.list_tree(uri)]
     return {name: file for name, file in listed if "/" not in name}
 
 

@@ -8,6 +8,7 @@ from threading import Barrier, Lock
 import pytest
 
 from scalselect_ray.config import parse_config
+from scalselect_ray.corpus.location import covers
 from scalselect_ray.errors import OutputError
 from scalselect_ray.exports import target
 from scalselect_ray.exports.target import check_location, claim_of, claimed
@@ -181,7 +182,7 @@ def test_the_rule_agrees_with_the_listing(tmp_path):
             found = {file.uri for file in storage.expand(path)} & {str(file) for file in written}
             for file in written:
                 file.unlink()
-            assert target._covers(path, str(tmp_path / folder)) == bool(found), (pattern, folder)
+            assert covers(path, str(tmp_path / folder)) == bool(found), (pattern, folder)
 
 
 def test_an_export_into_the_output_folder_is_refused(tmp_path):

@@ -1,10 +1,11 @@
 """Files by URI."""
 
+import errno
 import os
 
 import pytest
 
-from scalselect_ray.errors import ConfigError
+from scalselect_ray.errors import ConfigError, OutputError
 from scalselect_ray.io import storage
 from scalselect_ray.redaction import redact
 
@@ -122,3 +123,58 @@ def test_a_link_to_nothing_hides_no_other_file(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"{}")
     (tmp_path / ".#a.jsonl").symlink_to("somebody@somewhere.1234")
     assert [file.uri for file in storage.expand(str(tmp_path))] == [str(tmp_path / "a.jsonl")]
+
+
+def tree(folder):
+    return [file.uri.replace(":///", "://") for file in storage.list_tree(folder)]
+
+
+ODD = ["sel[1]", "a*", "b?", "[!x]", "**", "{a,b}", "a b", "%41", "#x"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_folder_of_any_name_is_listed_and_removed_as_it_is(root, name):
+    """Beside it lie folders that its name matches as a pattern."""
+    others = [f"{root}/{other}/x/file" for other in ("sel1", "ab", "bx", "y", "a", "b", "A")]
+    for uri in others:
+        storage.write(uri, b"")
+    mine = [f"{root}/{name}/file", f"{root}/{name}/x/file", f"{root}/{name}/x/[0]"]
+    for uri in mine:
+        storage.write(uri, b"1")
+    assert tree(f"{root}/{name}") == sorted(mine)
+    storage.delete(mine[1:2])
+    assert tree(f"{root}/{name}") == sorted([mine[0], mine[2]])
+    storage.delete_folder(f"{root}/{name}")
+    assert storage.list_tree(f"{root}/{name}") == []
+    assert all(map(storage.exists, others))
+
+
+def test_a_folder_that_is_not_there_has_no_tree(root):
+    storage.write(f"{root}/file", b"")
+    assert storage.list_tree(f"{root}/nowhere") == []
+    assert storage.list_tree(f"{root}/file") == []
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_is(root):
+    storage.write(f"{root}/x/file", b"1")
+    storage.check_folder(f"{root}/x")
+    storage.check_folder(f"{root}/new")
+    assert tree(root) == [f"{root}/x/file"]
+
+
+@pytest.mark.parametrize("below", ["", "/x", "/x/y"])
+def test_a_file_is_no_folder_to_write_to(root, below):
+    storage.write(f"{root}/file", b"1")
+    if root.startswith("/") or not below:
+        with pytest.raises(OutputError, match="choose another place"):
+            storage.check_folder(f"{root}/file{below}")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_folder_that_is_read_only_now_is_told_before_work(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(storage, "_write_here", refuse)
+    with pytest.raises(OutputError, match=r"no permission to write there|read-only"):
+        storage.check_folder(str(tmp_path))
