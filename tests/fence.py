@@ -1,8 +1,8 @@
 """Which tests need what, and a fence around those that need nothing but this process.
 
 `cluster`: the test asks for the fixture `cluster`, or says by the marker that it starts a Ray of its own.
-`heavy`: it starts a server or a browser (by fixture), or says by the marker that it starts another process or runs a
-model. All others are unit tests (`make unit`).
+`heavy`: it starts a server or a browser (by fixture), or says by the marker that it starts another process, runs a
+model or takes seconds. All others are unit tests (`make unit`).
 """
 
 import os

@@ -11,11 +11,11 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u20
 
 
 def visible(value: Any) -> Any:
-    """Any text of a corpus, fit for a page: control characters are shown as signs, what is no character as a mark of
-    that, and secrets of URIs are left out."""
+    """Any text of a corpus, fit for a page: control characters are shown as signs, what is no character as its
+    escape, and secrets of URIs are left out."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return redact(value).encode(errors="replace").decode().translate(_CONTROL)
+    return redact(value).translate(_CONTROL)
 
 
 def cut(text: str, length: int) -> str:

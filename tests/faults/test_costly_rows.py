@@ -182,6 +182,7 @@ SHARED = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", SHARED)
 def test_a_value_that_stands_in_many_rows_is_in_memory_once(name, tmp_path):
     table(SHARED[name], tmp_path / "a.parquet")

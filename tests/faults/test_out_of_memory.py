@@ -19,6 +19,8 @@ from scalselect_ray.io.storage import stat
 from scalselect_ray.vlm import DeviceLostError, Extractor, Prepared, Representation, open_checkpoint
 from scalselect_ray.vlm.representer import make_preparer, prepare_sample
 
+pytestmark = pytest.mark.heavy
+
 CORPUS, MODEL = GOLDEN / "llava", GOLDEN / "llava" / "model"
 SETTINGS = ExtractorConfig(model=str(MODEL), dtype="float32")
 

@@ -184,4 +184,4 @@ def test_words():
     ]
     assert [budget(name) for name in ("0.16", "1", "1.0", "5000", "0.005")] == ["16%", "100%", "100%", "5,000", "0.5%"]
     assert cut("abcdef", 3) == "abc\u2026 (6 characters in all)"
-    assert visible("a\0b\x1b\ud800\n") == "a\u2400b\u241b?\n"
+    assert visible("a\0b\x1b\ud800\n") == "a\u2400b\u241b\\ud800\n"

@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
+import pytest
 from conftest import GOLDEN
 
 from scalselect_ray.config import ExtractorConfig
@@ -16,6 +17,7 @@ from scalselect_ray.store.layout import Output
 from scalselect_ray.vlm.representer import description_of, id_of, preparing_of
 
 
+@pytest.mark.heavy
 def test_two_slices_at_once_take_turns_on_the_device_and_give_the_same_features(tmp_path):
     extractor = ExtractorConfig(model=str(GOLDEN / "llava" / "model"), dtype="float32")
     slices = plan_file(

@@ -45,6 +45,7 @@ def test_the_largest_set_within_the_wanted_slices_is_found(store):
     assert moments.find_stored(store, [C]) is None
 
 
+@pytest.mark.heavy
 def test_the_slices_may_be_many(store):
     many = [SliceId("0" * 16, first, first + 256, 999_999_999) for first in range(0, 2_000_000 * 256, 256)]
     assert len("".join(map(str, many[:10]))) * len(many) / 10 > 90e6, "a safetensors header ends at 100 MB"
