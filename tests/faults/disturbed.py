@@ -1,6 +1,6 @@
 """The command line, and what befalls it: python disturbed.py DISTURBANCE run CONFIG ...
 
-kill:STAGE:N   this process is killed (-9) when STAGE advances for the Nth time
+kill:STAGE:N[:SIGNAL]   this process gets the signal (SIGKILL) when STAGE advances for the Nth time
 hold           the first leaf tasks of the reduce write OUTPUT/held and go on for ever
 node           two nodes; the raylet of the second is killed (-9) after three commits
 """
@@ -20,7 +20,7 @@ from scalselect_ray.io import storage
 from scalselect_ray.stages import reduce
 
 
-def kill(stage: str, number: int) -> None:
+def kill(stage: str, number: int, signal_name: str = "SIGKILL") -> None:
     advance = console.Stage.advance
     seen = 0
 
@@ -29,7 +29,7 @@ def kill(stage: str, number: int) -> None:
         advance(self, count, rejects)
         seen += self.name == stage
         if seen == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.Signals[signal_name])
 
     console.Stage.advance = counted  # type: ignore[method-assign]
 
@@ -63,7 +63,7 @@ def node(output: Path) -> None:
 if __name__ == "__main__":
     what, *details = sys.argv[1].split(":")
     if what == "kill":
-        kill(details[0], int(details[1]))
+        kill(details[0], int(details[1]), *details[2:])
     elif what == "hold":
         hold()
     elif what == "node":
