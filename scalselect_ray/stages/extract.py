@@ -42,6 +42,7 @@ from scalselect_ray.stages.context import Job, Run, begin
 from scalselect_ray.stages.isolation import MOST_SLICES, Deadly, find_deadly, read_without
 from scalselect_ray.stages.payload import PreparedRow, payloads, unpack
 from scalselect_ray.stages.rejects import check_rejects
+from scalselect_ray.store import moments
 from scalselect_ray.store.features import FeatureStore, feature_table
 from scalselect_ray.vlm import (
     DeviceLostError,
@@ -99,6 +100,7 @@ def _extract(job: Job, plan: Plan) -> set[str]:
     changed: set[str] = set()
     if not plan.todo:
         return changed
+    moments.forget(job.store, [slice_.id for slice_ in plan.todo])  # before anything of these is committed again
     todo, deadly, fruitless = plan.todo, dict[SliceId, frozenset[int]](), 0
     with job.stages("extract", plan.todo_rows, "samples") as stage, told_while(_waits(job, stage), job.console):
         while todo:

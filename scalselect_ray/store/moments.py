@@ -49,6 +49,16 @@ def find_stored(store: FeatureStore, slice_ids: Sequence[SliceId]) -> StoredMome
     return best
 
 
+def forget(store: FeatureStore, slice_ids: Iterable[SliceId]) -> None:
+    """Removes the stored moments that cover any of these slices: they are of features that are no longer there, and
+    what is made anew can differ, where images have come or gone. Raises DamagedObjectError, OutputError,
+    StorageError."""
+    forgotten = set(slice_ids)
+    folder = store.output.moments(store.extractor_id)
+    uris = [storage.join(folder, name) for name in storage.list_names(folder)]
+    storage.delete([uri for uri in uris if forgotten.intersection(covered_slices(uri))])
+
+
 def covered_slices(uri: str) -> list[SliceId]:
     """The slices that stored moments are of, without the matrix: none where they are of an earlier version, which is
     made anew, or gone. Raises DamagedObjectError; OutputError for a later version; StorageError."""

@@ -121,6 +121,22 @@ def test_a_changed_file_is_redone_and_a_removed_one_is_left_out_of_the_merge(con
     assert objects(config.parent / "output").items() >= kept.items(), "nothing committed is lost"
 
 
+def test_moments_of_features_that_are_made_anew_are_not_used(tmp_path, corpus):
+    """The features of a slice are lost, and when they are made anew an image of it is away."""
+    shutil.copytree(CORPUS / "images", tmp_path / "images")
+    config = config_in(tmp_path, [{"name": "made", "paths": [str(corpus)], "image_root": str(tmp_path)}])
+    record, _ = run(config)
+    (tmp_path / ROWS[0]["images"][0]).unlink()
+    held = {
+        path: pq.read_table(path)["shard"][0].as_py() for path in (tmp_path / "output").glob("features/*/*.parquet")
+    }
+    lost = next(path for path in held if held[path].endswith("a.json") and "-000000000-" in path.name)
+    lost.unlink()
+    again, folder = run(config, "rejects.max_fraction=0.5")
+    assert (again["slices"]["extracted"], again["scored"]) == (1, record["scored"] - 1)
+    agree(scores(folder), from_scratch(config))
+
+
 def test_other_settings_of_subspace_budget_and_quota_extract_nothing(config):
     run(config)
     for override in (
