@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from scalselect_ray.api import AddFeatures, leverage_scores, represent, run
     from scalselect_ray.config import ExtractorConfig, JobConfig
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["AddFeatures", "ExtractorConfig", "JobConfig", "__version__", "leverage_scores", "represent", "run"]
 
