@@ -140,6 +140,16 @@ For completion by the tab key put this line into ~/.bashrc or ~/.zshrc (for fish
         "say what a run would read and do, and about how long it would take",
         "config.yaml",
         "config.yaml extractor.dtype=float16 --json",
+        "config.yaml --verify 0.1",
+    )
+    plan.add_argument(
+        "--verify",
+        nargs="?",
+        const=1.0,
+        type=_share,
+        metavar="SHARE",
+        help="read the pictures of committed slices again, and say which samples have other ones now; of this share of "
+        "the slices, spread over the corpus (default: all)",
     )
     select = verb(
         "run",
@@ -228,6 +238,16 @@ For completion by the tab key put this line into ~/.bashrc or ~/.zshrc (for fish
     return parser
 
 
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"a share is a number above 0 and at most 1, found '{text}'")
+    return share
+
+
 def _run(options: argparse.Namespace, console: Console) -> Any:
     config = load_config(options.config, options.overrides)
     from scalselect_ray.commands.run import run  # not before the config is known to be good: it takes seconds
@@ -239,7 +259,7 @@ def _plan(options: argparse.Namespace, console: Console) -> Any:
     config = load_config(options.config, options.overrides)
     from scalselect_ray.commands.plan import plan
 
-    return plan(config, console)
+    return plan(config, console, options.verify)
 
 
 def _config(options: argparse.Namespace, console: Console) -> Any:

@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from scalselect_ray.commands.verify import verify
 from scalselect_ray.config import ExtractorConfig, JobConfig
 from scalselect_ray.console import Console, duration
 from scalselect_ray.corpus import Plan, Reject, Slice, list_files, make_plan, plan_here, read_slices
@@ -15,8 +16,9 @@ _PROBE_SECONDS = 30.0  # after which no more of them is begun
 _COLUMNS = ("files", "bytes", "slices", "rows", "rows to do")
 
 
-def plan(config: JobConfig, console: Console) -> dict[str, Any]:
-    """Prints and returns what a run would do. Nothing is written but the extractor's description."""
+def plan(config: JobConfig, console: Console, verified_share: float | None = None) -> dict[str, Any]:
+    """Prints and returns what a run would do; with `verified_share` also whether the pictures of that share of the
+    committed slices are still the same. Nothing is written but the extractor's description."""
     from scalselect_ray.job import open_store
     from scalselect_ray.stages.extract import extractor_bytes
 
@@ -36,6 +38,7 @@ def plan(config: JobConfig, console: Console) -> dict[str, Any]:
         f"each extractor asks for {memory / (1 << 30):.1f} GiB: the front of the model, and a batch of samples"
     )
     rate, basis = _rate(config, plan, store, console)
+    verified = {} if verified_share is None else {"verified": verify(plan, store, verified_share, console)}
     return {
         "extractor": store.extractor_id,
         "extractor_bytes": memory,
@@ -44,6 +47,7 @@ def plan(config: JobConfig, console: Console) -> dict[str, Any]:
         "seconds": plan.todo_rows / rate if rate else None,
         "seconds_by": basis,
         "sources": sources,
+        **verified,
     }
 
 

@@ -3,7 +3,7 @@
 from scalselect_ray.corpus.conversation import PLACEHOLDER, normalise
 from scalselect_ray.corpus.decoding import MAX_PIXELS, open_images
 from scalselect_ray.corpus.formats import Broken
-from scalselect_ray.corpus.images import fetched, fetched_images, load_image, load_images, resolver
+from scalselect_ray.corpus.images import fetched_images, images_digest, load_image, load_images, resolver
 from scalselect_ray.corpus.planning import CorpusFile, Plan, list_files, make_plan, plan_file, plan_here, plan_open_file
 from scalselect_ray.corpus.reading import read_records, read_rows, read_slices
 from scalselect_ray.corpus.sample import ImagePlaceholder, ImageRef, Reason, Reject, Sample, SampleRejectedError, Turn
@@ -24,8 +24,8 @@ __all__ = [
     "Slice",
     "SliceId",
     "Turn",
-    "fetched",
     "fetched_images",
+    "images_digest",
     "is_complete",
     "list_files",
     "load_image",

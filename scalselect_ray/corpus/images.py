@@ -5,12 +5,13 @@ import binascii
 import contextlib
 import errno
 import functools
+import hashlib
 import io
 import os
 import posixpath
 import re
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from PIL import Image
@@ -66,15 +67,10 @@ def resolver(image_root: str | None) -> ImageResolver:
     return resolve
 
 
-def fetched(image: ImageRef) -> ImageRef:
-    """The image with its bytes at hand, still encoded. Raises SampleRejectedError; CorpusError when it may not be read
-    at all."""
-    return image if image.data is not None else replace(image, data=_fetch(image, MAX_BYTES))
-
-
 def fetched_images(images: Sequence[ImageRef]) -> list[ImageRef]:
-    """The images of one sample, as `fetched`. One that the sample has several times is fetched once; what is fetched
-    has at most `MAX_BYTES` together."""
+    """The images of one sample with their bytes at hand, still encoded. One that the sample has several times is
+    fetched once; what is fetched has at most `MAX_BYTES` together. Raises SampleRejectedError; CorpusError when an
+    image may not be read at all; StorageError."""
     data: dict[str, bytes] = {}
     left = MAX_BYTES
     for image in images:
@@ -82,6 +78,18 @@ def fetched_images(images: Sequence[ImageRef]) -> list[ImageRef]:
             data[image.uri] = _fetch(image, left)
             left -= len(data[image.uri])
     return [image if image.uri is None else replace(image, data=data[image.uri]) for image in images]
+
+
+def images_digest(encoded: Iterable[bytes]) -> str:
+    """What tells whether the images of a sample are still the same: the first 32 hexadecimal digits of SHA-256 over the
+    SHA-256 digests of their encoded bytes, in order."""
+    digests: dict[bytes, bytes] = {}  # a sample may have one image hundreds of times
+    whole = hashlib.sha256()
+    for data in encoded:
+        if data not in digests:
+            digests[data] = hashlib.sha256(data).digest()
+        whole.update(digests[data])
+    return whole.hexdigest()[:32]
 
 
 def load_images(images: Sequence[ImageRef]) -> list[Image.Image]:

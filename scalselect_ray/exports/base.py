@@ -52,6 +52,7 @@ class ExportRow:
     images: tuple[ExportImage, ...] = ()
     members: tuple[tuple[str, bytes], ...] = ()  # of a WebDataset sample, where the format asks for them
     problem: str | None = None  # why it cannot be exported at all
+    images_digest: str | None = None  # of its images when their features were extracted, where that is known
 
 
 @dataclass

@@ -8,7 +8,7 @@ import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from scalselect_ray.cluster.session import own_errors, session
 from scalselect_ray.cluster.tasks import completed, in_order
 from scalselect_ray.config import JobConfig, parse_config
 from scalselect_ray.console import Console
-from scalselect_ray.corpus import CorpusFile, Slice, list_files, plan_file, reading_units
+from scalselect_ray.corpus import CorpusFile, Slice, SliceId, list_files, plan_file, reading_units
 from scalselect_ray.corpus.formats import UnreadableFileError, format_of
 from scalselect_ray.corpus.formats.webdataset import WebDataset
 from scalselect_ray.errors import ConfigError, CorpusError, OutputError
@@ -40,12 +40,13 @@ from scalselect_ray.exports.base import (
     join_parts,
 )
 from scalselect_ray.exports.chosen import FILE_ROWS, ChosenRows, RowIndex, count_wanted, wanted
-from scalselect_ray.exports.rows import check_still, copy_images, fetch_images, read_rows
+from scalselect_ray.exports.rows import check_still, copy_images, fetch_images, read_rows, stored_digests
 from scalselect_ray.exports.spool import SortedRun, SortedRunWriter, merged
 from scalselect_ray.exports.target import Identity, check_location, claim_of, claimed
 from scalselect_ray.io import storage
 from scalselect_ray.redaction import to_json
-from scalselect_ray.store.files import read_files
+from scalselect_ray.store.features import FeatureStore
+from scalselect_ray.store.files import RunFile, read_files
 from scalselect_ray.store.layout import Output, RunFolder, format_name
 from scalselect_ray.store.runs import Runs
 from scalselect_ray.store.tables import read_part
@@ -67,6 +68,7 @@ class Export:
     mode: Images | None
     target: str
     raw: bool
+    store: FeatureStore  # of the run's extractor
 
     @property
     def identity(self) -> Identity:
@@ -84,7 +86,8 @@ def export(
     known, mode = _format_of(name, images, raw)
     runs = Runs(output)
     record = runs.find(run_id)
-    work = Export(record.run_id, runs.folder(record.run_id), name, known, mode, storage.absolute(target), raw)
+    store = FeatureStore(output, record.extractor)
+    work = Export(record.run_id, runs.folder(record.run_id), name, known, mode, storage.absolute(target), raw, store)
     config = _config_of(work)
     read = read_files(work.folder)
     check_location(work.target, config.corpus, output.uri)
@@ -104,7 +107,7 @@ def export(
             elif known.needs == "shards":
                 written = _write_shards(work, chosen, console, stage.advance)
             else:
-                written = _write_rows(work, chosen, stage.advance)
+                written = _write_rows(work, chosen, read, stage.advance)
             if not written.finish.count:
                 reasons = "; ".join(sorted(written.reasons)) or "no chosen sample is in a file that it can use"
                 raise OutputError(f"nothing can be exported to {name}: {reasons}")
@@ -156,8 +159,8 @@ class _Written:
     copied: bool = False
 
 
-def _write_rows(work: Export, chosen: ChosenRows, advance: Any) -> _Written:
-    tasks = _reading_tasks(chosen)
+def _write_rows(work: Export, chosen: ChosenRows, read: Sequence[RunFile], advance: Any) -> _Written:
+    tasks = _reading_tasks(chosen, read)
     known = work.format
     part_rows = (
         max(_PART_ROWS, -(-chosen.count // _PARTS)) if known.part_rows is None else known.part_rows or chosen.count
@@ -183,19 +186,29 @@ def _write_rows(work: Export, chosen: ChosenRows, advance: Any) -> _Written:
     return written
 
 
-def _reading_tasks(chosen: ChosenRows) -> list[list[tuple[int, list[Slice]]]]:
-    """(number of the file, slices) of each reading unit with chosen rows, grouped for tasks."""
+class _Unit(NamedTuple):
+    """Slices of one file that are read together, and have chosen rows."""
+
+    number: int  # of the file
+    slices: list[Slice]  # as the file is cut now
+    extracted: tuple[SliceId, ...]  # as it was cut when features of these rows were extracted
+
+
+def _reading_tasks(chosen: ChosenRows, read: Sequence[RunFile]) -> list[list[_Unit]]:
+    """The reading units with chosen rows, grouped for tasks."""
+    known = {file.file_key: file for file in read}
     numbers = [number for number, count in enumerate(chosen.by_file) if count]
     planned = in_order(_plan_wanted, [(chosen.files[number], number, chosen.parts) for number in numbers])
     most = max(_TASK_ROWS, -(-chosen.count // _TASKS))
-    tasks: list[list[tuple[int, list[Slice]]]] = []
+    tasks: list[list[_Unit]] = []
     rows = size = 0
     for number, units in zip(numbers, planned, strict=True):
+        file = known[chosen.files[number].key]
         for unit, count in units:
             if not tasks or rows >= most or size >= _TASK_BYTES:
                 tasks.append([])
                 rows = size = 0
-            tasks[-1].append((number, unit))
+            tasks[-1].append(_Unit(number, unit, file.slices_between(unit[0].first_row, unit[-1].stop_row)))
             rows += count
             size += unit[0].stop_byte - unit[0].start_byte
     return tasks
@@ -220,7 +233,7 @@ def _plan_wanted(file: CorpusFile, number: int, parts: Sequence[ObjectRef[RowInd
 @ray.remote
 def _read(
     work: Export,
-    units: Sequence[tuple[int, list[Slice]]],
+    units: Sequence[_Unit],
     parts: Sequence[ObjectRef[RowIndex]],
     name: str,
     first_keys: Sequence[int],
@@ -231,13 +244,14 @@ def _read(
     writer = SortedRunWriter(storage.join(work.target, SPOOL, "rows", name), first_keys, _RUN_BYTES)
     roots: set[str] = set()
     copied = False
-    for number, slices in units:
+    for number, slices, extracted in units:
         chosen = {
             row: (rank, None if np.isnan(score) else score)
             for row, rank, score in wanted(known, number, slices[0].first_row, slices[-1].stop_row)
         }
+        digests = stored_digests(work.store, extracted, chosen) if work.mode is Images.COPY else {}
         rows: Iterator[ExportRow] = (
-            _checked(row, work.format) for row in read_rows(slices, chosen, with_members=work.format.needs == "members")
+            _checked(row, work.format) for row in read_rows(slices, chosen, work.format.needs == "members", digests)
         )
         if work.mode is not None and not work.format.embeds:
             rows = copy_images(rows, work.mode, work.target)

@@ -4,9 +4,10 @@ import hashlib
 import io
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
@@ -16,7 +17,9 @@ from scalselect_ray.corpus import (
     ImageRef,
     SampleRejectedError,
     Slice,
-    fetched,
+    SliceId,
+    fetched_images,
+    images_digest,
     normalise,
     read_records,
     resolver,
@@ -25,18 +28,24 @@ from scalselect_ray.corpus.conversation import ImageResolver
 from scalselect_ray.corpus.formats import RowRange, format_of
 from scalselect_ray.corpus.formats.webdataset import WebDataset
 from scalselect_ray.corpus.planning import check_unchanged
+from scalselect_ray.corpus.sample import plain
 from scalselect_ray.errors import CorpusChangedError, CorpusError
 from scalselect_ray.exports.base import ExportImage, ExportRow, Images
 from scalselect_ray.io import storage
 from scalselect_ray.io.ahead import ahead
+from scalselect_ray.store.features import IMAGES_DIGEST, FeatureStore
 
 _THREADS = 8  # of one task; images are fetched and written one by one
+_SHOWN = 3  # images of a sample that are named in a message
 _SUFFIX = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm)$", re.IGNORECASE)
 
 Wanted = dict[int, tuple[int, float | None]]  # row to (rank, score)
+Digests = Mapping[int, str]  # row to the digest of its images when their features were extracted, where that is known
 
 
-def read_rows(slices: Sequence[Slice], wanted: Wanted, with_members: bool) -> Iterator[ExportRow]:
+def read_rows(
+    slices: Sequence[Slice], wanted: Wanted, with_members: bool, digests: Digests = MappingProxyType({})
+) -> Iterator[ExportRow]:
     """The wanted rows of slices of one file. Raises CorpusError."""
     contents = _members(slices) if with_members else itertools.repeat([])
     resolve = resolver(slices[0].image_root)
@@ -45,8 +54,20 @@ def read_rows(slices: Sequence[Slice], wanted: Wanted, with_members: bool) -> It
             check_still(storage.FileInfo(slice_.shard, slice_.size, slice_.version))
         for row, record in enumerate(records, start=slice_.first_row):
             if row in wanted:
-                read = _row(slice_, row, record, resolve, *wanted[row])
+                read = replace(_row(slice_, row, record, resolve, *wanted[row]), images_digest=digests.get(row))
                 yield replace(read, members=tuple(members[row - slice_.first_row])) if members else read
+
+
+def stored_digests(store: FeatureStore, slice_ids: Iterable[SliceId], rows: Container[int]) -> dict[int, str]:
+    """The digests that the feature files of some slices of one file have for some of its rows: none where a feature
+    file has none, or is gone."""
+    found: dict[int, str] = {}
+    for slice_id in slice_ids:
+        table = store.peek(slice_id, ["row", IMAGES_DIGEST])
+        if table is not None:
+            known = zip(table["row"].to_pylist(), table[IMAGES_DIGEST].to_pylist(), strict=True)
+            found.update((row, digest) for row, digest in known if digest is not None and row in rows)
+    return found
 
 
 def check_still(file: storage.FileInfo) -> None:
@@ -103,29 +124,32 @@ def fetch_images(rows: Iterator[ExportRow]) -> Iterator[ExportRow]:
 
 def _with_copies(row: ExportRow, mode: Images, target: str) -> ExportRow:
     images = []
-    for number, image in enumerate(row.images):
-        if image.data is not None or mode is Images.COPY:
-            data = _data(row, image)
-            copy = _copy_name(row, number, image.name, data)
-            storage.write(storage.join(target, copy), data)
+    for number, image in enumerate(_with_data(row).images if mode is Images.COPY else row.images):
+        if image.data is not None:
+            copy = _copy_name(row, number, image.name, image.data)
+            storage.write(storage.join(target, copy), image.data)
             image = ExportImage(image.name, copy=copy)
         images.append(image)
     return replace(row, images=tuple(images))
 
 
 def _with_data(row: ExportRow) -> ExportRow:
-    return replace(row, images=tuple(replace(image, data=_data(row, image)) for image in row.images))
-
-
-def _data(row: ExportRow, image: ExportImage) -> bytes:
+    """The row with the bytes of every image. Raises CorpusError when one is gone, or they are not those that the sample
+    was chosen by."""
+    where = f"{row.shard} row {row.row}"
     try:
-        data = fetched(ImageRef(image.name, image.data, image.uri)).data
+        found = fetched_images([ImageRef(image.name, image.data, image.uri) for image in row.images])
     except SampleRejectedError as error:
+        raise CorpusError(f"{where}: an image is not what it was when the sample was chosen: {error}") from error
+    data = [image.data or b"" for image in found]
+    if data and row.images_digest is not None and images_digest(data) != row.images_digest:
+        names = ", ".join(plain(image.name) for image in row.images[:_SHOWN])
         raise CorpusError(
-            f"{row.shard} row {row.row}: an image is not what it was when the sample was chosen: {error}"
-        ) from error
-    assert data is not None
-    return data
+            f"{where}: its images ({names}{', ...' if len(row.images) > _SHOWN else ''}) are not those that the sample "
+            f"was chosen by: other bytes have the same names now. Bring the old ones back; or let 'scalselect plan "
+            f"CONFIG --verify' find all such samples, and do what it says to have them extracted again"
+        )
+    return replace(row, images=tuple(replace(image, data=each) for image, each in zip(row.images, data, strict=True)))
 
 
 def _copy_name(row: ExportRow, number: int, name: str, data: bytes) -> str:

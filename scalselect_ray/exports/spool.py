@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
         ("blobs", pa.list_(pa.large_binary())),  # the bytes of its images, then of its members
     ]
 )
+_PLAIN = ("rank", "source", "shard", "row", "id", "score", "uid", "problem", "images_digest")  # fields of a row
 _BATCH_BYTES = 64 << 10  # in one record batch, unless one row has more
 _WINDOW = 64 << 20  # bytes of all ranges that a merge holds
 
@@ -168,7 +169,7 @@ class _RangeReader(io.RawIOBase):
 def to_stored(key: int, row: ExportRow) -> StoredRow:
     """A row and its key as a run has them."""
     facts = {
-        **{name: getattr(row, name) for name in ("rank", "source", "shard", "row", "id", "score", "uid", "problem")},
+        **{name: getattr(row, name) for name in _PLAIN},
         "turns": [
             [turn.role, [piece if isinstance(piece, str) else [piece.index, piece.written] for piece in turn.content]]
             for turn in row.turns

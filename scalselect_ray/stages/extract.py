@@ -43,7 +43,7 @@ from scalselect_ray.stages.isolation import MOST_SLICES, Deadly, find_deadly, re
 from scalselect_ray.stages.payload import PreparedRow, payloads, unpack
 from scalselect_ray.stages.rejects import check_rejects
 from scalselect_ray.store import moments
-from scalselect_ray.store.features import FeatureStore, feature_table
+from scalselect_ray.store.features import IMAGES_DIGEST, FeatureStore, feature_table
 from scalselect_ray.vlm import (
     DeviceLostError,
     Prepared,
@@ -364,9 +364,9 @@ def _answer(committed: Committed) -> pa.Table:
 
 
 def _prepare_row(preparer: Preparer, source: str, sample: Sample | Reject) -> PreparedRow:
-    outcome, size = prepare_sample(preparer, sample)
-    metrics.images_read(source, size)
-    return {"row": sample.row, "id": sample.id}, outcome
+    made = prepare_sample(preparer, sample)
+    metrics.images_read(source, made.image_bytes)
+    return {"row": sample.row, "id": sample.id, IMAGES_DIGEST: made.images_digest}, made.outcome
 
 
 def _outcome(answer: Representation | SampleRejectedError) -> dict[str, Any]:

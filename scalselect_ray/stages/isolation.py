@@ -86,5 +86,5 @@ def _work(slice_: Slice, rows: list[int], extractor: ExtractorConfig) -> None:
         return
     prepare = make_preparer(extractor)
     with ThreadPoolExecutor(_THREADS) as threads:
-        prepared = [outcome for outcome, _ in threads.map(lambda sample: prepare_sample(prepare, sample), samples)]
+        prepared = list(threads.map(lambda sample: prepare_sample(prepare, sample).outcome, samples))
     make_extractor(extractor)([item for item in prepared if isinstance(item, Prepared)])

@@ -18,6 +18,10 @@ from scalselect_ray.io import checksum, storage
 from scalselect_ray.redaction import to_json
 from scalselect_ray.store.layout import Output, check_format, format_name
 
+IMAGES_DIGEST = "images_digest"
+"""Column of `corpus.images_digest` of each row: null where it has no images or they could not be fetched, and in files
+of version 0.1, which have no such column."""
+
 COUNTS = ("num_tokens", "num_vision_tokens", "num_query_tokens", "num_attended_tokens")
 
 
@@ -88,7 +92,7 @@ class FeatureStore:
         if not checksum.holds(data):
             raise DamagedObjectError(uri, "its checksum differs")
         try:
-            table = pq.read_table(pa.BufferReader(data), columns=list(columns) if columns else None)
+            table = _read_table(pa.BufferReader(data), columns)
         except (pa.ArrowException, OSError) as error:
             raise DamagedObjectError(uri, str(error)) from error
         found = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
@@ -118,7 +122,7 @@ class FeatureStore:
         gone or damaged."""
         try:
             with storage.open_random(self._uri(slice_id)) as stream:
-                return pq.read_table(stream, columns=list(columns))
+                return _read_table(stream, columns)
         except StorageError:
             raise
         except (pa.ArrowException, OSError):
@@ -129,6 +133,14 @@ class FeatureStore:
 
     def _uri(self, slice_id: SliceId) -> str:
         return self.output.feature_file(self.extractor_id, slice_id)
+
+
+def _read_table(source: Any, columns: Sequence[str] | None) -> pa.Table:
+    """Columns of a feature file (None: all it has). Raises pa.ArrowException, OSError."""
+    if columns is None or IMAGES_DIGEST not in columns or IMAGES_DIGEST in pq.read_schema(source).names:
+        return pq.read_table(source, columns=list(columns) if columns else None)
+    table = pq.read_table(source, columns=[name for name in columns if name != IMAGES_DIGEST])
+    return table.append_column(IMAGES_DIGEST, pa.nulls(len(table), pa.string()))
 
 
 def _description(uri: str) -> dict[str, Any]:
@@ -152,6 +164,7 @@ def feature_table(rows: Sequence[Mapping[str, Any]], dim: int) -> pa.Table:
             ("reason", pa.string()),
             ("message", pa.string()),
             *((name, pa.int32()) for name in COUNTS),
+            (IMAGES_DIGEST, pa.string()),
         ]
     )
     table = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema)

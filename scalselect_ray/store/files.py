@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,12 @@ class RunFile:
     def slice_of(self, row: int) -> SliceId | None:
         """The slice that holds a row."""
         return next((slice_id for slice_id in self.slices if slice_id.first_row <= row < slice_id.stop_row), None)
+
+    def slices_between(self, first_row: int, stop_row: int) -> tuple[SliceId, ...]:
+        """The slices that hold any of the rows [first_row, stop_row)."""
+        begin = bisect_right(self.slices, first_row, key=lambda slice_id: slice_id.stop_row)
+        end = bisect_left(self.slices, stop_row, key=lambda slice_id: slice_id.first_row)
+        return self.slices[begin:end]
 
 
 def files_of(plan: Plan) -> list[RunFile]:

@@ -3,12 +3,20 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from scalselect_ray.config import ExtractorConfig
-from scalselect_ray.corpus import Reason, Reject, Sample, SampleRejectedError, fetched_images, open_images
+from scalselect_ray.corpus import (
+    Reason,
+    Reject,
+    Sample,
+    SampleRejectedError,
+    fetched_images,
+    images_digest,
+    open_images,
+)
 from scalselect_ray.vlm import (
     Extractor,
     Prepared,
@@ -68,22 +76,32 @@ def id_of(description: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def prepare_sample(preparer: Preparer, sample: Sample | Reject) -> tuple[Prepared | SampleRejectedError, int]:
-    """The sample as the model takes it, or why it cannot be used, and the bytes of its encoded images."""
+class PreparedSample(NamedTuple):
+    """What was made of a sample, and what is known of its encoded images."""
+
+    outcome: Prepared | SampleRejectedError
+    image_bytes: int = 0
+    images_digest: str | None = None
+    """None where it has no images, or they could not be fetched."""
+
+
+def prepare_sample(preparer: Preparer, sample: Sample | Reject) -> PreparedSample:
+    """The sample as the model takes it, or why it cannot be used."""
     if isinstance(sample, Reject):
-        return SampleRejectedError(sample.reason, sample.message), 0
-    size = 0
+        return PreparedSample(SampleRejectedError(sample.reason, sample.message))
+    size, digest = 0, None
     try:
         encoded = fetched_images(sample.images)
-        size = sum(len(image.data or b"") for image in encoded)
+        data = [image.data or b"" for image in encoded]
+        size, digest = sum(map(len, data)), images_digest(data) if data else None
         opened = open_images(encoded)
         with _DECODED.taken(opened.pixels):
-            return preparer(sample, opened.decode()), size
+            return PreparedSample(preparer(sample, opened.decode()), size, digest)
     except SampleRejectedError as error:
-        return error, size
+        return PreparedSample(error, size, digest)
     except MemoryError:
         message = "there is not enough memory to prepare this sample"
-        return SampleRejectedError(Reason.EXTRACTION_FAILED, message), size
+        return PreparedSample(SampleRejectedError(Reason.EXTRACTION_FAILED, message), size, digest)
 
 
 class Representer:
@@ -108,7 +126,7 @@ class Representer:
         """One answer a sample, in order: its representation, or why it has none."""
         answers: list[Outcome] = []
         for start in range(0, len(samples), _TOGETHER):
-            prepared = [prepare_sample(self._prepare, sample)[0] for sample in samples[start : start + _TOGETHER]]
+            prepared = [prepare_sample(self._prepare, sample).outcome for sample in samples[start : start + _TOGETHER]]
             extracted = iter(self._extract(share_images(item for item in prepared if isinstance(item, Prepared))))
             answers += [next(extracted) if isinstance(item, Prepared) else item for item in prepared]
         return answers

@@ -1,6 +1,7 @@
 """Where images may lie, and how they become pixels."""
 
 import errno
+import hashlib
 import io
 import struct
 import zlib
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scalselect_ray.corpus import ImageRef, Reason, SampleRejectedError, images, load_image
+from scalselect_ray.corpus import ImageRef, Reason, SampleRejectedError, images, images_digest, load_image
 from scalselect_ray.corpus.images import resolver
 from scalselect_ray.errors import StorageError
 from scalselect_ray.io import storage
@@ -40,6 +41,16 @@ def encoded(mode: str, form: str, **options) -> bytes:
 def test_every_kind_becomes_rgb(data):
     picture = load_image(ImageRef("x", data=data))
     assert (picture.mode, picture.size) == ("RGB", (8, 6))
+
+
+def test_the_digest_of_images_is_of_their_bytes_and_order():
+    """Against what the words of its docstring say, by hashlib alone."""
+    one, two = encoded("RGB", "PNG"), encoded("RGB", "JPEG")
+    parts = hashlib.sha256(one).digest() + hashlib.sha256(two).digest()
+    assert images_digest([one, two]) == hashlib.sha256(parts).hexdigest()[:32]
+    others = ([two, one], [one], [two], [one, two, two], [one + two], [one, two[:-1]], [])
+    assert len({images_digest(some) for some in ([one, two], *others)}) == 1 + len(others)
+    assert images_digest([one] * 400) == images_digest(bytes(bytearray(one)) for _ in range(400))
 
 
 def test_16_bit_grey_is_scaled_and_not_clipped():

@@ -29,7 +29,9 @@ def rows(name: str = "samples.json") -> list:
     """The samples of the golden corpus, prepared as a task does it."""
     file = CorpusFile("golden", stat(str(CORPUS / name)), str(CORPUS), 100, 1 << 26)
     preparer = make_preparer(SETTINGS)
-    return [prepare_sample(preparer, sample)[0] for _, samples in read_slices(plan_file(file)) for sample in samples]
+    return [
+        prepare_sample(preparer, sample).outcome for _, samples in read_slices(plan_file(file)) for sample in samples
+    ]
 
 
 @pytest.fixture(scope="module")

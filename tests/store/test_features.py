@@ -33,6 +33,18 @@ def test_what_is_committed_is_listed_and_read_back(store):
     assert store.read(ONE, ["reason"])["reason"].to_pylist() == [None, "image_missing", None, "text_only"]
 
 
+@pytest.mark.parametrize("columns", [["row", "images_digest"], ["images_digest"], ["images_digest", "feature"]])
+@pytest.mark.parametrize("version", ["0.1", "now"])
+def test_digests_of_images_are_read_where_a_file_has_them_and_null_where_it_has_none(version, columns, store):
+    table = feature_table([{**row, "images_digest": f"{row['row']:032x}"} for row in ROWS[:2]] + ROWS[2:], 3)
+    store.commit(ONE, table if version == "now" else table.drop_columns("images_digest"))
+    digests = [f"{0:032x}", f"{1:032x}", None, None] if version == "now" else [None] * 4
+    for found in (store.read(ONE, columns), store.peek(ONE, columns)):
+        assert sorted(found.column_names) == sorted(columns)
+        assert found["images_digest"].to_pylist() == digests
+    assert features_of(store.read(ONE)).tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
 def test_committing_again_writes_the_same_bytes(store):
     store.commit(ONE, feature_table(ROWS, 3))
     first = storage.read_bytes(f"{store.folder}/{ONE}.parquet")
