@@ -22,6 +22,7 @@ from scalselect_ray.corpus import (
     plan_file,
     read_slices,
     reading_units,
+    shard_name,
 )
 from scalselect_ray.io import storage
 from scalselect_ray.io.ahead import ahead
@@ -72,8 +73,8 @@ def verify(plan: Plan, store: FeatureStore, share: float, console: Console) -> d
         "unknown": found.unknown,
         "changed": found.changed,
         "first": found.first,
-        "files": {storage.redact(uri): count for uri, count in found.by_file.items()},
-        "feature_files": [storage.redact(_feature_file(store, slice_id)) for slice_id in found.slice_ids],
+        "files": {uri: count for uri, count in found.by_file.items()},
+        "feature_files": [_feature_file(store, slice_id) for slice_id in found.slice_ids],
     }
 
 
@@ -105,7 +106,7 @@ def _compare(
         if digest != known[sample.row]
     ]
     if changed:
-        shard = storage.redact(slice_.shard)
+        shard = shard_name(slice_.shard)
         named = [{"source": slice_.source, "shard": shard, "row": row} for row in changed]
         found.first += named[: _SHOWN - len(found.first)]
         found.changed += len(changed)
@@ -151,15 +152,15 @@ def _next(found: _Found, store: FeatureStore) -> list[str]:
         lines.append(
             "next: give the corpus files that name them a new modification time, and run again: they are extracted anew"
         )
-        lines += [f"  touch {shlex.quote(storage.redact(uri))}" for uri in local[:_SHOWN]]
+        lines += [f"  touch {shlex.quote(uri)}" for uri in local[:_SHOWN]]
         lines += [f"  and {len(local) - _SHOWN:,} more files ('files' with --json)"] if len(local) > _SHOWN else []
     if len(local) < len(found.by_file):
         lines.append(
             "next: where corpus files are in a bucket, remove the feature files of these slices ('feature_files' with "
-            f"--json) and {storage.redact(store.output.moments(store.extractor_id))}, which holds sums of them, and "
+            f"--json) and {store.output.moments(store.extractor_id)}, which holds sums of them, and "
             "run again: they are extracted anew"
         )
-        lines += [f"  {storage.redact(_feature_file(store, slice_id))}" for slice_id in found.slice_ids[:_SHOWN]]
+        lines += [f"  {_feature_file(store, slice_id)}" for slice_id in found.slice_ids[:_SHOWN]]
     return lines
 
 
