@@ -26,7 +26,6 @@ from scalselect_ray.corpus import (
 )
 from scalselect_ray.io import storage
 from scalselect_ray.io.ahead import ahead
-from scalselect_ray.report.data import evenly
 from scalselect_ray.store.features import IMAGES_DIGEST, FeatureStore
 
 _THREADS = 8  # that fetch images, as in a run
@@ -53,7 +52,8 @@ def verify(plan: Plan, store: FeatureStore, share: float, console: Console) -> d
     """
     todo = {slice_.id for slice_ in plan.todo}
     committed = [slice_id for slice_id in plan.slice_ids if slice_id not in todo]
-    chosen = evenly(committed, max(1, round(share * len(committed))))
+    count = min(len(committed), max(1, round(share * len(committed))))
+    chosen = [committed[index * len(committed) // count] for index in range(count)]
     by_file: dict[str, list[SliceId]] = {}
     for slice_id in committed:
         by_file.setdefault(slice_id.file_key, []).append(slice_id)
