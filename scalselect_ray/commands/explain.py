@@ -56,7 +56,7 @@ class Explanation:
     scored: int
     below: int  # scored samples with a lower score
     rank: int | None  # in the manifest; None: not chosen
-    line: float | None  # lowest chosen score: of its source where sources have quotas; None: nothing of it is chosen
+    cutoff: float | None  # lowest chosen score: of its source where sources have quotas; None: nothing of it is chosen
     mean: float  # score of the corpus
     tokens: Mapping[str, int] | None  # None: its feature file is gone
     directions: list[Direction]  # largest contribution first
@@ -105,7 +105,7 @@ def _explain(output: Output, record: RunRecord, folder: RunFolder, match: Match)
             below + int((score < match.score).sum()),
         )
         total += float(score.sum())
-    rank, line = None, None
+    rank, cutoff = None, None
     for table in _tables(folder, "manifest", [*Key._fields, "score", "rank"]):
         ours = table.filter(pc.equal(table["row"], match.key.row))
         rank = rank or next(
@@ -114,7 +114,7 @@ def _explain(output: Output, record: RunRecord, folder: RunFolder, match: Match)
         if config["selection"].get("per_source"):
             table = table.filter(pc.equal(table["source"], match.key.source))
         lowest = pc.min(table["score"]).as_py()
-        line = lowest if line is None else line if lowest is None else min(line, lowest)
+        cutoff = lowest if cutoff is None else cutoff if lowest is None else min(cutoff, lowest)
     subspace = read_subspace(folder.subspace)
     row, contribution_K = _features_row(FeatureStore(output, record.extractor), folder, match, subspace)
     energy_D = np.square(subspace.spectrum_D)
@@ -125,7 +125,7 @@ def _explain(output: Output, record: RunRecord, folder: RunFolder, match: Match)
         scored,
         below,
         rank,
-        line,
+        cutoff,
         total / scored,
         None if row is None else {name: row[name] for name in COUNTS},
         [
@@ -217,12 +217,12 @@ def _show(found: Explanation, record: RunRecord, console: Console) -> None:
     assert match.score is not None
     if found.rank is not None:
         state = f"chosen, rank {found.rank:,} of {record.chosen:,}"
-    elif found.line is None:
+    elif found.cutoff is None:
         state = "not chosen; nothing of its source is" if record.chosen else "not chosen; nothing is"
-    elif found.line > match.score:
-        state = f"not chosen: {100 * (1 - match.score / found.line):.2g}% below the line ({found.line:.6g})"
+    elif found.cutoff > match.score:
+        state = f"not chosen: {100 * (1 - match.score / found.cutoff):.2g}% below the cutoff ({found.cutoff:.6g})"
     else:
-        state = f"not chosen: its score is the line's ({found.line:.6g}), and samples before it filled the budget"
+        state = f"not chosen: its score is the cutoff ({found.cutoff:.6g}), and samples before it filled the budget"
     console.note(f"{match.key}  id {match.id}")
     facts: dict[str, object] = {
         "score": f"{match.score:.6g}, {match.score / found.mean:.3g} times the corpus's mean"

@@ -9,22 +9,22 @@ import zlib
 _MARK = b"crc32:"
 _DIGITS = 8
 BLANK = _MARK.decode() + "0" * _DIGITS
-"""What a file holds once, before it is sealed."""
+"""What a file holds where its checksum will stand."""
 
 
-def sealed(data: bytes) -> bytes:
-    """`data` with its checksum in the place of BLANK."""
-    place = data.rindex(_MARK) + len(_MARK)
-    return data[:place] + _checksum(data, place) + data[place + _DIGITS :]
+def stamped(data: bytes) -> bytes:
+    """`data` with its checksum instead of BLANK."""
+    at = data.rindex(_MARK) + len(_MARK)
+    return data[:at] + _checksum(data, at) + data[at + _DIGITS :]
 
 
-def holds(data: bytes) -> bool:
-    """Whether `data` is, to the byte, what was sealed."""
-    place = data.rfind(_MARK) + len(_MARK)
-    return data[place : place + _DIGITS] == _checksum(data, place)
+def matches(data: bytes) -> bool:
+    """Whether `data` is, to the byte, what was stamped."""
+    at = data.rfind(_MARK) + len(_MARK)
+    return data[at : at + _DIGITS] == _checksum(data, at)
 
 
-def _checksum(data: bytes, place: int) -> bytes:
+def _checksum(data: bytes, at: int) -> bytes:
     """Of all bytes, with zeros where the checksum itself stands."""
     view = memoryview(data)
-    return b"%08x" % zlib.crc32(view[place + _DIGITS :], zlib.crc32(b"0" * _DIGITS, zlib.crc32(view[:place])))
+    return b"%08x" % zlib.crc32(view[at + _DIGITS :], zlib.crc32(b"0" * _DIGITS, zlib.crc32(view[:at])))

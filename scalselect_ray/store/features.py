@@ -77,7 +77,7 @@ class FeatureStore:
         ) as writer:
             writer.write_table(table)
             writer.add_key_value_metadata({"seal": checksum.BLANK})
-        data = checksum.sealed(sink.getvalue())
+        data = checksum.stamped(sink.getvalue())
         storage.write(self._uri(slice_id), data)
         return len(data)
 
@@ -89,7 +89,7 @@ class FeatureStore:
             data = storage.read_bytes(uri)
         except FileNotFoundError as error:
             raise DamagedObjectError(uri, "it is gone") from error
-        if not checksum.holds(data):
+        if not checksum.matches(data):
             raise DamagedObjectError(uri, "its checksum differs")
         try:
             table = _read_table(pa.BufferReader(data), columns)

@@ -78,7 +78,7 @@ def _slices(read: Callable[[int, int], bytes], uri: str) -> list[SliceId]:
     if int(version) < FORMATS["moments"]:
         return []
     if int(version) > FORMATS["moments"]:
-        if not checksum.holds(storage.read_bytes(uri)):
+        if not checksum.matches(storage.read_bytes(uri)):
             raise ValueError("its checksum differs")
         raise OutputError(
             f"{uri} is of the format {kind}/{version}, and this version of scalselect reads {format_name('moments')}: "
@@ -103,12 +103,12 @@ def to_bytes(moments: Moments, slice_ids: Iterable[SliceId]) -> bytes:
     bytes: a header holds at most 100 MB, which is two million of them."""
     ids = np.frombuffer(_listed(slice_ids), dtype=np.uint8)
     arrays = {"count": np.array([moments.count]), "mean": moments.mean_D, "scatter": moments.scatter_DD, "slices": ids}
-    return checksum.sealed(save(arrays, metadata={"format": format_name("moments"), "seal": checksum.BLANK}))
+    return checksum.stamped(save(arrays, metadata={"format": format_name("moments"), "seal": checksum.BLANK}))
 
 
 def from_bytes(data: bytes) -> Moments:
     """The inverse of `to_bytes`. Raises ValueError when the data is not what was written."""
-    if not checksum.holds(data):
+    if not checksum.matches(data):
         raise ValueError("its checksum differs")
     try:
         arrays = load(data)

@@ -67,16 +67,16 @@ def test_a_chosen_sample_is_explained_by_tokens_rank_and_directions(
     assert answer["k"] == len(contribution)
 
 
-def test_a_sample_that_was_not_chosen_is_told_how_far_it_is_below_the_line(
+def test_a_sample_that_was_not_chosen_is_told_how_far_it_is_below_the_cutoff(
     mixed: Selected, capsys: pytest.CaptureFixture[str]
 ):
     worst = min(scores_of(mixed.output), key=lambda row: row["score"])
-    line = min(row["score"] for row in manifest_of(mixed.output) if row["score"] is not None)
+    cutoff = min(row["score"] for row in manifest_of(mixed.output) if row["score"] is not None)
     answer, said = explain(mixed, f"{worst['source']}:{worst['shard']}:{worst['row']}", capsys, "--run", mixed.run_id)
     assert answer["rank"] is None
-    assert answer["line"] == line
+    assert answer["cutoff"] == cutoff
     assert answer["below"] == 0
-    assert f"not chosen: {100 * (1 - worst['score'] / line):.2g}% below the line" in said
+    assert f"not chosen: {100 * (1 - worst['score'] / cutoff):.2g}% below the cutoff" in said
 
 
 def test_with_quotas_the_line_is_that_of_the_samples_source(
@@ -90,7 +90,7 @@ def test_with_quotas_the_line_is_that_of_the_samples_source(
     config.write_text(yaml.safe_dump(kept))
     worst = min((row for row in scores_of(copy.output) if row["source"] == "tar"), key=lambda row: row["score"])
     answer, _ = explain(copy, f"tar:{worst['shard']}:{worst['row']}", capsys)
-    assert answer["line"] == min(
+    assert answer["cutoff"] == min(
         row["score"] for row in copy.manifest if row["source"] == "tar" and row["score"] is not None
     )
 
