@@ -11,7 +11,7 @@ from scalselect_ray.config import JobConfig
 from scalselect_ray.console import Console
 from scalselect_ray.corpus import list_files
 from scalselect_ray.corpus.location import check_apart
-from scalselect_ray.errors import DamagedObjectError
+from scalselect_ray.errors import DamagedObjectError, OutputError, StorageError
 from scalselect_ray.io import storage
 from scalselect_ray.stages.context import Job
 from scalselect_ray.stages.extract import extract
@@ -60,9 +60,12 @@ def _run(job: Job) -> RunRecord:
 
 
 def open_store(config: JobConfig) -> FeatureStore:
-    """The feature store of the config's extractor, described there. Raises ModelError, OutputError, StorageError."""
+    """The feature store of the config's extractor, described there. Raises ModelError, OutputError."""
     check_apart(config.output, config.corpus)
-    storage.check_folder(config.output)
+    try:
+        storage.check_folder(config.output)
+    except StorageError as error:  # before any work it is the place that cannot be used
+        raise OutputError(f"output: {error}") from error
     make_preparer(config.extractor)  # fails now or in every worker
     description = description_of(config.extractor)
     store = FeatureStore(Output(config.output), id_of(description))

@@ -5,7 +5,7 @@ import os
 import re
 
 from scalselect_ray.corpus.planning import CorpusSettings
-from scalselect_ray.errors import OutputError
+from scalselect_ray.errors import CorpusError, OutputError, StorageError
 from scalselect_ray.io import storage
 
 _PATTERN = re.compile(r"[*?\[]")
@@ -13,12 +13,16 @@ _PATTERN = re.compile(r"[*?\[]")
 
 def check_apart(output: str, corpus: CorpusSettings) -> None:
     """That an output folder lies outside the corpus, and the corpus outside of it: else the next run would read as
-    samples what this one has written. Raises OutputError."""
+    samples what this one has written. Raises OutputError, CorpusError."""
     for source in corpus.sources:
         for path in map(storage.absolute, source.paths):
-            if covers(path, output):
+            try:
+                covered, front = covers(path, output), _front(path) if _is_pattern(path) else path
+            except StorageError as error:
+                raise CorpusError(f"source '{source.name}': {path} cannot be listed: {error}") from error
+            if covered:
                 where = f"{output} lies below {path}, a path of the corpus"
-            elif storage.is_below(path if storage.exists(path) else _front(path), output):
+            elif storage.is_below(front, output):
                 where = f"{path}, a path of the corpus, lies in the output folder {output}"
             else:
                 continue
@@ -31,7 +35,7 @@ def check_apart(output: str, corpus: CorpusSettings) -> None:
 def covers(path: str, folder: str) -> bool:
     """Whether a path of the corpus, a pattern or a name, would name files below `folder`. Links of this machine are
     followed."""
-    if not _PATTERN.search(path) or storage.exists(path):
+    if not _is_pattern(path):
         return storage.is_below(folder, path)
     front = _front(path)
     if storage.is_below(front, folder):
@@ -45,6 +49,11 @@ def covers(path: str, folder: str) -> bool:
         if not fnmatch.fnmatchcase(inside[index], pattern):
             return False
     return False  # it names what lies beside the folder, or above it
+
+
+def _is_pattern(path: str) -> bool:
+    """Whether a path stands for others; a name with such characters, of what is there, does not."""
+    return _PATTERN.search(path) is not None and not storage.exists(path)
 
 
 def _front(path: str) -> str:
