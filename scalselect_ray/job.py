@@ -4,6 +4,9 @@ corpus -> plan -> slices without features -> read, prepare, extract, commit -> f
        -> scores -> manifest
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from scalselect_ray.cluster.metrics import Stages
 from scalselect_ray.cluster.preflight import check_resources, check_shared
 from scalselect_ray.cluster.session import own_errors, session
@@ -62,12 +65,20 @@ def _run(job: Job) -> RunRecord:
 def open_store(config: JobConfig) -> FeatureStore:
     """The feature store of the config's extractor, described there. Raises ModelError, OutputError."""
     check_apart(config.output, config.corpus)
-    try:
+    with _usable_output():
         storage.check_folder(config.output)
-    except StorageError as error:  # before any work it is the place that cannot be used
-        raise OutputError(f"output: {error}") from error
     make_preparer(config.extractor)  # fails now or in every worker
     description = description_of(config.extractor)
     store = FeatureStore(Output(config.output), id_of(description))
-    store.describe({"model": config.extractor.model, **description})
+    with _usable_output():
+        store.describe({"model": config.extractor.model, **description})
     return store
+
+
+@contextmanager
+def _usable_output() -> Iterator[None]:
+    """Before any work it is the place that cannot be used, whatever its trouble is."""
+    try:
+        yield
+    except StorageError as error:
+        raise OutputError(f"output: {error}") from error

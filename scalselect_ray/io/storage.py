@@ -280,7 +280,8 @@ def delete(uris: Iterable[str]) -> None:
 
 
 def check_folder(uri: str) -> None:
-    """That objects can be written below a folder, which need not be there yet: tries it with an empty one. Raises
+    """That objects can be written below a folder, which need not be there yet: tries it with an empty one. In a store
+    it only looks that no object has the folder's name: who may write there may not be allowed to remove. Raises
     OutputError, and StorageError where the store does not answer."""
     if is_local(uri):
         nearest = absolute(uri)
@@ -288,8 +289,10 @@ def check_folder(uri: str) -> None:
             nearest = os.path.dirname(nearest)
         if not os.path.isdir(nearest):
             raise OutputError(f"{nearest} is no folder: choose another place to write to")
-    elif is_file(uri):
-        raise OutputError(f"{uri} is an object and no folder: choose another place to write to")
+    else:
+        if is_file(uri):
+            raise OutputError(f"{uri} is an object and no folder: choose another place to write to")
+        return
     probe = join(uri, f".{uuid.uuid4().hex}.tmp")
     try:
         write(probe, b"")

@@ -37,9 +37,10 @@ class FeatureStore:
         return self.output.features(self.extractor_id)
 
     def describe(self, description: Mapping[str, Any]) -> None:
-        """Writes `extractor.json` once, so that a person can tell the folders apart."""
+        """Writes `extractor.json`, so that a person can tell the folders apart; in a store each time, which shows
+        before any work that objects can be written there. Raises StorageError."""
         uri = self.output.extractor(self.extractor_id)
-        if not storage.exists(uri):
+        if not storage.is_local(uri) or not storage.exists(uri):
             storage.write(uri, to_json(description, indent=2).encode())
 
     def differences(self) -> str:
