@@ -23,7 +23,7 @@ check: install  ## lint, format and types
 	$(BIN)/mypy
 
 unit: install  ## the tests that need this process alone: no Ray, server, browser or large model; half a minute
-	$(BIN)/pytest -n 2 --dist loadfile -m "not cluster and not heavy"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not cluster and not heavy" --ignore tests/faults
 
 test: check  ## check, then every test
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
