@@ -1,12 +1,11 @@
 """The random driver, for thirty steps: after each, what is there equals a run from scratch. By command it goes on for a
 night: `benchmarks/random_driver.py`."""
 
-import hashlib
 from pathlib import Path
 
 import pytest
 
-from scalselect_ray.corpus import CorpusFile
+from scalselect_ray.stages import select
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.heavy]  # one step kills a process of its own
 
@@ -25,9 +24,9 @@ def test_thirty_random_steps_end_as_runs_from_scratch_do(random_driver, tmp_path
     assert driver.counts["runs compared"] >= 8, "\n".join(driver.played)
 
 
-def test_the_driver_finds_features_of_another_version_of_a_file(random_driver, tmp_path, monkeypatch):
-    key = property(lambda file: hashlib.sha256(file.file.uri.encode()).hexdigest()[:16])  # whatever the file holds
-    monkeypatch.setattr(CorpusFile, "key", key)
+def test_the_driver_finds_a_sample_too_many(random_driver, tmp_path, monkeypatch):
+    resolve = select.resolve_budget
+    monkeypatch.setattr(select, "resolve_budget", lambda *given: resolve(*given) + 1)
     driver = random_driver.Driver(tmp_path, seed=79)
-    with pytest.raises(random_driver.FindingError, match=r"(?s)--seed 79 --steps 3: .*2 run"):
-        driver.play(5)
+    with pytest.raises(random_driver.FindingError, match="--seed 79 --steps 1: "):
+        driver.play(1)
