@@ -35,8 +35,8 @@ def run(config: JobConfig, console: Console | None = None) -> RunRecord:
     Raises ScalSelectError with the exit code of its kind.
     """
     console = console or Console()
+    files = list_files(config.corpus)  # a wrong path is told before a model is fetched and read
     store = open_store(config)
-    files = list_files(config.corpus)
     mended: set[str] = set()
     with session(console) as may_grow:
         check_resources(config.workers, may_grow)

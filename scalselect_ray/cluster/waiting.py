@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
 
@@ -10,6 +10,7 @@ from scalselect_ray.config import WorkersConfig
 from scalselect_ray.console import Console
 
 EVERY_S = 60.0  # between two lines
+_OPERATORS = ("!", "in(")  # of Ray's label selectors; all other values are labels as they stand
 
 
 def missing_resources(workers: WorkersConfig) -> list[str]:
@@ -21,7 +22,7 @@ def missing_resources(workers: WorkersConfig) -> list[str]:
         missing.append(f"a node with {gpus:g} GPU (workers.gpus_per_extractor)")
     for key in ("extractor_labels", "prepare_labels"):
         labels: Mapping[str, str] = getattr(workers, key)
-        plain = {name: value for name, value in labels.items() if value.isidentifier() or value.isalnum()}
+        plain = {name: value for name, value in labels.items() if not value.startswith(_OPERATORS)}
         if not any(plain.items() <= node.get("Labels", {}).items() for node in nodes):
             told = ", ".join(f"{name}={value}" for name, value in plain.items())
             missing.append(f"a node with the labels {told} (workers.{key})")
@@ -35,8 +36,9 @@ def told_while(message: Callable[[], str | None], console: Console) -> Iterator[
 
     def tell() -> None:
         while not ended.wait(EVERY_S):
-            if text := message():
-                console.note(text)
+            with suppress(Exception):  # a line is a courtesy: a cluster that is gone is told by the run itself
+                if text := message():
+                    console.note(text)
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()

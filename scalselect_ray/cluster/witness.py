@@ -29,8 +29,9 @@ class Witness:
 
 
 def new_witness() -> Any:
-    """An actor that is a `Witness`, for one pass over slices."""
-    return ray.remote(num_cpus=0)(Witness).remote()
+    """An actor that is a `Witness`, for one pass over slices. Where its node goes away another goes on with what it is
+    told from then on: the run must not depend on it."""
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Witness).remote()
 
 
 @contextmanager

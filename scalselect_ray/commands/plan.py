@@ -22,8 +22,8 @@ def plan(config: JobConfig, console: Console, verified_share: float | None = Non
     from scalselect_ray.job import open_store
     from scalselect_ray.stages.extract import extractor_bytes
 
-    store = open_store(config)
     files = list_files(config.corpus)
+    store = open_store(config)
     plan = make_plan(files, store.committed(), plan_here)
     sources = _by_source(plan)
     console.table(
@@ -35,7 +35,7 @@ def plan(config: JobConfig, console: Console, verified_share: float | None = Non
     console.note(f"extractor {store.extractor_id}: {plan.todo_rows:,} of {plan.rows:,} samples are to be extracted")
     memory = extractor_bytes(config.extractor)
     console.note(
-        f"each extractor asks for {memory / (1 << 30):.1f} GiB: the front of the model, and a batch of samples"
+        f"each extractor takes about {memory / (1 << 30):.1f} GiB: the front of the model, and a batch of samples"
     )
     rate, basis = _rate(config, plan, store, console)
     verified = {} if verified_share is None else {"verified": verify(plan, store, verified_share, console)}

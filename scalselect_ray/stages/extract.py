@@ -251,7 +251,7 @@ def prepared_slices(
 
 
 def extractor_bytes(extractor: ExtractorConfig) -> int:
-    """Memory that one extraction actor asks for."""
+    """Memory that one extraction actor takes, about: Ray is not asked for it, see `PoolSize`."""
     return (
         front_bytes(open_checkpoint(extractor.model, extractor.revision), getattr(torch, extractor.dtype))
         + _ACTIVATION_BYTES
@@ -287,8 +287,8 @@ def prepare_unit(
 class ExtractSlices:
     """The actor: holds the model, commits the features of a prepared slice.
 
-    It works at two slices at a time, so that one is unpacked or written while the device computes the other. Commits
-    stay here: a stage of their own would start more processes, each of which first imports what this one has."""
+    Commits stay here: a stage of their own would start more processes, each of which first imports what this one has.
+    """
 
     def __init__(
         self,

@@ -61,9 +61,8 @@ def find_deadly(slice_: Slice, extractor: ExtractorConfig, gpus: float) -> froze
     if not deadly and not survives(rows):
         raise ClusterError(
             f"{slice_.shard} rows {slice_.first_row:,} to {slice_.stop_row - 1:,} end the process that works at them, "
-            "each "
-            "row by itself does not: together they need more memory than there is. Next: a smaller corpus.slice_rows, "
-            "or more memory for each machine; run again: what is committed stays"
+            "and no row does so by itself: together they need more memory than there is. Next: a smaller "
+            "corpus.slice_rows, or more memory for each machine; run again: what is committed stays"
         )
     return frozenset(deadly)
 

@@ -58,6 +58,7 @@ def unpack(payload: Any) -> list[PreparedRow]:
 
     Rows with equal images hold the same object."""
     pickled, *buffers = _pieces(memoryview(payload).cast("B"))
+    # Made by `pack` in a worker of this run and handed on by Ray, which unpickles all that its workers send each other.
     rows: list[PreparedRow] = pickle.loads(pickled, buffers=buffers)
     return rows
 

@@ -50,13 +50,13 @@ def find_stored(store: FeatureStore, slice_ids: Sequence[SliceId]) -> StoredMome
 
 
 def forget(store: FeatureStore, slice_ids: Iterable[SliceId]) -> None:
-    """Removes the stored moments that cover any of these slices: they are of features that are no longer there, and
-    what is made anew can differ, where images have come or gone. Raises DamagedObjectError, OutputError,
-    StorageError."""
-    forgotten = set(slice_ids)
+    """Removes the stored moments that cover anything of the files of these slices: moments are of whole files, so some
+    of their features are no longer there, and what is made anew can differ, where images have come or gone. By file,
+    since the same rows may be cut into other slices now. Raises DamagedObjectError, OutputError, StorageError."""
+    file_keys = {slice_id.file_key for slice_id in slice_ids}
     folder = store.output.moments(store.extractor_id)
     uris = [storage.join(folder, name) for name in storage.list_names(folder)]
-    storage.delete([uri for uri in uris if forgotten.intersection(covered_slices(uri))])
+    storage.delete([uri for uri in uris if any(slice_id.file_key in file_keys for slice_id in covered_slices(uri))])
 
 
 def covered_slices(uri: str) -> list[SliceId]:

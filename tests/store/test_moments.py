@@ -46,6 +46,14 @@ def test_the_largest_set_within_the_wanted_slices_is_found(store):
 
 
 @pytest.mark.heavy
+def test_moments_of_files_of_which_something_is_made_anew_are_forgotten_however_the_file_is_cut(store):
+    other = SliceId("1" * 16, 0, 5, 5)
+    kept, gone = keep(store, other), [keep(store, A, B, C), keep(store, A, B, C, other)]
+    moments.forget(store, [SliceId(A.file_key, 3, 12, 15)])
+    assert storage.exists(kept)
+    assert not any(map(storage.exists, gone))
+
+
 def test_the_slices_may_be_many(store):
     many = [SliceId("0" * 16, first, first + 256, 999_999_999) for first in range(0, 2_000_000 * 256, 256)]
     assert len("".join(map(str, many[:10]))) * len(many) / 10 > 90e6, "a safetensors header ends at 100 MB"
