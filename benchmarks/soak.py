@@ -27,7 +27,7 @@ from scaling import workers
 
 from scalselect_ray.cluster.session import session
 from scalselect_ray.commands.demo import make_demo
-from scalselect_ray.config import load_config
+from scalselect_ray.config_files import load_config
 from scalselect_ray.console import Console
 from scalselect_ray.corpus import list_files, make_plan, plan_here
 from scalselect_ray.io import storage

@@ -20,7 +20,7 @@ from record import print_record
 
 from scalselect_ray.cluster.session import session
 from scalselect_ray.commands.demo import make_model
-from scalselect_ray.config import parse_config
+from scalselect_ray.config_files import parse_config
 from scalselect_ray.console import Console
 from scalselect_ray.io import storage
 from scalselect_ray.job import run

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from scalselect_ray.config import ExtractorConfig, JobConfig, check_extractor, load_config, parse_config, source_of
+from scalselect_ray.config import ExtractorConfig, JobConfig
+from scalselect_ray.config_files import check_extractor, load_config, parse_config, source_of
 from scalselect_ray.io import storage
 
 if TYPE_CHECKING:

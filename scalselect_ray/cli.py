@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import argcomplete
 
 from scalselect_ray import __version__
-from scalselect_ray.config import JobConfig, load_config
+from scalselect_ray.config import JobConfig
+from scalselect_ray.config_files import load_config
 from scalselect_ray.console import Console
 from scalselect_ray.errors import OutputError, ScalSelectError
 from scalselect_ray.io import storage

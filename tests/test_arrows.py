@@ -11,19 +11,20 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "scalselect_ray"
 OUTSIDE = {"ray", "torch", "transformers"}
-PURE = "redaction errors console io config selection subspace corpus vlm store"  # computed, or what lies on disk
+PURE = "redaction errors console io config config_files selection subspace corpus vlm store"  # no Ray
 MAY_IMPORT = {
     # no Ray, no stage, no verb
     "redaction": "",
     "errors": "redaction",
     "console": "redaction",
     "io": "errors",
-    "config": "redaction errors io",
+    "config": "errors",
+    "config_files": "redaction errors io config",
     "selection": "errors",
     "subspace": "errors",
     "corpus": "redaction errors io",
     "vlm": "errors io config corpus torch transformers",
-    "store": "redaction errors console io config subspace corpus",
+    "store": "redaction errors console io config config_files subspace corpus",
     "testing": "errors io config corpus torch transformers",
     "exports": "redaction errors console io corpus store",
     "report": "redaction errors console io corpus vlm store",

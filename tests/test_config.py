@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalselect_ray.config import keys, load_config, parse_config, source_of, to_yaml
+from scalselect_ray.config import keys
+from scalselect_ray.config_files import load_config, parse_config, source_of, to_yaml
 from scalselect_ray.errors import ConfigError
 from scalselect_ray.redaction import redact
 

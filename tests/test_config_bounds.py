@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from scalselect_ray.config import parse_config
+from scalselect_ray.config_files import parse_config
 from scalselect_ray.errors import ConfigError
 
 GOOD = """

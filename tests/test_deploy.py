@@ -14,7 +14,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from scalselect_ray.cluster import metrics
-from scalselect_ray.config import parse_config
+from scalselect_ray.config_files import parse_config
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scalselect_ray.config import CorpusConfig, SourceConfig, parse_config
+from scalselect_ray.config import CorpusConfig, SourceConfig
+from scalselect_ray.config_files import parse_config
 from scalselect_ray.console import Console, counted
 from scalselect_ray.corpus import (
     Broken,

@@ -18,7 +18,8 @@ from ray import ObjectRef
 from scalselect_ray.cluster.preflight import missing_by_node
 from scalselect_ray.cluster.session import own_errors, session
 from scalselect_ray.cluster.tasks import completed, in_order
-from scalselect_ray.config import JobConfig, parse_config
+from scalselect_ray.config import JobConfig
+from scalselect_ray.config_files import parse_config
 from scalselect_ray.console import Console
 from scalselect_ray.corpus import CorpusFile, Slice, SliceId, list_files, plan_file, reading_units
 from scalselect_ray.corpus.formats import UnreadableFileError, format_of

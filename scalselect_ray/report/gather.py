@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import ray
 
 from scalselect_ray.cluster.tasks import completed
-from scalselect_ray.config import parse_config
+from scalselect_ray.config_files import parse_config
 from scalselect_ray.corpus import SliceId
 from scalselect_ray.errors import ScalSelectError
 from scalselect_ray.io import storage

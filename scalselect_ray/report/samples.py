@@ -10,7 +10,8 @@ from ray import ObjectRef
 from ray.exceptions import RayError
 
 from scalselect_ray.cluster.session import cluster_gpus
-from scalselect_ray.config import JobConfig, parse_config
+from scalselect_ray.config import JobConfig
+from scalselect_ray.config_files import parse_config
 from scalselect_ray.corpus import (
     CorpusFile,
     Reject,

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from scalselect_ray import __version__
-from scalselect_ray.config import to_yaml
+from scalselect_ray.config_files import to_yaml
 from scalselect_ray.corpus import Reason
 from scalselect_ray.io import storage
 from scalselect_ray.report.write import write_report

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from scalselect_ray.config import parse_config
+from scalselect_ray.config_files import parse_config
 from scalselect_ray.console import counted
 from scalselect_ray.corpus import SliceId, list_files
 from scalselect_ray.errors import OutputError, ScalSelectError

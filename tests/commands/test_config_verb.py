@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 from scalselect_ray.cli import main
 from scalselect_ray.commands.config import json_schema
-from scalselect_ray.config import parse_config
+from scalselect_ray.config_files import parse_config
 from scalselect_ray.errors import ConfigError
 
 SHIPPED = sorted((Path(__file__).parents[2] / "conf").glob("*.yaml"))

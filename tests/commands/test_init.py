@@ -10,7 +10,7 @@ import pytest
 from conftest import GOLDEN
 
 from scalselect_ray.cli import main
-from scalselect_ray.config import load_config
+from scalselect_ray.config_files import load_config
 from scalselect_ray.errors import ConfigError
 from scalselect_ray.io import storage
 from scalselect_ray.testing import object_store

@@ -7,7 +7,7 @@ from threading import Barrier, Lock
 
 import pytest
 
-from scalselect_ray.config import parse_config
+from scalselect_ray.config_files import parse_config
 from scalselect_ray.corpus.location import covers
 from scalselect_ray.errors import OutputError
 from scalselect_ray.exports import target

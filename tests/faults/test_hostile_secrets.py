@@ -15,7 +15,7 @@ from conftest import GOLDEN, write_config
 
 from scalselect_ray import cli, errors
 from scalselect_ray.cli import main
-from scalselect_ray.config import parse_config, to_yaml
+from scalselect_ray.config_files import parse_config, to_yaml
 from scalselect_ray.console import Console
 from scalselect_ray.corpus import shard_name
 from scalselect_ray.corpus.sample import plain
