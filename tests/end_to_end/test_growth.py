@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -315,8 +316,8 @@ def test_slices_of_large_pictures_are_committed_in_pieces_and_stay_so(config, mo
     prepare = extract.prepare_unit
 
     def prepare_unit(batch, *arguments, **more):
-        payload.MAX_BYTES = 20_000  # in the worker: two or three pictures
-        yield from prepare(batch, *arguments, **more)
+        with mock.patch.object(payload, "MAX_BYTES", 20_000):  # in the worker: two or three pictures
+            yield from prepare(batch, *arguments, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(extract, "prepare_unit", prepare_unit)

@@ -357,10 +357,15 @@ def test_interrupted_run_goes_on_from_what_is_committed(tmp_path):
 
 
 def test_an_error_of_ours_inside_a_task_comes_out_as_itself(tmp_path, capsys, monkeypatch):
-    """A file that goes away between plan and read."""
+    """A file that changes between plan and read, each time."""
     rows = tmp_path / "rows.json"
     rows.write_text(json.dumps(ROWS))
-    monkeypatch.setattr("scalselect_ray.stages.plan._what_is_to_do", lambda plan, job: rows.unlink() or "")
+
+    def change(*_: object) -> str:
+        rows.write_text(rows.read_text() + " ")
+        return ""
+
+    monkeypatch.setattr("scalselect_ray.stages.plan._what_is_to_do", change)
     assert main(["run", str(write_config(tmp_path, [{"name": "s", "paths": [str(rows)]}], MODEL))]) == 2
     said = capsys.readouterr().err
     assert "error: " in said

@@ -36,7 +36,7 @@ def kill(stage: str, number: int, signal_name: str = "SIGKILL") -> None:
 
 def hold() -> None:
     def leaf(store, slice_ids, transform):
-        storage.write(storage.join(store.output, "held"), b"")
+        storage.write(storage.join(store.output.uri, "held"), b"")
         time.sleep(3600)
 
     reduce._leaf = ray.remote(leaf)

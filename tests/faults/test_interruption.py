@@ -34,10 +34,11 @@ def processes(mark: str) -> dict[int, str]:
     return found
 
 
-def wait_for(what: Callable[[], object]) -> None:
+def wait_for(what: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
     for _ in range(2400):
         if what():
             return
+        assert process is None or process.poll() is None, process.communicate()[1]
         time.sleep(0.1)
     raise AssertionError("it does not come")
 
@@ -61,11 +62,12 @@ def test_an_interrupted_run_ends_soon_and_leaves_no_process(number, stage, times
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | dict([mark.split("=")])
     command = [*DISTURBED, "hold", "run", str(config)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    wait_for({
+    reached = {
         "start of Ray": lambda: "gcs_server" in processes(mark).values(),
         "extract": lambda: len(list(output.glob("features/*/*.parquet"))) >= 2,
         "reduce": (output / "held").exists,
-    }[stage])  # fmt: skip
+    }
+    wait_for(reached[stage], process)
     before = {path: path.stat().st_mtime_ns for path in output.glob("features/*/*.parquet")}
     for _ in range(times):
         process.send_signal(number)
