@@ -256,7 +256,9 @@ class RejectsConfig:
     """How many samples may be unusable."""
 
     max_fraction: float = setting(
-        "Above this share of rejected samples (text-only ones aside) the run stops with exit code 3.",
+        "Above this share of rejected samples (text-only ones aside; of a file that cannot be read all its rows, by "
+        "its "
+        "size) the run stops with exit code 3.",
         0.05,
         _number(0, 1),
     )

@@ -14,6 +14,7 @@ def record_of(run_id: str = "20260301T120000000Z-00000000", **more: Any) -> RunR
         "samples": 10,
         "scored": 9,
         "rejected": {"image_missing": 1},
+        "lost": [],
         "budgets": {"0.5": 4},
         "chosen": 4,
         "text_only_kept": 0,

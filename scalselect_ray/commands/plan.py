@@ -1,12 +1,23 @@
 """What a run would read and do, and about how long it would take."""
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 from scalselect_ray.commands.verify import verify
 from scalselect_ray.config import ExtractorConfig, JobConfig
 from scalselect_ray.console import Console, duration
-from scalselect_ray.corpus import Plan, Reject, Slice, list_files, make_plan, plan_here, read_slices
+from scalselect_ray.corpus import (
+    Plan,
+    Reject,
+    Slice,
+    list_files,
+    lost_rows,
+    make_plan,
+    plan_here,
+    read_slices,
+    rests_of,
+)
 from scalselect_ray.errors import ScalSelectError
 from scalselect_ray.store.features import FeatureStore
 from scalselect_ray.store.runs import Runs
@@ -29,9 +40,10 @@ def plan(config: JobConfig, console: Console, verified_share: float | None = Non
     console.table(
         ("source", *_COLUMNS), [(name, *(counts[column] for column in _COLUMNS)) for name, counts in sources.items()]
     )
-    for part in plan.todo:
-        if part.problem:
-            console.warn(f"{part.shard}: {part.problem}")
+    problems = [slice_ for slice_ in plan.todo if slice_.problem]
+    lost = lost_rows(plan.files, plan.slice_ids, rests_of(problems))
+    for slice_, rest in zip(problems, lost, strict=True):
+        console.warn(f"{rest}: {slice_.problem}")
     console.note(f"extractor {store.extractor_id}: {plan.todo_rows:,} of {plan.rows:,} samples are to be extracted")
     memory = extractor_bytes(config.extractor)
     console.note(
@@ -44,6 +56,7 @@ def plan(config: JobConfig, console: Console, verified_share: float | None = Non
         "extractor_bytes": memory,
         "rows": plan.rows,
         "todo_rows": plan.todo_rows,
+        "lost": [asdict(rest) for rest in lost],
         "seconds": plan.todo_rows / rate if rate else None,
         "seconds_by": basis,
         "sources": sources,

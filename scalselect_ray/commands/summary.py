@@ -5,6 +5,8 @@ from scalselect_ray.io import storage
 from scalselect_ray.store.layout import Output
 from scalselect_ray.store.record import RunRecord
 
+_SHOWN = 5  # files with lost rows
+
 
 def summarise(console: Console, record: RunRecord, output: Output) -> None:
     """Says what a run found, where it was written, and what to do next."""
@@ -37,6 +39,10 @@ def summarise(console: Console, record: RunRecord, output: Output) -> None:
     console.table(("source", "scored", "chosen", "share"), rows)
     if record.k == 0:
         console.warn("all features are equal: there is no subspace, every score is 0, and the first samples were taken")
+    for lost in record.lost[:_SHOWN]:
+        console.warn(str(lost))
+    if len(record.lost) > _SHOWN:
+        console.warn(f"rows of {len(record.lost) - _SHOWN:,} more files are lost: 'lost' in {folder.record}")
     report = {"report": folder.report} if storage.exists(folder.report) else {}
     written = {"manifest": folder.table("manifest"), "rejects": folder.rejects}
     console.facts({**report, **written})

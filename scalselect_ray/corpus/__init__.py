@@ -4,6 +4,7 @@ from scalselect_ray.corpus.conversation import PLACEHOLDER, normalise
 from scalselect_ray.corpus.decoding import MAX_PIXELS, open_images
 from scalselect_ray.corpus.formats import Broken
 from scalselect_ray.corpus.images import fetched_images, images_digest, load_image, load_images, resolver
+from scalselect_ray.corpus.lost import LostRows, Rest, lost_rows, rests_of
 from scalselect_ray.corpus.planning import CorpusFile, Plan, list_files, make_plan, plan_file, plan_here, plan_open_file
 from scalselect_ray.corpus.reading import read_records, read_rows, read_slices
 from scalselect_ray.corpus.sample import ImagePlaceholder, ImageRef, Reason, Reject, Sample, SampleRejectedError, Turn
@@ -16,9 +17,11 @@ __all__ = [
     "CorpusFile",
     "ImagePlaceholder",
     "ImageRef",
+    "LostRows",
     "Plan",
     "Reason",
     "Reject",
+    "Rest",
     "Sample",
     "SampleRejectedError",
     "Slice",
@@ -30,6 +33,7 @@ __all__ = [
     "list_files",
     "load_image",
     "load_images",
+    "lost_rows",
     "make_plan",
     "normalise",
     "open_images",
@@ -41,6 +45,7 @@ __all__ = [
     "read_slices",
     "reading_units",
     "resolver",
+    "rests_of",
     "shard_name",
     "without_overlaps",
 ]

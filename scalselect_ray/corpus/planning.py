@@ -88,7 +88,7 @@ def plan_file(file: CorpusFile, kept: Sequence[SliceId] = ()) -> list[Slice]:
     where the file is gone or is not, or not all the while, the version that was listed; CorpusError; StorageError.
     """
     ranges: list[RowRange] = []
-    problem = None
+    problem, lost_bytes = None, 0
     cutting = Cutting(file.slice_rows, file.slice_bytes, {slice_id.first_row: slice_id.stop_row for slice_id in kept})
     try:
         try:
@@ -96,6 +96,8 @@ def plan_file(file: CorpusFile, kept: Sequence[SliceId] = ()) -> list[Slice]:
                 ranges.append(range_)
         except UnreadableFileError as error:
             problem = str(error)
+            rest = file.file.size - (ranges[-1].stop_byte if ranges else 0)
+            lost_bytes = rest if error.lost_bytes is None else error.lost_bytes
         check_unchanged(file.file)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise CorpusChangedError([file.file.uri]) from error
@@ -122,6 +124,7 @@ def plan_file(file: CorpusFile, kept: Sequence[SliceId] = ()) -> list[Slice]:
             start_byte=range_.start_byte,
             stop_byte=range_.stop_byte,
             problem=problem if range_ is ranges[-1] else None,
+            lost_bytes=lost_bytes if range_ is ranges[-1] else 0,
         )
         for range_ in ranges
     ]

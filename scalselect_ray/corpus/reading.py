@@ -52,7 +52,15 @@ def read_slices(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[Sample | 
             check_unchanged(storage.FileInfo(slice_.shard, slice_.size, slice_.version))
             yield (
                 slice_,
-                [Reject(slice_.first_row, None, Reason.UNREADABLE_FILE, plain(f"{slice_.shard}: {slice_.problem}"))],
+                [
+                    Reject(
+                        slice_.first_row,
+                        None,
+                        Reason.UNREADABLE_FILE,
+                        plain(f"{slice_.shard}: {slice_.problem}"),
+                        slice_.lost_bytes,
+                    )
+                ],
             )
 
 

@@ -100,6 +100,7 @@ class Reject:
     id: str | None
     reason: Reason
     message: str
+    lost_bytes: int = 0  # of the file, that could not be read
 
 
 def plain(message: str) -> str:

@@ -65,6 +65,7 @@ class Slice:
     start_byte: int  # where the rows lie in the file; slices with the same bytes are read together
     stop_byte: int
     problem: str | None = None
+    lost_bytes: int = 0  # that could not be read
 
     @property
     def id(self) -> SliceId:

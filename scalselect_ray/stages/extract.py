@@ -32,7 +32,9 @@ from scalselect_ray.corpus import (
     SampleRejectedError,
     Slice,
     SliceId,
+    lost_rows,
     reading_units,
+    rests_of,
     shard_name,
 )
 from scalselect_ray.errors import ClusterError, CorpusChangedError, ModelError
@@ -41,9 +43,9 @@ from scalselect_ray.stages import plan as plan_stage
 from scalselect_ray.stages.context import Job, Run, begin
 from scalselect_ray.stages.isolation import MOST_SLICES, Deadly, find_deadly, read_without
 from scalselect_ray.stages.payload import PreparedRow, payloads, unpack
-from scalselect_ray.stages.rejects import check_rejects
+from scalselect_ray.stages.rejects import check_rejects, too_many
 from scalselect_ray.store import moments
-from scalselect_ray.store.features import IMAGES_DIGEST, FeatureStore, feature_table
+from scalselect_ray.store.features import IMAGES_DIGEST, LOST_BYTES, FeatureStore, feature_table
 from scalselect_ray.vlm import (
     DeviceLostError,
     Prepared,
@@ -102,6 +104,7 @@ def _extract(job: Job, plan: Plan) -> set[str]:
         return changed
     moments.forget(job.store, [slice_.id for slice_ in plan.todo])  # before anything of these is committed again
     todo, deadly, fruitless = plan.todo, dict[SliceId, frozenset[int]](), 0
+    lost = lost_rows(plan.files, plan.slice_ids, rests_of(plan.todo))
     with job.stages("extract", plan.todo_rows, "samples") as stage, told_while(_waits(job, stage), job.console):
         while todo:
             witness = new_witness()
@@ -112,7 +115,7 @@ def _extract(job: Job, plan: Plan) -> set[str]:
                     stage.advance(committed.rows, committed.rejected)
                     if committed.changed is not None:
                         changed.add(committed.changed)
-                    if stage.rejects > job.config.rejects.max_fraction * plan.rows:
+                    if too_many(job, plan, stage.rejects, lost):
                         break  # it cannot come back below the limit: no more is paid for
                 todo = []
             except RayError as error:
@@ -123,7 +126,7 @@ def _extract(job: Job, plan: Plan) -> set[str]:
                     raise
                 done = job.store.committed()
                 todo = [slice_ for slice_ in todo if slice_.id not in done]
-    check_rejects(job, plan, stage.rejects)
+    check_rejects(job, plan, stage.rejects, lost)
     return changed
 
 
@@ -366,7 +369,8 @@ def _answer(committed: Committed) -> pa.Table:
 def _prepare_row(preparer: Preparer, source: str, sample: Sample | Reject) -> PreparedRow:
     made = prepare_sample(preparer, sample)
     metrics.images_read(source, made.image_bytes)
-    return {"row": sample.row, "id": sample.id, IMAGES_DIGEST: made.images_digest}, made.outcome
+    lost = (sample.lost_bytes or None) if isinstance(sample, Reject) else None
+    return {"row": sample.row, "id": sample.id, IMAGES_DIGEST: made.images_digest, LOST_BYTES: lost}, made.outcome
 
 
 def _outcome(answer: Representation | SampleRejectedError) -> dict[str, Any]:

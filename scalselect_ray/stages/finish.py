@@ -42,6 +42,7 @@ def _record(job: Job, run: Run, reduced: Reduced, scores: Scores, selection: Sel
         samples=run.plan.rows,
         scored=scores.count,
         rejected={reason: count for reason, count in sorted(rejected.items()) if count},
+        lost=scores.lost,
         budgets=selection.budgets,
         chosen=selection.chosen,
         text_only_kept=selection.text_only_kept,

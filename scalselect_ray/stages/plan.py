@@ -6,11 +6,12 @@ import ray
 
 from scalselect_ray.cluster.tasks import in_order
 from scalselect_ray.console import counted
-from scalselect_ray.corpus import Plan, list_files, make_plan, plan_open_file
+from scalselect_ray.corpus import Plan, list_files, lost_rows, make_plan, plan_open_file, rests_of
 from scalselect_ray.corpus.planning import OpenFile
 from scalselect_ray.corpus.slices import Slice, SliceId
 from scalselect_ray.errors import CorpusChangedError, CorpusError
 from scalselect_ray.stages.context import Job
+from scalselect_ray.stages.rejects import check_rejects
 
 _SHOWN = 10  # unreadable files that are named
 
@@ -54,12 +55,14 @@ def _check(plan: Plan, job: Job) -> None:
     if not plan.slice_ids:
         raise CorpusError(f"the corpus is empty: its {len(plan.files)} files hold no rows")
     problems = [slice_ for slice_ in plan.todo if slice_.problem]
-    for slice_ in problems[:_SHOWN]:
-        job.console.warn(f"{slice_.shard} from row {slice_.first_row:,} on: {slice_.problem}")
+    lost = lost_rows(plan.files, plan.slice_ids, rests_of(problems))
+    for slice_, rest in zip(problems[:_SHOWN], lost, strict=False):  # both in the order of the files
+        job.console.warn(f"{rest}: {slice_.problem}")
     if len(problems) > _SHOWN:
         job.console.warn(f"{len(problems) - _SHOWN:,} more files cannot be read to their end")
     if problems and len(problems) == len(plan.slice_ids):
         raise CorpusError(f"no file of the corpus can be read; the first: {problems[0].shard}: {problems[0].problem}")
+    check_rejects(job, plan, len(lost), lost)
 
 
 def _what_is_to_do(plan: Plan, job: Job) -> str:

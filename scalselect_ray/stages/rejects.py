@@ -12,7 +12,7 @@ import ray
 from ray import ObjectRef
 
 from scalselect_ray.config import SelectionConfig
-from scalselect_ray.corpus import Plan, Reason
+from scalselect_ray.corpus import LostRows, Plan, Reason
 from scalselect_ray.errors import TooManyRejectsError
 from scalselect_ray.io import storage
 from scalselect_ray.stages.context import Job
@@ -22,13 +22,22 @@ _SHOWN = 5  # rejects in an error
 _SEARCHED = 200  # slices that are searched for them
 
 
-def check_rejects(job: Job, plan: Plan, rejected: int) -> None:
-    """Raises TooManyRejectsError with examples where more samples are rejected than the config allows."""
-    if rejected > job.config.rejects.max_fraction * plan.rows:
+def too_many(job: Job, plan: Plan, rejected: int, lost: Sequence[LostRows]) -> bool:
+    """Whether more samples of a plan are rejected or lost than the config allows. One reject stands for each file that
+    has lost rows: it counts as all that it stands for."""
+    hidden = _hidden(lost)
+    return rejected + hidden > job.config.rejects.max_fraction * (plan.rows + hidden)
+
+
+def check_rejects(job: Job, plan: Plan, rejected: int, lost: Sequence[LostRows]) -> None:
+    """Raises TooManyRejectsError with examples where there are `too_many`."""
+    if too_many(job, plan, rejected, lost):
+        hidden = _hidden(lost)
         raise TooManyRejectsError(
-            f"{rejected:,} of {plan.rows:,} samples are rejected, above "
+            f"{rejected + hidden:,} of {plan.rows + hidden:,} samples are rejected{' or lost' if lost else ''}, above "
             f"rejects.max_fraction={job.config.rejects.max_fraction:g}",
-            *_examples(job, plan),
+            *(f"  {item}" for item in sorted(lost, key=lambda item: -item.rows)[:_SHOWN]),
+            *examples(job, plan),
             "Fix the corpus, or raise rejects.max_fraction; extracted features are kept. A rejected row is tried "
             "again once",
             "the file that holds it has changed, or 'scalselect clean OUTPUT --rejected REASON' has removed what is "
@@ -36,8 +45,13 @@ def check_rejects(job: Job, plan: Plan, rejected: int) -> None:
         )
 
 
-def _examples(job: Job, plan: Plan) -> list[str]:
-    """The first few rejects, to see what is wrong."""
+def _hidden(lost: Sequence[LostRows]) -> int:
+    """The lost rows for which no reject stands."""
+    return sum(item.rows - 1 for item in lost)
+
+
+def examples(job: Job, plan: Plan) -> list[str]:
+    """The first few rejects, a line each, to see what is wrong."""
     lines: list[str] = []
     for slice_id in sorted(job.store.committed().intersection(plan.slice_ids))[:_SEARCHED]:
         for row in job.store.read(slice_id, ["shard", "row", "reason", "message"]).to_pylist():

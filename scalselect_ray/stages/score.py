@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,12 @@ import ray
 from ray import ObjectRef
 
 from scalselect_ray.cluster.tasks import Damage, completed, one_thread
-from scalselect_ray.corpus import Reason, SliceId
+from scalselect_ray.corpus import LostRows, Reason, Rest, SliceId, lost_rows
 from scalselect_ray.errors import CorpusError
 from scalselect_ray.stages.context import Job, Run
 from scalselect_ray.stages.reduce import Reduced
-from scalselect_ray.stages.rejects import check_rejects
-from scalselect_ray.store.features import FeatureStore, features_of
+from scalselect_ray.stages.rejects import check_rejects, examples
+from scalselect_ray.store.features import LOST_BYTES, FeatureStore, features_of
 from scalselect_ray.store.layout import RunFolder
 from scalselect_ray.store.tables import KEYS, REJECTS, SCORES, value_counts, write_part
 from scalselect_ray.subspace import Subspace, leverage
@@ -30,6 +30,7 @@ class ScoredPart:
     rows: int  # scored samples
     sources: dict[str, int]  # scored samples by source
     reasons: dict[str, int]  # rejects by reason
+    rests: dict[str, Rest]  # of files that could not be read to their end, by the key of the file
     total: float  # sum of the scores
     best: float  # highest score
 
@@ -42,6 +43,7 @@ class Scores:
     uris: list[str]  # of the score files, in the order of (shard, row)
     parts: list[ScoredPart]
     rejects: list[ObjectRef[pa.Table]]  # of each score file's slices
+    lost: list[LostRows]
 
     @property
     def rows(self) -> list[int]:
@@ -81,10 +83,15 @@ def score(job: Job, run: Run, reduced: Reduced) -> Scores:
     """
     with job.stages("score", len(run.plan.slice_ids), "slices") as stage:
         scores = score_groups(job.store, run.groups, reduced.subspace, run.folder, stage.advance)
-    check_rejects(job, run.plan, sum(count for reason, count in scores.reasons.items() if reason != Reason.TEXT_ONLY))
+    rests = {key: rest for part in scores.parts for key, rest in part.rests.items()}
+    scores = replace(scores, lost=lost_rows(run.plan.files, run.plan.slice_ids, rests))
+    rejected = sum(count for reason, count in scores.reasons.items() if reason != Reason.TEXT_ONLY)
+    check_rejects(job, run.plan, rejected, scores.lost)
     if not scores.count:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in scores.reasons.most_common())
         raise CorpusError(
-            f"none of the {run.plan.rows:,} samples could be scored; see the reasons below {job.store.folder}"
+            f"none of the {run.plan.rows:,} samples could be scored: {reasons}",
+            *examples(job, run.plan),
         )
     return scores
 
@@ -108,7 +115,7 @@ def score_groups(
         if not damage.among(part):
             parts[index], rejects[index] = ray.get(part), rejected
     damage.check()
-    return Scores(uris, parts, rejects)
+    return Scores(uris, parts, rejects, lost=[])
 
 
 @ray.remote
@@ -116,13 +123,16 @@ def _score_group(
     store: FeatureStore, slice_ids: list[SliceId], subspace: Subspace, uri: str
 ) -> tuple[ScoredPart, pa.Table]:
     names = [name for name, _ in KEYS]
-    scored, rejected = [], []
-    for table in store.read_all(slice_ids, [*REJECTS.names, "feature"]):
+    scored, rejected, rests = [], [], dict[str, Rest]()
+    tables = store.read_all(slice_ids, [*REJECTS.names, LOST_BYTES, "feature"])
+    for slice_id, table in zip(slice_ids, tables, strict=True):
         kept = table.filter(pc.is_null(table["reason"]))
         with one_thread():
             values = leverage(features_of(kept), subspace) if len(kept) else np.empty(0)
         scored.append(kept.select(names).append_column("score", pa.array(values)))
         rejected.append(table.filter(pc.is_valid(table["reason"])).select(REJECTS.names))
+        for lost in table.filter(pc.is_valid(table[LOST_BYTES])).select(["row", LOST_BYTES]).to_pylist():
+            rests[slice_id.file_key] = Rest(lost["row"], lost[LOST_BYTES])
     scores = pa.concat_tables(scored).cast(SCORES)
     write_part(uri, scores)
     values = scores["score"].to_numpy()
@@ -131,6 +141,7 @@ def _score_group(
         rows=len(values),
         sources=value_counts(scores["source"]),
         reasons=value_counts(rejects["reason"]),
+        rests=rests,
         total=float(values.sum()),
         best=float(values.max(initial=0.0)),
     )

@@ -19,8 +19,13 @@ from scalselect_ray.redaction import to_json
 from scalselect_ray.store.layout import Output, check_format, format_name
 
 IMAGES_DIGEST = "images_digest"
-"""Column of `corpus.images_digest` of each row: null where it has no images or they could not be fetched, and in files
-of version 0.1, which have no such column."""
+"""Column of `corpus.images_digest` of each row: null where it has no images or they could not be fetched."""
+
+LOST_BYTES = "lost_bytes"
+"""Column of the bytes that could not be read of a file, beside the one reject that stands for them; else null."""
+
+_ADDED = {IMAGES_DIGEST: pa.string(), LOST_BYTES: pa.int64()}
+"""Columns that files of version 0.1 do not have: they are read as nulls."""
 
 COUNTS = ("num_tokens", "num_vision_tokens", "num_query_tokens", "num_attended_tokens")
 
@@ -138,10 +143,13 @@ class FeatureStore:
 
 def _read_table(source: Any, columns: Sequence[str] | None) -> pa.Table:
     """Columns of a feature file (None: all it has). Raises pa.ArrowException, OSError."""
-    if columns is None or IMAGES_DIGEST not in columns or IMAGES_DIGEST in pq.read_schema(source).names:
+    if columns is None or not _ADDED.keys() & set(columns):
         return pq.read_table(source, columns=list(columns) if columns else None)
-    table = pq.read_table(source, columns=[name for name in columns if name != IMAGES_DIGEST])
-    return table.append_column(IMAGES_DIGEST, pa.nulls(len(table), pa.string()))
+    missing = [name for name in columns if name in _ADDED and name not in pq.read_schema(source).names]
+    table = pq.read_table(source, columns=[name for name in columns if name not in missing])
+    for name in missing:
+        table = table.append_column(name, pa.nulls(len(table), _ADDED[name]))
+    return table
 
 
 def _description(uri: str) -> dict[str, Any]:
@@ -165,7 +173,7 @@ def feature_table(rows: Sequence[Mapping[str, Any]], dim: int) -> pa.Table:
             ("reason", pa.string()),
             ("message", pa.string()),
             *((name, pa.int32()) for name in COUNTS),
-            (IMAGES_DIGEST, pa.string()),
+            *_ADDED.items(),
         ]
     )
     table = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema)

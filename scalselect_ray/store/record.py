@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from scalselect_ray.corpus.lost import LostRows
 from scalselect_ray.errors import OutputError
 from scalselect_ray.redaction import to_json
 from scalselect_ray.store.layout import check_format, format_name
+
+_ADDED = ("lost",)  # fields that records of earlier versions do not have
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +58,8 @@ class RunRecord:
     moments: str  # id of the set of slices whose moments the subspace is made of
     samples: int  # rows of the corpus
     scored: int
-    rejected: dict[str, int]  # by reason
+    rejected: dict[str, int]  # by reason; one for each file that could not be read to its end
+    lost: list[LostRows]  # what that one stands for
     budgets: dict[str, int]  # samples by the budget as the config gives it
     chosen: int  # scored samples in the manifest: the largest budget, or less where caps hold
     text_only_kept: int  # samples without an image at the manifest's end
@@ -80,12 +84,13 @@ class RunRecord:
         where fields are missing."""
         check_format("run", stored.get("format"), uri)
         try:
-            values = {field.name: stored[field.name] for field in fields(cls)}
+            values = {field.name: stored[field.name] for field in fields(cls) if field.name not in _ADDED}
             change = values["change"]
             return cls(
                 **values
                 | {
                     "sources": {name: SourceCounts(**counts) for name, counts in values["sources"].items()},
+                    "lost": [LostRows(**item) for item in stored.get("lost", [])],
                     "slices": SliceCounts(**values["slices"]),
                     "change": None if change is None else _change(change),
                 }

@@ -2,13 +2,16 @@
 
 import itertools
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalselect_ray.corpus.formats import UnreadableFileError
-from scalselect_ray.corpus.formats.json_list import _Elements
+from scalselect_ray.corpus.formats import Broken, Cutting, UnreadableFileError
+from scalselect_ray.corpus.formats.json_list import Elements, JsonList
+from scalselect_ray.io import storage
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 MARKS = st.text('"\\[]{},: é\u2028', max_size=6)
@@ -21,10 +24,10 @@ VALUES = st.recursive(
 
 def elements(content: bytes, edges: list[int]) -> list[bytes]:
     """The elements of a list whose bytes come in pieces that end at `edges`."""
-    found, scanner = [], _Elements()
+    found, scanner = [], Elements()
     for start, stop in itertools.pairwise(sorted({0, *(min(edge, len(content)) for edge in edges), len(content)})):
         found += list(scanner.feed(content[start:stop]))
-    assert scanner.closed
+    assert not scanner.listed
     return [content[start:stop] for start, stop in found]
 
 
@@ -49,18 +52,117 @@ def test_elements_of_any_depth(depth):
     assert elements(content, [5, 90]) == [b'{"a":' * depth + b'"]}"' + b"}" * depth] * 3
 
 
+ROWS = [
+    {
+        "id": str(number),
+        "image": "images/a.jpg",
+        "conversations": [
+            {"from": "human", "value": f"<image>\nWhat {number}? {{x}} [y],"},
+            {"from": "gpt", "value": 'A "cat".\\'},
+        ],
+    }
+    for number in range(40)
+]
+
+
+def read(tmp_path: Path, content: bytes) -> list[object]:
+    """The rows of a file, in ranges of seven."""
+    path = tmp_path / "rows.json"
+    path.write_bytes(content)
+    (file,) = storage.expand(str(path))
+    form = JsonList()
+    found: list[object] = []
+    for range_, rows in form.read(file, list(form.scan(file, Cutting(7, 1 << 20)))):
+        assert len(rows) == range_.stop_row - range_.first_row
+        found += rows
+    return found
+
+
+@pytest.mark.parametrize("indent", [None, 1], ids=["one line", "indented"])
 @pytest.mark.parametrize(
-    ("content", "whole", "words"),
+    ("taken", "given"),
     [
-        (b"[1, 2 3]", 2, "after row 1, at byte 6: expected ',' or ']'"),
-        (b"[1, , 3]", 1, "in row 1, at byte 4: found ',' where a row should begin"),
-        (b"[{}, }]", 1, "in row 1"),
-        (b'["a" "b"]', 1, "after row 0"),
-        (b'{"a": 1}', 0, "not a JSON list"),
+        ('"}]},', '"}],},'),  # a comma too many, inside of the row
+        ('"}]},', '"}]},,'),  # and between rows
+        ('"}]},', '"}]}'),  # none between rows
+        ('"}]},', '"}},'),  # a bracket that is not closed
+        ('"}]},', '"}],'),  # a row that is not closed
+        ('"}]},', '"}]}},'),  # closed twice
+        ('"}]},', '"}]]},'),
+        ('"}]},', '"}]}],'),  # the list, in the midst of it
+        ('"}]},', '"}]}][') ,  # two lists joined
+        ('"image": ', '"image: '),  # a quote that is missing
+        ('"image": ', '"image"": '),  # and one too many
+        ('"images/a.jpg"', '"images/a".jpg"'),
+        ('"images/a.jpg"', 'images/a.jpg'),
+        ('"images/a.jpg"', '"images/a\\.jpg"'),  # no escape of JSON
+        ('"images/a.jpg"', ''),
+        ('"images/a.jpg"', '"images/a.jpg\n"'),
+        ('"from": "human"', '"from": "human}, {"'),
+        ('{"from"', '"from"'),
     ],
-)
-def test_where_a_list_cannot_go_on_is_said(content, whole, words):
+)  # fmt: skip
+@pytest.mark.parametrize("damaged", [0, 20, 38])
+def test_a_broken_row_takes_no_other_along(tmp_path, indent, taken, given, damaged):
+    """Compared with the rows before they were damaged; a row with a bracket in the wrong place may fall in two."""
+    pieces = [json.dumps(row) if indent is None else json.dumps(row, indent=indent) for row in ROWS]
+    texts = ["".join(piece.split("\n")) if indent is None else piece for piece in pieces]
+    whole = "[" + ", ".join(f"\0{number}\0{text}" for number, text in enumerate(texts)) + "]"
+    mark, following = whole.index(f"\0{damaged}\0"), whole.index(f"\0{damaged + 1}\0")
+    row = whole[mark:following]
+    if indent is not None:  # the same damage, whatever blanks there are
+        row = re.sub(r"\s+", " ", row).replace("} ] }", "}]}").replace('" }', '"}').replace("{ ", "{")
+    assert taken in row
+    broken = row[::-1].replace(taken[::-1], given[::-1], 1)[::-1]
+    content = re.sub(r"\0\d+\0", "", whole[:mark] + broken + whole[following:])
+    found = read(tmp_path, content.encode())
+    others = [row for row in ROWS if row["id"] != str(damaged)]
+    assert [row for row in found if row in others] == others
+    assert len(ROWS) - 1 <= len(found) <= len(ROWS) + 2
+    assert sum(isinstance(row, Broken) for row in found) <= 3
+
+
+def test_objects_inside_of_rows_that_begin_as_rows_do_are_no_rows(tmp_path):
+    rows = [{"id": number, "boxes": [{"id": 1}, {"id": 2}, {"id": 3}]} for number in range(30)]
+    assert read(tmp_path, json.dumps(rows).encode()) == rows
+
+
+def test_lists_joined_to_one_file_are_read_one_after_the_other(tmp_path):
+    content = json.dumps(ROWS[:4]).encode() + b"\n" + json.dumps(ROWS[4:], indent=1).encode() + b"\n[]\n"
+    assert read(tmp_path, content) == ROWS
+
+
+def test_what_follows_a_list_and_is_no_row_is_told(tmp_path):
+    found = read(tmp_path, json.dumps(ROWS).encode() + b"\n<html>gone</html>")
+    assert found[:-1] == ROWS
+    assert isinstance(found[-1], Broken)
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.5, 0.99])
+def test_a_list_that_breaks_off_says_after_which_row_and_how_much_is_lost(tmp_path, kept):
+    content = json.dumps(ROWS).encode()
+    path = tmp_path / "rows.json"
+    path.write_bytes(content[: int(kept * len(content))])
+    (file,) = storage.expand(str(path))
     found = []
-    with pytest.raises(UnreadableFileError, match=words):
-        found.extend(_Elements().feed(content))
-    assert len(found) == whole
+    with pytest.raises(UnreadableFileError) as caught:
+        found.extend(JsonList().scan(file, Cutting(1, 1 << 20)))
+    assert f"breaks off after row {len(found) - 1}" in str(caught.value)
+    assert caught.value.lost_bytes == file.size - content.index(f'{{"id": "{len(found)}"'.encode())
+
+
+@given(st.integers(0, 39), st.sampled_from('"{}[],\\:'), st.booleans(), st.integers(0, 10**6), st.none() | st.just(2))
+def test_any_wrong_byte_costs_its_own_row_at_most(tmp_path_factory, row, character, is_more, at, indent):
+    content = json.dumps(ROWS, indent=indent)
+    starts = [match.start() for match in re.finditer(r'\{\s*"id"', content)] + [len(content) - 3 * (indent is not None)]
+    place = starts[row] + 1 + at % (starts[row + 1] - starts[row] - 4)
+    damaged = content[:place] + character + content[place + (not is_more) :]
+    if row == len(ROWS) - 1:
+        damaged = damaged.rstrip("]\n ") + "]"  # the last row has nothing after it that could be lost
+    try:
+        found = read(tmp_path_factory.mktemp("damaged"), damaged.encode())
+    except UnreadableFileError:
+        assert row == len(ROWS) - 1
+        return
+    others = [other for other in ROWS if other["id"] != str(row)]
+    assert [item for item in found if item in others] == others

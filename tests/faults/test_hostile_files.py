@@ -129,6 +129,9 @@ def test_a_broken_file_is_one_reject_and_what_lies_before_the_break_is_scored(tm
     by_file = {name: [row["message"] for row in rejects if row["shard"] == str(tmp_path / name)] for name in files}
     counts = dict.fromkeys(files, 1) | {"a.json": 0, "c-group.parquet": 6, "d-escape.tar": 0, "j-device.tar": 0}
     assert {name: len(messages) for name, messages in by_file.items()} == counts
+    lost = json.loads((run / "run.json").read_text())["lost"]
+    unread = [name for name, messages in by_file.items() if len(messages) == 1 and files[name]]
+    assert {item["shard"]: item["rows"] >= 1 for item in lost} == {str(tmp_path / name): True for name in unread}
     assert all(name in message for name, messages in by_file.items() if counts[name] == 1 for message in messages)
     words = {"b-cut.tar": "cut", "e-noise.parquet": "broken Parquet", "f-page.json": "not "
     "JSON", "g-empty.tar.gz": "cut",

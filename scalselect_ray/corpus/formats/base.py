@@ -78,7 +78,12 @@ def too_long(size: int) -> Broken:
 
 
 class UnreadableFileError(Exception):
-    """The file, or its rest after the ranges already given, cannot be read."""
+    """The file, or its rest after the ranges already given, cannot be read. `lost_bytes`: of that rest, where it is not
+    all that follows these ranges."""
+
+    def __init__(self, message: str, lost_bytes: int | None = None) -> None:
+        super().__init__(message)
+        self.lost_bytes = lost_bytes
 
 
 class Format(ABC):

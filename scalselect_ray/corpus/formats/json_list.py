@@ -1,6 +1,7 @@
-"""One JSON array of rows (LLaVA-665K and kin), streamed: each byte is looked at once, and only a window of them is in
-memory."""
+"""One JSON array of rows (LLaVA-665K and kin), streamed: each byte is looked at once, and only a window and the row
+that it ends in are in memory."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from scalselect_ray.corpus.formats.base import (
     BYTE_ORDER_MARK,
     MAX_ROW_BYTES,
     MAX_ROW_VALUES,
+    Broken,
     Cutting,
     Format,
     RowRange,
@@ -20,11 +22,13 @@ from scalselect_ray.corpus.formats.base import (
     too_long,
 )
 from scalselect_ray.corpus.formats.gzipped import inflated_head
+from scalselect_ray.corpus.sample import Reason
 from scalselect_ray.io import storage
 from scalselect_ray.io.storage import FileInfo
 
 _WINDOW = 1 << 22  # bytes read at once
-_BLANKS = re.compile(rb"[ \t\r\n]*+")
+_BETWEEN = re.compile(rb"[ \t\r\n,]*+")
+_VALUE = re.compile(rb"[-0-9tfnNI]")  # what a number, true, false or null begins with
 _SCALAR = re.compile(rb'[^ \t\r\n,\[\]{}"]*+')  # a number, true, false or null
 _REST = rb'[^"\\]*+(?:\\.[^"\\]*+)*+'  # of a string
 _STRING = re.compile(_REST, re.DOTALL)
@@ -39,6 +43,10 @@ def _nested(depth: int) -> bytes:
 
 _WHOLE = re.compile(_nested(4), re.DOTALL)  # a row with its turns, which have typed lists
 _INSIDE = re.compile(rb"(?:" + _FLAT + rb"|" + _nested(3) + rb")*+", re.DOTALL)
+_FIRST_KEY = re.compile(rb'\{[ \t\r\n]*("' + _REST + rb'")[ \t\r\n]*:', re.DOTALL)
+_LEARNT = 64  # rows from which it is learnt how a row begins
+_OVERLAP = 1 << 12  # bytes; more than a border has
+_CUT_OFF = 8  # bytes; where JSON ends too early, the parser complains no further from its end (a literal, an escape)
 
 
 class JsonList(Format):
@@ -62,85 +70,160 @@ class JsonList(Format):
             if size > MAX_ROW_BYTES and range_.stop_row - range_.first_row == 1:
                 yield range_, [too_long(size)]
                 continue
-            yield range_, _parsed(storage.read_bytes(file.uri, range_.start_byte, range_.stop_byte))
+            yield range_, _parsed(file, storage.read_bytes(file.uri, range_.start_byte, range_.stop_byte))
 
 
-def _parsed(block: bytes) -> list[object]:
-    """The rows that lie in the bytes of a range."""
+def _parsed(file: FileInfo, block: bytes) -> list[object]:
+    """The rows that lie in the bytes of a range of a file."""
     if len(block) <= MAX_ROW_BYTES and count_values(block) <= MAX_ROW_VALUES:
         try:
             return list(json.loads(b"[" + block + b"]"))
-        except (ValueError, RecursionError):  # one row of them: in an unknown encoding, or too deep
+        except (ValueError, RecursionError):  # one row of them is broken, or what stands between them
             pass
-    return [parse_row(block[start:stop]) for start, stop in _Elements(opened=True).feed(block, is_last=True)]
+    elements = Elements(_border(file), listed=True)
+    found = [*elements.feed(block), *elements.end()]
+    if elements.has_begun:  # it was broken, and ended where the next one begins
+        found.append((elements.stop, len(block)))
+    return [parse_row(block[start:stop]) for start, stop in found]
 
 
 def _elements(file: FileInfo) -> Iterator[tuple[int, int]]:
-    """(start, stop) byte of each element."""
-    elements = _Elements()
+    """(start, stop) byte of each element. Raises UnreadableFileError where the list breaks off."""
+    elements = Elements(_border(file))
     with storage.open_read(file.uri) as stream:
-        while not elements.closed:
-            block = stream.read(_WINDOW)
+        while block := stream.read(_WINDOW):
             yield from elements.feed(block)
-            if not block:
-                raise UnreadableFileError(elements.break_off())
+    yield from elements.end()
+    if elements.listed:
+        raise UnreadableFileError(f"the JSON list breaks off after row {elements.rows - 1}", file.size - elements.stop)
+    if elements.has_begun:
+        yield elements.stop, file.size
 
 
-class _Elements:
+def _border(file: FileInfo) -> re.Pattern[bytes] | None:
+    """What stands between two rows of a file: a comma, and what the second begins with, the first key of one of the
+    file's first rows. None where these are no objects.
+
+    Inside a string each quote would have a backslash before it: a row with a border in it has objects that begin as
+    rows do, or is broken."""
+    head = storage.read_bytes(file.uri, 0, min(file.size, _WINDOW))
+    elements = Elements()
+    starts = [start for start, _ in itertools.islice(elements.feed(head), _LEARNT)]
+    found = [_FIRST_KEY.match(head, start) for start in starts]
+    if not any(found):  # the first row is broken, and has taken all the others along
+        found = [_FIRST_KEY.search(head)]
+    keys = sorted({re.escape(first.group(1)) for first in found if first})
+    return re.compile(rb",[ \t\r\n]*\{[ \t\r\n]*(?:" + b"|".join(keys) + rb")[ \t\r\n]*:") if keys else None
+
+
+class Elements:
     """Where the elements of a JSON list begin and end, by its brackets and strings alone: whether an element is valid
-    is seen when it is parsed."""
+    is seen when it is parsed.
 
-    def __init__(self, opened: bool = False) -> None:
-        self.closed = False
-        self._base = 0  # where the next block begins
-        self._start = 0  # of the element
-        self._depth = 1 if opened else 0  # 0: before the list; 1: between its elements; more: inside one
-        self._row = 0
-        self._in_string = self._in_scalar = self._is_escaped = self._expect_comma = False
+    Lists that were written or edited by hand are read as they are meant: commas may be missing or too many, brackets
+    may close once too often, and a list may follow another. An element whose own brackets or quotes do not close would
+    take all that follows along: where it is no JSON, it ends where the next begins, by `border`, and so does
+    what is no JSON from its first byte on."""
 
-    def break_off(self) -> str:
-        return f"the JSON list breaks off after row {self._row - 1}" if self._depth else "the file is empty"
+    def __init__(self, border: re.Pattern[bytes] | None = None, listed: bool = False) -> None:
+        self.rows = 0  # elements that were found
+        self.listed = listed  # whether a list has begun and not ended
+        self._border = border
+        self._data = bytearray()  # what was fed, from the open element on
+        self._base = 0  # where that begins
+        self._at = 0  # how far it has been looked at
+        self._begun: int | None = None  # where the open element begins in it; below 0: the beginning is not kept
+        self._depth = 0  # of brackets in the open element
+        self._in_string = self._in_scalar = self._is_escaped = self._is_junk = False
+        self._searched = self._parsed = 0  # bytes of the open element
+        self._nested: tuple[int, int] | None = None  # where the first border in these begins, and the element after it
 
-    def feed(self, block: bytes, is_last: bool = False) -> Iterator[tuple[int, int]]:
-        """(start, stop) byte of each element that ends in these bytes, which follow those that were fed before.
-        `is_last`: a number may end with them. Raises UnreadableFileError where no list can go on."""
-        at = 0
-        if not self._base and block.startswith(BYTE_ORDER_MARK):
-            at = len(BYTE_ORDER_MARK)
-        if self._is_escaped and block:
-            at, self._is_escaped = 1, False
-        while at < len(block):
-            if self._in_string:
-                at = _STRING.match(block, at).end()  # type: ignore[union-attr]
-                if at < len(block) and block[at] == 0x5C:  # the last byte is a backslash
-                    self._is_escaped = True
-                    break
-                if at < len(block):
-                    at, self._in_string = at + 1, False
-                    if self._depth == 1:
-                        yield self._ended(at)
-            elif self._in_scalar:
-                at = _SCALAR.match(block, at).end()  # type: ignore[union-attr]
-                if at < len(block):
-                    yield self._ended(at)
-            elif self._depth > 1:
-                at = _INSIDE.match(block, at).end() + 1  # type: ignore[union-attr]
-                if at <= len(block):
-                    self._enter(block[at - 1])
-                    if self._depth == 1:
-                        yield self._ended(at)
+    @property
+    def has_begun(self) -> bool:
+        """Whether an element has begun and not ended."""
+        return self._begun is not None
+
+    @property
+    def stop(self) -> int:
+        """Where the open element begins; without one, where the next may begin."""
+        return self._base + (self._at if self._begun is None else self._begun)
+
+    def feed(self, block: bytes) -> Iterator[tuple[int, int]]:
+        """(start, stop) byte of each element that ends in these bytes, which follow those that were fed before."""
+        if not self._base and not self._data and block.startswith(BYTE_ORDER_MARK):
+            self._at = len(BYTE_ORDER_MARK)
+        self._data += block
+        yield from self._found()
+        self._forget()
+
+    def end(self) -> Iterator[tuple[int, int]]:
+        """The elements that are left where nothing follows, but for an open one in which no other begins."""
+        while (nested := self._find_nested()) is not None:
+            yield self._cut(nested)
+            yield from self._found()
+
+    def _found(self) -> Iterator[tuple[int, int]]:
+        while True:
+            while self._at < len(self._data):
+                if self._step():
+                    nested = self._find_nested(self._at)
+                    if nested is not None and self._is_broken(nested, self._at):
+                        yield self._cut(nested)
+                    else:
+                        yield self._ended(self._at)
+            nested = self._find_nested()
+            if nested is None or not self._is_broken(nested):
+                return
+            yield self._cut(nested)
+
+    def _step(self) -> bool:
+        """Goes on by a piece; whether an element ends with it."""
+        data, at = self._data, self._at
+        if self._begun is None:
+            return self._begin()
+        if self._is_junk:
+            self._at = len(data)
+            return False
+        if self._in_scalar:
+            self._at = _SCALAR.match(data, at).end()  # type: ignore[union-attr]
+            return self._at < len(data)
+        if self._is_escaped:
+            at, self._is_escaped = at + 1, False
+        elif self._in_string:
+            at = _STRING.match(data, at).end()  # type: ignore[union-attr]
+            if at < len(data):  # at a quote, or at a backslash that is the last byte
+                self._is_escaped = data[at] == 0x5C
+                at, self._in_string = at + 1, self._is_escaped
+        else:
+            at = _INSIDE.match(data, at).end()  # type: ignore[union-attr]
+            if at < len(data):
+                self._enter(data[at])
+                at += 1
+        self._at = at
+        return not self._depth and not self._in_string
+
+    def _begin(self) -> bool:
+        """Goes on to the next element; whether it ends at once."""
+        at = _BETWEEN.match(self._data, self._at).end()  # type: ignore[union-attr]
+        self._at = at + 1
+        if at == len(self._data):
+            self._at = at
+        elif self._data[at] in b"]}":
+            self.listed = self.listed and self._data[at] == 0x7D
+        elif self._data[at] == 0x5B and not self.listed:
+            self.listed = True
+        else:
+            self._begun = at
+            if whole := _WHOLE.match(self._data, at):
+                self._at = whole.end()
+                return True
+            if self._data[at] in b'[{"':
+                self._enter(self._data[at])
+            elif self._border is not None and not _VALUE.match(self._data, at):
+                self._is_junk = True
             else:
-                at = _BLANKS.match(block, at).end()  # type: ignore[union-attr]
-                if at < len(block):
-                    at = self._between(block, at)
-                    if self.closed:
-                        return
-                    if self._depth > 1 and (whole := _WHOLE.match(block, at - 1)):
-                        self._depth, at = 1, whole.end()
-                        yield self._ended(at)
-        if self._in_scalar and is_last:
-            yield self._ended(len(block))
-        self._base += len(block)
+                self._at, self._in_scalar = at, True
+        return False
 
     def _enter(self, character: int) -> None:
         if character == 0x22:
@@ -148,36 +231,76 @@ class _Elements:
         else:
             self._depth += 1 if character in b"[{" else -1
 
-    def _between(self, block: bytes, at: int) -> int:
-        """Takes a character between two elements, or the first of one; returns where to go on."""
-        character = block[at]
-        if not self._depth:
-            if character != 0x5B:
-                raise UnreadableFileError("not a JSON list")
-            self._depth = 1
-        elif character == 0x5D and (self._expect_comma or self._row == 0):
-            self.closed = True
-        elif self._expect_comma:
-            if character != 0x2C:
-                raise self._broken(f"after row {self._row - 1}", at, "expected ',' or ']'")
-            self._expect_comma = False
-        elif character in b",]}":
-            raise self._broken(f"in row {self._row}", at, f"found {chr(character)!r} where a row should begin")
-        else:
-            self._start = self._base + at
-            self._in_scalar = character not in b'[{"'
-            if self._in_scalar:
-                return at
-            self._enter(character)
-        return at + 1
+    def _find_nested(self, stop: int | None = None) -> tuple[int, int] | None:
+        """The first border inside the open element, of which `stop` is the end where it is known: the byte at which it
+        begins, and that of the next element."""
+        if self._border is None or self._begun is None or self._begun < 0:
+            return None
+        if self._nested is None:
+            end = len(self._data) if stop is None else stop
+            border = self._border.search(self._data, self._begun + max(1, self._searched - _OVERLAP), end)
+            self._searched = end - self._begun
+            if border is not None:
+                start = self._base + border.start()
+                self._nested = start, start + border.group().index(b"{")
+        return self._nested
 
-    def _ended(self, at: int) -> tuple[int, int]:
-        self._row += 1
-        self._in_scalar, self._expect_comma = False, True
-        return self._start, self._base + at
+    def _is_broken(self, nested: tuple[int, int], stop: int | None = None) -> bool:
+        """Whether the open element, of which `stop` is the end where it is known, can be no JSON, however it goes on.
+        What may be is parsed again each time that it has doubled."""
+        assert self._begun is not None
+        size = (len(self._data) if stop is None else stop) - self._begun
+        if self._is_junk or size > MAX_ROW_BYTES:
+            return True
+        while (wanted := max(2 * self._parsed, self._base + nested[1] - self._begun + _OVERLAP)) <= size:
+            self._parsed = wanted
+            if _breaks(bytes(self._data[self._begun : self._begun + wanted])):
+                return True
+        return stop is not None and not _is_json(bytes(self._data[self._begun : stop]))
 
-    def _broken(self, where: str, at: int, what: str) -> UnreadableFileError:
-        return UnreadableFileError(f"broken JSON {where}, at byte {self._base + at}: {what}")
+    def _cut(self, nested: tuple[int, int]) -> tuple[int, int]:
+        """Ends the open element where another begins in it."""
+        self._depth = 0
+        self._in_string = self._is_escaped = self._is_junk = False
+        self._at = nested[1] - self._base
+        return self._ended(nested[0] - self._base)
+
+    def _ended(self, stop: int) -> tuple[int, int]:
+        element = self.stop, self._base + stop
+        self._begun, self._nested, self._in_scalar = None, None, False
+        self._searched = self._parsed = 0
+        self.rows += 1
+        return element
+
+    def _forget(self) -> None:
+        """Keeps the open element, up to the size that a row may have."""
+        forgotten = self._at
+        if self._begun is not None:
+            if len(self._data) - self._begun <= MAX_ROW_BYTES:
+                forgotten = max(0, self._begun)
+            self._begun -= forgotten
+        del self._data[:forgotten]
+        self._base, self._at = self._base + forgotten, self._at - forgotten
+
+
+def _breaks(beginning: bytes) -> bool:
+    """Whether what begins so can be no JSON. What is too costly for a row is not looked at."""
+    if count_values(beginning) > MAX_ROW_VALUES:
+        return False
+    text = beginning.decode("utf-8", "replace")
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error.pos < len(text) - _CUT_OFF and not error.msg.startswith("Unterminated string")
+    except RecursionError:
+        pass
+    return False
+
+
+def _is_json(data: bytes) -> bool:
+    """Whether it can be parsed, or is too costly to be."""
+    row = parse_row(data)
+    return not isinstance(row, Broken) or row.reason is Reason.TOO_COSTLY
 
 
 FORMATS = (JsonList(),)

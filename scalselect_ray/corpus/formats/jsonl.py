@@ -65,12 +65,13 @@ class JsonLines(Format):
         with storage.open_read(file.uri) as raw:
             stream = cast(io.BufferedReader, inflated(raw, file) if self.sequential else raw)
             base = start = size = row = 0  # `size`: bytes of the line that were seen, from its first that is not blank
+            read = 0  # bytes of the file, about, up to the last row
             pieces: list[bytes] = []
             while True:
                 try:
                     block = stream.read1(_GZIP_WINDOW if self.sequential else _WINDOW)
                 except UnreadableFileError as error:
-                    raise UnreadableFileError(f"after row {row - 1}: {error}") from error
+                    raise UnreadableFileError(f"after row {row - 1}: {error}", file.size - read) from error
                 if not block:
                     break
                 at = 0
@@ -91,6 +92,7 @@ class JsonLines(Format):
                         break
                     yield start, start + size, b"".join(pieces) if pieces else None
                     pieces, size, row, at = [], 0, row + 1, end
+                    read = raw.tell()
                 base += len(block)
             if size:
                 yield start, start + size, b"".join(pieces) if pieces else None

@@ -1,0 +1,98 @@
+"""Lost rows, estimated by bytes, against the rows that were really there."""
+
+import gzip
+import io
+import json
+import random
+import tarfile
+from types import SimpleNamespace
+
+import pytest
+
+from scalselect_ray.corpus import list_files, lost_rows, make_plan, plan_here, rests_of
+from scalselect_ray.corpus.lost import LostRows
+
+ROWS = [
+    json.dumps({"id": number, "conversations": [{"from": "human", "value": f"What is {number * 7919 % 1009}?"}]})
+    for number in range(400)
+]
+
+
+def lost(tmp_path, slice_rows=64):
+    """What is lost of the two sources `good` and `bad`."""
+    sources = [
+        SimpleNamespace(name=folder.name, paths=[str(folder)], image_root=None) for folder in sorted(tmp_path.iterdir())
+    ]
+    corpus = SimpleNamespace(sources=sources, slice_rows=slice_rows, slice_bytes=1 << 20)
+    plan = make_plan(list_files(corpus), set(), plan_here)
+    return lost_rows(plan.files, plan.slice_ids, rests_of(plan.todo))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("bad", "good"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "good" / "rows.jsonl").write_text("\n".join(ROWS))
+    return tmp_path / "bad"
+
+
+def test_where_everything_is_read_nothing_is_lost(folder, tmp_path):
+    (folder / "rows.jsonl").write_text("\n".join(ROWS))
+    assert lost(tmp_path) == []
+
+
+def test_of_a_list_that_breaks_off_the_row_is_lost_in_which_it_does(folder, tmp_path):
+    content = "[" + ", ".join(ROWS) + "]"
+    (folder / "rows.json").write_text(content[: len(content) // 4])
+    (found,) = lost(tmp_path)
+    assert (found.source, found.rows) == ("bad", 1)
+    assert found.byte == content.index(ROWS[found.row])
+    assert f"about 1 row lost in {folder}/rows.json from byte {found.byte:,} (row {found.row}) on" in str(found)
+
+
+@pytest.mark.parametrize("at", [0.2, 0.7])
+def test_the_rest_of_a_tar_with_a_broken_header(folder, tmp_path, at):
+    with tarfile.open(folder / "rows.tar", "w") as tar:
+        for number, row in enumerate(ROWS):
+            member = tarfile.TarInfo(f"{number:05d}.json")
+            member.size = len(row)
+            tar.addfile(member, io.BytesIO(row.encode()))
+    data = bytearray((folder / "rows.tar").read_bytes())
+    begin = int(at * 400) * 1024
+    data[begin : begin + 512] = b"x" * 512
+    (folder / "rows.tar").write_bytes(data)
+    (found,) = lost(tmp_path)
+    assert found.row == pytest.approx(400 * at, abs=1)
+    assert found.row + found.rows == pytest.approx(400, rel=0.05)
+
+
+def test_the_rest_of_a_gzip_that_is_damaged_in_its_midst(folder, tmp_path):
+    noise = random.Random(0)
+    rows = [json.dumps({"id": number, "text": noise.randbytes(200).hex()}) for number in range(8_000)]
+    data = bytearray(gzip.compress("\n".join(rows).encode()))
+    data[len(data) // 2 : len(data) // 2 + 1000] = bytes(1000)
+    (folder / "rows.jsonl.gz").write_bytes(data)
+    (found,) = lost(tmp_path)
+    assert found.row + found.rows == pytest.approx(8_000, rel=0.1)
+    assert found.rows > 2_000
+
+
+@pytest.mark.parametrize("beside", [0, 1, 3])
+def test_a_whole_file_weighs_as_its_like_in_the_source_do(folder, tmp_path, beside):
+    text = "\n".join(ROWS)
+    for number in range(beside):
+        (folder / f"{number}.jsonl").write_text(text)
+    (folder / "z.parquet").write_bytes(b"\0" * len(text))
+    (found,) = lost(tmp_path)
+    assert (found.row, found.byte) == (0, 0)
+    assert found.rows == pytest.approx(400, rel=0.01)
+
+
+def test_a_row_each_where_nothing_can_be_read():
+    assert lost_rows([], [], {}) == []
+
+
+def test_one_row_is_said_as_one():
+    assert str(LostRows(source="s", shard="a.json", row=3, byte=None, rows=1)) == (
+        "about 1 row lost in a.json from row 3 on"
+    )
