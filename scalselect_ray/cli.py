@@ -23,6 +23,7 @@ from scalselect_ray.config_files import load_config
 from scalselect_ray.console import Console
 from scalselect_ray.errors import OutputError, ScalSelectError
 from scalselect_ray.io import storage
+from scalselect_ray.io.answers import waits_told
 from scalselect_ray.redaction import redact, to_json
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = {number: signal.signal(number, interruption) for number in (signal.SIGINT, signal.SIGTERM)}
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        answer = options.verb(options, console)
+        with waits_told(console.note):
+            answer = options.verb(options, console)
     except BaseException as error:
         if interruption.seen or isinstance(
             error, KeyboardInterrupt

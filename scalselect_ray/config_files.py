@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from scalselect_ray.config import ExtractorConfig, JobConfig, in_range, keys
-from scalselect_ray.errors import ConfigError
+from scalselect_ray.errors import ConfigError, NoAnswerError
 from scalselect_ray.io import storage
 from scalselect_ray.redaction import cut, hide_environment, redact
 
@@ -28,6 +28,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> JobConfig:
         text = storage.read_bytes(storage.absolute(path)).decode()
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ConfigError(f"{path}: no such config file") from error
+    except NoAnswerError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     return parse_config(text, overrides, where=path)

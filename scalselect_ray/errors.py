@@ -8,6 +8,7 @@ ScalSelectError            an error with a message for people: no traceback is s
 ├── OutputError            the output folder cannot be used                       exit 2
 │   └── DamagedObjectError     a committed object is not what was written         exit 2
 ├── StorageError           a disk or an object store fails on and on              exit 1
+│   ├── NoAnswerError          a store takes the question and never answers       exit 1
 │   └── NoPermissionError      it refuses                                         exit 2
 ├── ClusterError           Ray cannot be started or joined, or fails on and on    exit 1
 └── TooManyRejectsError    more rejected samples than `rejects.max_fraction`      exit 3
@@ -87,6 +88,10 @@ class StorageError(ScalSelectError, OSError):
     stays."""
 
     exit_code = 1
+
+
+class NoAnswerError(StorageError):
+    """An object store takes the question and never answers."""
 
 
 class NoPermissionError(StorageError, PermissionError):

@@ -14,7 +14,7 @@ from scalselect_ray.config import JobConfig
 from scalselect_ray.console import Console
 from scalselect_ray.corpus import list_files
 from scalselect_ray.corpus.location import check_apart
-from scalselect_ray.errors import DamagedObjectError, OutputError, StorageError
+from scalselect_ray.errors import DamagedObjectError, NoAnswerError, OutputError, StorageError
 from scalselect_ray.io import storage
 from scalselect_ray.stages.context import Job
 from scalselect_ray.stages.extract import extract
@@ -80,5 +80,7 @@ def _usable_output() -> Iterator[None]:
     """Before any work it is the place that cannot be used, whatever its trouble is."""
     try:
         yield
+    except NoAnswerError:
+        raise
     except StorageError as error:
         raise OutputError(f"output: {error}") from error

@@ -23,7 +23,7 @@ from scalselect_ray.corpus import (
     resolver,
 )
 from scalselect_ray.corpus.formats import FORMATS, Cutting, Format, UnreadableFileError, format_of
-from scalselect_ray.errors import ConfigError, CorpusError, ModelError
+from scalselect_ray.errors import ConfigError, CorpusError, ModelError, NoAnswerError
 from scalselect_ray.io import storage
 
 _ROWS, _BYTES = 64, 1 << 24  # of one file that are looked at
@@ -132,6 +132,8 @@ def _look(path: str, name: str) -> Seen:
         try:
             form = format_of(file.file)
             records, counted = _first_rows(form, file)
+        except NoAnswerError:
+            raise
         except (UnreadableFileError, OSError) as error:
             raise CorpusError(f"{file.file.uri} cannot be read: {error}") from error
         seen.formats += [] if form.title in seen.formats else [form.title]

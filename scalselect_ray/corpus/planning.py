@@ -8,7 +8,7 @@ from typing import Protocol
 
 from scalselect_ray.corpus.formats import Cutting, RowRange, UnreadableFileError, format_of, is_corpus_file
 from scalselect_ray.corpus.slices import Slice, SliceId, is_complete, without_overlaps
-from scalselect_ray.errors import CorpusChangedError, CorpusError, StorageError
+from scalselect_ray.errors import CorpusChangedError, CorpusError, NoAnswerError, StorageError
 from scalselect_ray.io import storage
 
 _PLAN_VERSION = 2  # raised when the same file would be read as other rows
@@ -62,6 +62,8 @@ def list_files(corpus: CorpusSettings) -> list[CorpusFile]:
             pattern = storage.absolute(path)
             try:
                 found = [file for file in storage.expand(pattern) if file.uri == pattern or is_corpus_file(file.uri)]
+            except NoAnswerError:
+                raise
             except PermissionError as error:
                 raise CorpusError(f"source '{source.name}': no permission to list {pattern}") from error
             except OSError as error:

@@ -6,7 +6,8 @@ role).
 
 Whatever a store's client raises comes out as FileNotFoundError (or a kin of it), NoPermissionError or StorageError.
 What may pass (throttling, resets, time-outs, errors of the store itself) is tried again for about half a minute, on top
-of the client's own retries."""
+of the client's own retries. A store that never answers is given up after a minute, one that stops in the midst of a
+listing or a large object after ten."""
 
 import contextlib
 import errno
@@ -25,7 +26,15 @@ import fsspec
 import tenacity
 from fsspec.core import url_to_fs
 
-from scalselect_ray.errors import ConfigError, NoPermissionError, OutputError, ScalSelectError, StorageError
+from scalselect_ray.errors import (
+    ConfigError,
+    NoAnswerError,
+    NoPermissionError,
+    OutputError,
+    ScalSelectError,
+    StorageError,
+)
+from scalselect_ray.io.answers import answered, client_options
 
 T = TypeVar("T")
 _ANSWERS = (
@@ -40,7 +49,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PATIENCE = tenacity.Retrying(
     retry=tenacity.retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, _ANSWERS)),
     wait=tenacity.wait_random_exponential(multiplier=1, max=16),
-    stop=tenacity.stop_after_attempt(5),
+    stop=tenacity.stop_after_attempt(5) | tenacity.stop_after_delay(30),
     reraise=True,
 )
 _PATTERN = re.compile(r"[*?\[]")  # what a glob is made of
@@ -67,7 +76,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
     """The fsspec file system of `uri` and the path in it. Raises ConfigError when its package is not installed."""
     scheme = uri.partition("://")[0]
     try:
-        return cast(tuple[Any, str], url_to_fs(uri, **_OPTIONS.get(scheme, {})))
+        return cast(tuple[Any, str], url_to_fs(uri, **_OPTIONS.get(scheme, {}), **client_options(scheme)))
     except (ImportError, ValueError) as error:
         package = _PACKAGES.get(scheme)
         cure = (
@@ -124,7 +133,9 @@ def expand(pattern: str) -> list[FileInfo]:
         return [info] if info["type"] != "directory" else list(fs.find(path, detail=True).values())
 
     try:
-        listed = _patiently(pattern, found)
+        if not is_local(pattern):
+            _patiently(pattern, lambda: _knock(fs, path))
+        listed = _patiently(pattern, found, many=True)
     except FileNotFoundError:
         return []
     return _file_infos(fs, listed)
@@ -141,7 +152,9 @@ def list_tree(folder: str) -> list[FileInfo]:
         return [info for name, info in fs.find(path, detail=True).items() if name.startswith(below)]
 
     try:
-        return _file_infos(fs, _patiently(folder, found))
+        if not is_local(folder):
+            _patiently(folder, lambda: _knock(fs, path))
+        return _file_infos(fs, _patiently(folder, found, many=True))
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -171,7 +184,7 @@ def read_bytes(uri: str, start: int | None = None, stop: int | None = None) -> b
             raise OSError(f"the store answers {len(data)} bytes where {stop - start} are asked for")
         return data
 
-    return _patiently(uri, read)
+    return _patiently(uri, read, many=stop is None)
 
 
 def read_start(uri: str, size: int) -> bytes:
@@ -196,7 +209,9 @@ def write(uri: str, data: bytes, content_type: str | None = None) -> None:
         if is_local(uri):
             _write_here(path, data)
         else:
-            _patiently(uri, lambda: fs.pipe_file(path, data, **options))
+            _patiently(uri, lambda: fs.pipe_file(path, data, **options), many=len(data) > _UPLOAD_BYTES)
+    except NoAnswerError:
+        raise
     except PermissionError as error:
         raise NoPermissionError(f"{uri}: no permission to write there") from error
     except OSError as error:
@@ -323,7 +338,7 @@ def download(uri: str, target: str) -> None:
     os.makedirs(os.path.dirname(target), exist_ok=True)
     temporary = _beside(target)
     try:
-        _patiently(uri, lambda: fs.get_file(path, temporary))
+        _patiently(uri, lambda: fs.get_file(path, temporary), many=True)
         os.replace(temporary, target)
     except BaseException:
         _remove(temporary)
@@ -380,9 +395,10 @@ class _Ranges(io.RawIOBase):
         return len(data)
 
 
-def _patiently(uri: str, call: Callable[[], T]) -> T:
-    """`call()`, tried again while the error may pass, with its error in the words of this module."""
-    return _told(uri, call if is_local(uri) else lambda: _PATIENCE.copy()(call))
+def _patiently(uri: str, call: Callable[[], T], many: bool = False) -> T:
+    """`call()`, tried again while the error may pass, with its error in the words of this module. No try takes
+    more than a minute, or ten where `many` bytes or names may come."""
+    return _told(uri, call if is_local(uri) else lambda: _PATIENCE.copy()(lambda: answered(uri, call, many)))
 
 
 def _told(uri: str, call: Callable[[], T]) -> T:
@@ -395,12 +411,25 @@ def _told(uri: str, call: Callable[[], T]) -> T:
         raise NoPermissionError(f"{uri}: no permission ({error})") from error
     except _ANSWERS:
         raise
+    except TimeoutError as error:
+        raise NoAnswerError(f"{uri}: {error}") from error
     except OSError as error:
         raise StorageError(f"{uri}: {str(error) or type(error).__name__}") from error
     except Exception as error:  # clients of stores raise what they like
         if "Credentials" in type(error).__name__:
             raise NoPermissionError(f"{uri}: no credentials ({error})") from error
         raise StorageError(f"{uri}: {type(error).__name__}: {error}") from error
+
+
+def _limited(uri: str, call: Callable[[], T]) -> T:
+    """A step of an upload: its client tries again by itself."""
+    return _told(uri, lambda: answered(uri, call, many=True))
+
+
+def _knock(fs: Any, path: str) -> None:
+    """Whether the store answers at all, before a listing that may take long."""
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        fs.info(path)
 
 
 def _entries(folder: str) -> list[tuple[str, str]]:
@@ -415,7 +444,7 @@ def _entries(folder: str) -> list[tuple[str, str]]:
         return [(entry["name"].rstrip("/"), entry["type"]) for entry in fs.ls(path, detail=True)]
 
     try:
-        entries = _patiently(folder, listed)
+        entries = _patiently(folder, listed, many=True)
     except (FileNotFoundError, NotADirectoryError):
         return []
     here = path.rstrip("/")  # a listing can show the folder itself, as the marker object some tools leave
@@ -468,13 +497,13 @@ def _written_here(path: str) -> Iterator[BinaryIO]:
 def _uploaded(uri: str) -> Iterator[BinaryIO]:
     """In parts, which become an object only at the end."""
     fs, path = filesystem(uri)
-    file = _told(uri, lambda: fs.open(path, "wb", block_size=_UPLOAD_BYTES, autocommit=False))
+    file = _limited(uri, lambda: fs.open(path, "wb", block_size=_UPLOAD_BYTES, autocommit=False))
     try:
         stream = io.BufferedWriter(_Upload(uri, file), _STREAM_BYTES)
         yield cast(BinaryIO, stream)
         stream.flush()
-        _told(uri, file.close)
-        _told(uri, file.commit)
+        _limited(uri, file.close)
+        _limited(uri, file.commit)
     except BaseException:
         with contextlib.suppress(Exception):  # the store may be what failed
             file.discard()
@@ -493,7 +522,7 @@ class _Upload(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        return int(_told(self._uri, lambda: self._file.write(data)))
+        return int(_limited(self._uri, lambda: self._file.write(data)))
 
 
 def _beside(path: str) -> str:

@@ -176,5 +176,5 @@ def test_a_folder_that_is_read_only_now_is_told_before_work(tmp_path, monkeypatc
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(storage, "_write_here", refuse)
-    with pytest.raises(OutputError, match=r"no permission to write there|read-only"):
+    with pytest.raises(OutputError, match=r"no permission to write there|[Rr]ead-only"):
         storage.check_folder(str(tmp_path))
