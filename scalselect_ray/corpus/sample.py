@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from scalselect_ray.redaction import redact
 
@@ -45,6 +45,13 @@ class SampleRejectedError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+
+class Record(dict[str, Any]):
+    """A row as its format read it. `unread` names what stands beside it in its file and was not read (columns, members
+    of a tar): what a message of a reject should name."""
+
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, MAX_ROW_VALUES
+from scalselect_ray.corpus.sample import Record
 
 _VALUE_BYTES = MAX_ROW_BYTES // MAX_ROW_VALUES  # what a value counts for beside its own bytes
 Sizes = npt.NDArray[np.int64]
@@ -21,10 +22,10 @@ def row_sizes(batch: pa.RecordBatch) -> Sizes:
     return sum((_sizes(column) for column in batch.columns), np.zeros(len(batch), dtype=np.int64))
 
 
-def rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+def rows(batch: pa.RecordBatch) -> list[Record]:
     """The rows as `to_pylist` gives them, but values of a dictionary that are equal are one object. Raises ValueError
     or OverflowError where a value is none of Python's."""
-    return [dict(zip(batch.schema.names, row, strict=True)) for row in _zipped(batch.columns, len(batch))]
+    return [Record(zip(batch.schema.names, row, strict=True)) for row in _zipped(batch.columns, len(batch))]
 
 
 def _sizes(array: pa.Array) -> Sizes:

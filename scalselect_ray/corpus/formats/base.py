@@ -2,10 +2,11 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
+from scalselect_ray.corpus.fields import FIELDS
 from scalselect_ray.corpus.sample import Reason
 from scalselect_ray.io.storage import FileInfo
 
@@ -106,8 +107,11 @@ class Format(ABC):
         """The ranges of a file in order. Raises UnreadableFileError where reading must stop, OSError."""
 
     @abstractmethod
-    def read(self, file: FileInfo, ranges: Sequence[RowRange]) -> Iterator[tuple[RowRange, list[object]]]:
-        """The records of consecutive ranges, one range at a time; `Broken` where a row is broken."""
+    def read(
+        self, file: FileInfo, ranges: Sequence[RowRange], fields: Collection[str] = FIELDS
+    ) -> Iterator[tuple[RowRange, list[object]]]:
+        """The records of consecutive ranges, one range at a time; `Broken` where a row is broken. A format that has
+        its fields apart reads `fields` alone; the `Record`s then name the others as unread."""
 
 
 def text_begins(head: bytes, character: bytes) -> bool:

@@ -4,8 +4,9 @@ that it ends in are in memory."""
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
+from scalselect_ray.corpus.fields import FIELDS
 from scalselect_ray.corpus.formats.base import (
     BYTE_ORDER_MARK,
     MAX_ROW_BYTES,
@@ -64,7 +65,9 @@ class JsonList(Format):
     def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[RowRange]:
         return cut(_elements(file), cutting)
 
-    def read(self, file: FileInfo, ranges: Sequence[RowRange]) -> Iterator[tuple[RowRange, list[object]]]:
+    def read(
+        self, file: FileInfo, ranges: Sequence[RowRange], fields: Collection[str] = FIELDS
+    ) -> Iterator[tuple[RowRange, list[object]]]:
         for range_ in ranges:
             size = range_.stop_byte - range_.start_byte
             if size > MAX_ROW_BYTES and range_.stop_row - range_.first_row == 1:

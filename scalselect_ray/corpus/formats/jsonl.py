@@ -2,9 +2,10 @@
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import ClassVar, cast
 
+from scalselect_ray.corpus.fields import FIELDS
 from scalselect_ray.corpus.formats.base import (
     MAX_ROW_BYTES,
     Cutting,
@@ -38,7 +39,9 @@ class JsonLines(Format):
         for range_ in cut(((start, stop) for start, stop, _ in self._lines(file)), cutting):
             yield range_._replace(start_byte=0, stop_byte=0) if self.sequential else range_
 
-    def read(self, file: FileInfo, ranges: Sequence[RowRange]) -> Iterator[tuple[RowRange, list[object]]]:
+    def read(
+        self, file: FileInfo, ranges: Sequence[RowRange], fields: Collection[str] = FIELDS
+    ) -> Iterator[tuple[RowRange, list[object]]]:
         if not self.sequential:
             for range_ in ranges:
                 size = range_.stop_byte - range_.start_byte

@@ -6,17 +6,17 @@ import contextlib
 import io
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalselect_ray.corpus.conversation import COLUMNS
+from scalselect_ray.corpus.fields import FIELDS
 from scalselect_ray.corpus.formats import arrow_values
 from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Broken, Cutting, Format, RowRange, UnreadableFileError
 from scalselect_ray.corpus.formats.parquet_footer import Chunk, columns_of
-from scalselect_ray.corpus.sample import Reason
+from scalselect_ray.corpus.sample import Reason, Record
 from scalselect_ray.errors import StorageError
 from scalselect_ray.io import storage
 from scalselect_ray.io.storage import FileInfo
@@ -55,11 +55,13 @@ class Parquet(Format):
             )
         return _around(_ranges(metadata, cutting.max_rows, cutting.max_bytes), cutting.kept)
 
-    def read(self, file: FileInfo, ranges: Sequence[RowRange]) -> Iterator[tuple[RowRange, list[object]]]:
+    def read(
+        self, file: FileInfo, ranges: Sequence[RowRange], fields: Collection[str] = FIELDS
+    ) -> Iterator[tuple[RowRange, list[object]]]:
         with storage.open_random(file.uri) as stream:
-            opened = _open(stream, max(range_.stop_row - range_.first_row for range_ in ranges))
+            opened = _open(stream, max(range_.stop_row - range_.first_row for range_ in ranges), fields)
             at = ranges[0].first_row
-            rows = _rows(opened, at, ranges[-1].stop_row) if opened.columns else _without_columns(opened.parquet)
+            rows = _rows(opened, at, ranges[-1].stop_row) if opened.columns else itertools.repeat(_without(opened))
             for range_ in ranges:
                 records = list(itertools.islice(rows, range_.first_row - at, range_.stop_row - at))
                 at = range_.stop_row
@@ -71,7 +73,8 @@ class _File(NamedTuple):
 
     parquet: pq.ParquetFile
     chunks: tuple[tuple[Chunk, ...], ...]  # the columns of each row group
-    columns: list[str]  # those of a sample
+    columns: list[str]  # those that are read
+    unread: tuple[str, ...]  # the others
     batch_rows: int  # that are Arrow arrays at once
 
 
@@ -110,8 +113,9 @@ def _around(ranges: Iterator[RowRange], kept: Mapping[int, int]) -> Iterator[Row
             at = stop
 
 
-def _open(stream: BinaryIO, rows: int) -> _File:
-    """The file, of which `rows` rows will be in memory at once. Raises UnreadableFileError."""
+def _open(stream: BinaryIO, rows: int, fields: Collection[str] = FIELDS) -> _File:
+    """The file, of which `rows` rows will be in memory at once, with the columns that are fields. Raises
+    UnreadableFileError."""
     try:
         footer = _footer(stream)
         metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"))
@@ -120,12 +124,18 @@ def _open(stream: BinaryIO, rows: int) -> _File:
             raise ValueError("its footer has row groups twice")
         with_dictionary = _with_dictionary(metadata, chunks, rows)
         parquet = pq.ParquetFile(stream, metadata=metadata, read_dictionary=with_dictionary, pre_buffer=True)
-        columns = [name for name in parquet.schema_arrow.names if name in COLUMNS]
+        names = parquet.schema_arrow.names
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         if _is_trouble(error):
             raise
         raise UnreadableFileError(f"broken Parquet: {error}") from error
-    return _File(parquet, chunks, columns, min(rows, _SHARED_ROWS) if with_dictionary else _BATCH_ROWS)
+    return _File(
+        parquet,
+        chunks,
+        columns=[name for name in names if name in fields],
+        unread=tuple(name for name in names if name not in fields),
+        batch_rows=min(rows, _SHARED_ROWS) if with_dictionary else _BATCH_ROWS,
+    )
 
 
 def _footer(stream: BinaryIO) -> bytes:
@@ -161,10 +171,11 @@ def _is_trouble(error: Exception) -> bool:
     return isinstance(error, StorageError) or (isinstance(error, OSError) and bool(error.errno))
 
 
-def _without_columns(parquet: pq.ParquetFile) -> Iterator[object]:
+def _without(file: _File) -> Record:
     """What each row is of a file that has none of a sample's columns."""
-    names = sorted(parquet.schema_arrow.names)[:12]
-    return itertools.repeat(Broken(f"no conversation: none of the columns {', '.join(COLUMNS)} among {names}"))
+    record = Record()
+    record.unread = file.unread
+    return record
 
 
 def _rows(file: _File, first: int, stop: int) -> Iterator[object]:
@@ -196,7 +207,10 @@ def _group_rows(file: _File, group: int, start: int, stop: int) -> Iterator[obje
     for batch in file.parquet.iter_batches(batch_size=file.batch_rows, row_groups=[group], columns=file.columns):
         if at + len(batch) > start:
             wanted = batch.slice(max(0, start - at), min(len(batch), stop - at) - max(0, start - at))
-            yield from _records(wanted, arrow_values.row_sizes(wanted))
+            for record in _records(wanted, arrow_values.row_sizes(wanted)):
+                if isinstance(record, Record):
+                    record.unread = file.unread
+                yield record
         at += len(batch)
         if at >= stop:
             return

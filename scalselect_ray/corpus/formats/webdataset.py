@@ -4,9 +4,10 @@ extracted."""
 import io
 import posixpath
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO, ClassVar, NamedTuple, Self, TypeVar, cast
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, ClassVar, NamedTuple, Self, TypeVar, cast
 
+from scalselect_ray.corpus.fields import FIELDS, IMAGES, TURNS, image_in
 from scalselect_ray.corpus.formats.base import (
     MAX_ROW_BYTES,
     Broken,
@@ -18,12 +19,13 @@ from scalselect_ray.corpus.formats.base import (
     parse_row,
 )
 from scalselect_ray.corpus.formats.gzipped import inflated, inflated_head, max_inflated
-from scalselect_ray.corpus.sample import Reason
+from scalselect_ray.corpus.sample import Reason, Record
 from scalselect_ray.errors import StorageError
 from scalselect_ray.io import storage
 from scalselect_ray.io.storage import FileInfo
 
-_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "j2k", "jfif", "mpo", "ppm", "pgm")
+_NAMED = 8  # members that a message names
 _BLOCK = 512
 _MAX_MEMBERS = 4096  # of one key
 _END = 2 * _BLOCK  # zeros, the end mark
@@ -50,17 +52,24 @@ class _Group:
     def __init__(self, first: tarfile.TarInfo) -> None:
         self.key = _key(first)
         self.first = self.last = first
+        self.end = first.offset  # in the tar
         self.members: list[_Member] = []
+        self.links: list[str] = []  # which are passed over
         self.size = self.count = 0  # bytes and number of all members, also of those that are not kept
 
     def add(self, tar: tarfile.TarFile, info: tarfile.TarInfo, is_stream: bool) -> None:
-        self.last = info
+        self.last, self.end = info, _end(info)
         self.size += info.size
         self.count += 1
         if self.is_too_costly():
             self.members = []
             return
         self.members.append(_Member(info, _content(tar, info) if is_stream else None))
+
+    def add_link(self, info: tarfile.TarInfo) -> None:
+        self.end = info.offset_data
+        if len(self.links) < _NAMED:
+            self.links.append(f"{info.name} (a link)")
 
     def is_too_costly(self) -> bool:
         return self.size > MAX_ROW_BYTES or self.count > _MAX_MEMBERS
@@ -89,14 +98,16 @@ class WebDataset(Format):
 
     def _sizes(self, tar: tarfile.TarFile, limit: int | None) -> Iterator[tuple[int, int]]:
         for group in _groups(tar, limit):
-            yield group.first.offset, _end(group.last)
+            yield group.first.offset, group.end
         stream = cast(BinaryIO, tar.fileobj)
         while block := stream.read(_TAIL):  # to the end of the file, where the checksum of a gzip stands
             if block.count(0) != len(block):
                 raise UnreadableFileError("the tar goes on after its end mark: several tars joined to one?")
 
-    def read(self, file: FileInfo, ranges: Sequence[RowRange]) -> Iterator[tuple[RowRange, list[object]]]:
-        return self._read(file, ranges, _record, _too_costly)
+    def read(
+        self, file: FileInfo, ranges: Sequence[RowRange], fields: Collection[str] = FIELDS
+    ) -> Iterator[tuple[RowRange, list[object]]]:
+        return self._read(file, ranges, lambda tar, group: _record(tar, group, fields), _too_costly)
 
     def keys(self, file: FileInfo) -> Iterator[str]:
         """The key of each row."""
@@ -190,6 +201,10 @@ def _groups(tar: tarfile.TarFile, limit: int | None = None) -> Iterator[_Group]:
     group: _Group | None = None
     try:
         for info in _infos(tar, limit):
+            if not info.isreg():
+                if group is not None and _key(info) == group.key:
+                    group.add_link(info)
+                continue
             if group is not None and _key(info) != group.key:
                 yield group
                 group = None
@@ -206,7 +221,7 @@ def _groups(tar: tarfile.TarFile, limit: int | None = None) -> Iterator[_Group]:
 
 
 def _infos(tar: tarfile.TarFile, limit: int | None) -> Iterator[tarfile.TarInfo]:
-    """The headers of the files in a tar; links, devices, sparse and hidden files and the like are passed over."""
+    """The headers of the files and links in a tar; devices, sparse and hidden files and the like are passed over."""
     at = -1
     while (info := tar.next()) is not None:
         following = int(tar.offset)  # type: ignore[attr-defined]
@@ -216,7 +231,8 @@ def _infos(tar: tarfile.TarFile, limit: int | None) -> Iterator[tarfile.TarInfo]
             raise UnreadableFileError(f"{info.name} claims {info.size:,} bytes")
         at = info.offset
         tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
-        if info.isreg() and not info.issparse() and not posixpath.basename(info.name).startswith("."):
+        is_link = info.issym() or info.islnk()
+        if (is_link or (info.isreg() and not info.issparse())) and not posixpath.basename(info.name).startswith("."):
             yield info
 
 
@@ -251,56 +267,105 @@ def _end(member: tarfile.TarInfo) -> int:
     return member.offset_data + -(-member.size // _BLOCK) * _BLOCK
 
 
-def _record(tar: tarfile.TarFile, group: _Group) -> object:
-    """The row of one key: its json (or txt) member, with the image members as its images."""
+def _record(tar: tarfile.TarFile, group: _Group, fields: Collection[str] = FIELDS) -> object:
+    """The row of one key: its json member, and a field for each other json or txt member that is called like one
+    (`key.question.txt`); `key.txt` is its caption. The image members are its images."""
     if group.is_too_costly():
         return _too_costly(group.key, group.size, group.count)
-    record: object = None
+    record = Record()
+    beside: dict[str, object] = {}  # fields that are members of their own
     images: dict[str, dict[str, object]] = {}
+    unread = list(group.links)
+    has_row = False
     for member, read in group.members:
-        kind = _extension(member)
-        if kind.rpartition(".")[2] not in (*_IMAGES, "json", "txt"):
+        name, _, kind = _extension(member).rpartition(".")
+        if kind not in _IMAGES and (kind not in ("json", "txt") or (name and name not in fields)):
+            unread.append(member.name)
             continue
         data = read if read is not None else _content(tar, member)
-        if kind == "json":
-            record = parse_row(data)
-            if isinstance(record, Broken):
-                return Broken(f"{member.name}: {record.message}", record.reason)
-        elif kind == "txt":
-            record = record if record is not None else {"caption": data.decode("utf-8", "replace")}
-        elif kind.rpartition(".")[2] in _IMAGES:
+        if kind in _IMAGES:
             images[member.name] = {"bytes": data, "path": member.name}
-    if isinstance(record, list):
-        record = {"conversations": record}
-    if record is None:
-        return Broken(f"{group.key}: no .json or .txt member with the conversation")
-    if not isinstance(record, dict):
-        return Broken(f"{group.key}: the .json member must hold an object")
+            continue
+        has_row = True
+        value = parse_row(data) if kind == "json" else data.decode("utf-8", "replace")
+        if isinstance(value, Broken):
+            return Broken(f"{member.name}: {value.message}", value.reason)
+        if kind == "json" and not name:
+            value = {"conversations": value} if isinstance(value, list) else value
+            if not isinstance(value, dict):
+                return Broken(f"{member.name} must hold an object, found {type(value).__name__}")
+            record.update(value)
+        else:
+            beside[name or "txt"] = value
+    if not has_row:
+        return Broken(_no_row(group))
+    for name, value in beside.items():
+        record.setdefault(name, value)
     record.setdefault("id", record.get("key", group.key))
-    record["images"] = _ordered(record, images)
-    record.pop("image", None)
+    record.unread = tuple(unread)
+    _put_images(record, images)
     return record
+
+
+def _no_row(group: _Group) -> str:
+    names = [*(member.name for member, _ in group.members), *group.links]
+    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
+    cure = ""
+    if any(_extension(member).endswith((".json", ".txt")) for member, _ in group.members):
+        cure = "; a key ends at the first dot of a name: rename the members, so that each sample has one of its own"
+    return f"{group.key}: no .json or .txt member with the conversation among {shown}{cure}"
 
 
 def _members(tar: tarfile.TarFile, group: _Group) -> list[tuple[str, bytes]]:
     record = _record(tar, group)
-    images = [image["path"] for image in record["images"]] if isinstance(record, dict) else []
+    images = [str(image["path"]) for image in _listed(record.get("images"))] if isinstance(record, Record) else []
     found = {info.name: read if read is not None else _content(tar, info) for info, read in group.members}
     others = found.keys() - set(images)
     return [(name, data) for name, data in found.items() if name in others] + [(name, found[name]) for name in images]
 
 
-def _ordered(record: dict[str, object], images: dict[str, dict[str, object]]) -> list[dict[str, object]]:
-    """The image members in the order in which the record names them, or else as they stand in the tar."""
-    named = record.get("images", record.get("image"))
-    names = [named] if isinstance(named, str) else named if isinstance(named, list) else []
-    by_name = {posixpath.basename(name): image for name, image in images.items()}
-    found = [
-        by_name[posixpath.basename(name)]
-        for name in names
-        if isinstance(name, str) and posixpath.basename(name) in by_name
-    ]
-    return found if len(found) == len(images) else list(images.values())
+def _put_images(record: Record, images: Mapping[str, dict[str, object]]) -> None:
+    """Makes the image members the images of a record: where it names them, else in the order of the tar."""
+    by_name = {name: image for short in (2, 1, 0) for full, image in images.items() if (name := _names(full)[short])}
+
+    def member(named: object) -> dict[str, object] | None:
+        return by_name.get(posixpath.basename(named)) if isinstance(named, str) else None
+
+    for name in (*TURNS, "prompt"):
+        _put_inside(record.get(name), member)
+    named = next((record[name] for name in IMAGES if record.get(name)), None)
+    record.pop("image", None)
+    record["images"] = list(images.values())
+    found = [(name, member(name)) for name in _listed(named)]
+    is_whole = all(image is not None for _, image in found)
+    if is_whole and isinstance(named, dict):  # by the placeholder that stands for each
+        record["images"] = {mark: member(name) for mark, name in named.items()}
+    elif is_whole and len(found) == len(images):
+        record["images"] = [image for _, image in found]
+    record.unread += tuple(f"the image {name!s} (no such member)" for name, image in found[:_NAMED] if image is None)
+
+
+def _put_inside(turns: object, member: Callable[[object], dict[str, object] | None]) -> None:
+    """Puts image members where typed contents of turns name them."""
+    for turn in turns if isinstance(turns, list) else ():
+        for content in turn.values() if isinstance(turn, dict) else ():
+            for item in content if isinstance(content, list) else ():
+                if isinstance(item, dict) and (image := member(image_in(item))) is not None:
+                    item["image_url"] = image  # where it is looked for first
+
+
+def _names(member: str) -> tuple[str, ...]:
+    """What a record may call a member `folder/key.img1.jpg`: key.img1.jpg, img1.jpg, img1."""
+    name = posixpath.basename(member)
+    extension = name.partition(".")[2]
+    return (name, extension, extension.rpartition(".")[0])
+
+
+def _listed(named: object) -> list[Any]:
+    """What a record has as its images, one by one."""
+    if isinstance(named, dict):
+        return list(named.values())
+    return named if isinstance(named, list) else [named] if named else []
 
 
 FORMATS = (WebDataset(), GzippedWebDataset())

@@ -1,0 +1,309 @@
+"""Layouts that ecosystems write, in every container: the same sample from each; and what a reject says of a row that
+has none."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from scalselect_ray.config import CorpusConfig, SourceConfig
+from scalselect_ray.corpus import ImagePlaceholder, Reject, Sample, list_files, plan_file, read_slices
+
+ASKED, ANSWERED = "What is it?", " A cat. "
+USER, ASSISTANT = {"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}
+ANSWER = {"role": "assistant", "content": [{"type": "text", "text": ANSWERED}]}
+TURNS = [{"from": "human", "value": f"<image>\n{ASKED}"}, {"from": "gpt", "value": ANSWERED}]
+SEEN = [("user", (ImagePlaceholder(0), ASKED)), ("assistant", (ANSWERED,))]
+SYSTEM = ("system", ("Answer in French.",))
+BEFORE = [("user", (ImagePlaceholder(0), "Hi")), ("assistant", ("Hello",))]
+PLAIN = [("user", (ASKED,)), ("assistant", (ANSWERED,))]
+TWO = {"images": ["a.png", "b.png"]}
+
+
+def typed(**image: object) -> dict:
+    content = [{"type": "image", **image}, {"type": "text", "text": ASKED}]
+    return {"messages": [{"role": "user", "content": content}, ANSWER]}
+
+
+LAYOUTS = {
+    "a system field": ({"system": "Answer in French.", "image": "a.png", "conversations": TURNS}, [SYSTEM, *SEEN]),
+    "a system field, and messages": (
+        {"system": "Answer in French.", "images": ["a.png"], "messages": [USER, ASSISTANT]},
+        [SYSTEM, *SEEN],
+    ),
+    "a system field beside a system turn": (
+        {
+            "system": "Be brief.",
+            "image": "a.png",
+            "conversations": [{"from": "system", "value": "Answer in French."}, *TURNS],
+        },
+        [SYSTEM, *SEEN],
+    ),
+    "a system field that is empty": ({"system": "", "image": "a.png", "conversations": TURNS}, SEEN),
+    "prompt and completion as texts": ({"image": "a.png", "prompt": ASKED, "completion": ANSWERED}, SEEN),
+    "prompt and completion as turns": ({"images": ["a.png"], "prompt": [USER], "completion": [ASSISTANT]}, SEEN),
+    "query and response": ({"images": ["a.png"], "query": f"<image>{ASKED}", "response": ANSWERED}, SEEN),
+    "query and response with a history": (
+        {"images": ["a.png"], "history": [["<image>Hi", "Hello"]], "query": ASKED, "response": ANSWERED},
+        [*BEFORE, *PLAIN],
+    ),
+    "alpaca": (
+        {"images": ["a.png"], "instruction": "What", "input": "is it?", "output": ANSWERED},
+        [("user", (ImagePlaceholder(0), "What\nis it?")), ("assistant", (ANSWERED,))],
+    ),
+    "alpaca without input": ({"image": "a.png", "instruction": ASKED, "input": "", "output": ANSWERED}, SEEN),
+    "alpaca with system and history": (
+        {
+            "system": "Answer in French.",
+            "images": ["a.png"],
+            "history": [["Hi", "Hello"]],
+            "instruction": ASKED,
+            "input": "",
+            "output": ANSWERED,
+        },
+        [SYSTEM, *BEFORE, *PLAIN],
+    ),
+    "question and answer": ({"image": "a.png", "question": ASKED, "answer": ANSWERED}, SEEN),
+    "an answer that is None": (
+        {"image": "a.png", "question": ASKED, "answer": "None"},
+        [SEEN[0], ("assistant", ("None",))],
+    ),
+    "several answers": ({"image": "a.png", "question": ASKED, "answer": [ANSWERED, "Cat"]}, SEEN),
+    "turns as a text of JSON": ({"image": "a.png", "conversations": json.dumps(TURNS)}, SEEN),
+    "pairs as a text of JSON": (
+        {"image": "a.png", "texts": json.dumps([{"user": ASKED, "assistant": ANSWERED}])},
+        SEEN,
+    ),
+    "an object of lists": (
+        {"image": "a.png", "conversations": {"from": ["human", "gpt"], "value": [f"<image>{ASKED}", ANSWERED]}},
+        SEEN,
+    ),
+    "an object of lists of pairs": ({"image": "a.png", "texts": {"user": [ASKED], "assistant": [ANSWERED]}}, SEEN),
+    "turns under the name of pairs": ({"image": "a.png", "conversation": TURNS}, SEEN),
+    "pairs of input and output, the first with a system text": (
+        {
+            "image": "a.png",
+            "conversation": [{"system": "Answer in French.", "input": ASKED, "output": ANSWERED}],
+        },
+        [SYSTEM, *SEEN],
+    ),
+    **{
+        f"typed: {key}": (typed(**{key: "a.png"}), SEEN)
+        for key in ("image", "url", "path", "source", "value", "content")
+    },
+    "typed: image_url in an object": (typed(image_url={"url": "a.png"}), SEEN),
+    "typed: by Anthropic": (typed(source={"type": "url", "url": "a.png"}), SEEN),
+    "typed: input_image and input_text": (
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "input_image", "image_url": "a.png"},
+                        {"type": "input_text", "text": ASKED},
+                    ],
+                },
+                {"role": "assistant", "content": [{"type": "output_text", "text": ANSWERED}]},
+            ]
+        },
+        SEEN,
+    ),
+    "typed without a type": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"image": "a.png"}, {"text": ASKED}]},
+                {"role": "assistant", "content": [{"text": ANSWERED}]},
+            ]
+        },
+        SEEN,
+    ),
+    "images by their placeholders": (
+        {
+            "image": {"<image_00>": "a.png", "<image_01>": "b.png"},
+            "conversations": [
+                {"role": "user", "content": "Is <image_01> larger than\n<image_00>"},
+                {"role": "assistant", "content": ANSWERED},
+            ],
+        },
+        [
+            ("user", ("Is", ImagePlaceholder(0), "larger than", ImagePlaceholder(1))),
+            ("assistant", (ANSWERED,)),
+        ],
+    ),
+    "images by placeholders that stand nowhere": (
+        {"image": {"<image_00>": "a.png", "<image_01>": "b.png"}, "messages": [USER, ASSISTANT]},
+        [("user", (ImagePlaceholder(0), ImagePlaceholder(1), ASKED)), ("assistant", (ANSWERED,))],
+    ),
+}
+ORDER = {"images by their placeholders": ["b.png", "a.png"], "images by placeholders that stand nowhere": TWO["images"]}
+
+
+def tar(members: dict[str, bytes]) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as file:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return sink.getvalue()
+
+
+def written(row: dict, container: str, with_images: bool = True) -> bytes:
+    """A file of this one row; the images of a tar are members."""
+    if container == "json":
+        return json.dumps([row]).encode()
+    if container == "jsonl":
+        return json.dumps(row).encode()
+    if container == "parquet":
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist([row]), sink)
+        return sink.getvalue()
+    text = json.dumps(row)
+    images = {f"0.{name}": name.encode() for name in ("a.png", "b.png") if name in text and with_images}
+    return tar({"0.json": text.encode(), **images})
+
+
+def read(path: Path) -> list[Sample | Reject]:
+    corpus = CorpusConfig(sources=[SourceConfig(name="s", paths=[str(path)])])
+    return [row for file in list_files(corpus) for _, rows in read_slices(plan_file(file)) for row in rows]
+
+
+@pytest.mark.parametrize("container", ["json", "jsonl", "parquet", "tar"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_is_read_alike_from_every_container(layout: str, container: str, tmp_path: Path):
+    row, expected = LAYOUTS[layout]
+    path = tmp_path / f"a.{container}"
+    path.write_bytes(written(row, container))
+    (sample,) = read(path)
+    assert isinstance(sample, Sample), sample
+    assert [(turn.role, turn.content) for turn in sample.turns] == expected
+    names = ORDER.get(layout, ["a.png"])
+    if container == "tar":
+        assert [image.data for image in sample.images] == [name.encode() for name in names]
+    else:
+        assert [image.uri for image in sample.images] == [str(tmp_path / name) for name in names]
+
+
+REJECTS = {  # what the message must name
+    "fields of no layout": ({"image": "a.png", "dialogue_tree": [1], "lang": "en"}, ["dialogue_tree", "lang"]),
+    "a question without an answer": ({"image": "a.png", "question": ASKED, "golden": "x"}, ["golden"]),
+    "an image in a field of its own": (
+        {"photo_path": "a.png", "conversations": [{**TURNS[0], "value": "Hi"}, TURNS[1]]},
+        ["photo_path"],
+    ),
+    "a placeholder, and the image in a field of its own": (
+        {"photo_path": "a.png", "conversations": TURNS},
+        ["photo_path"],
+    ),
+    "a typed image with a key of its own": (typed(picture="a.png"), ["picture of an image in messages[0]"]),
+    "turns with keys of their own": (
+        {"image": "a.png", "messages": [{"speaker": "user", "utterance": ASKED}]},
+        ["messages[0]", "speaker", "utterance"],
+    ),
+    "a role of its own": ({"image": "a.png", "messages": [{**USER, "role": "wizard"}]}, ["messages[0]", "wizard"]),
+    "turns that are no JSON": ({"image": "a.png", "conversations": "Human: hi"}, ["conversations", "Human: hi"]),
+    "lists of other lengths": (
+        {"image": "a.png", "conversations": {"from": ["human", "gpt"], "value": ["hi"]}},
+        ["from: 2", "value: 1"],
+    ),
+    "typed video": (
+        {"messages": [{"role": "user", "content": [{"type": "video", "video": "v.mp4"}]}, ANSWER]},
+        ["messages[0]", "video"],
+    ),
+    "a placeholder of a map that stands nowhere": (
+        {
+            "image": {"<image_00>": "a.png", "<image_01>": "b.png"},
+            "messages": [{**USER, "content": "<image_00>"}, ASSISTANT],
+        },
+        ["<image_01>"],
+    ),
+}
+
+
+@pytest.mark.parametrize("container", ["json", "jsonl", "parquet", "tar"])
+@pytest.mark.parametrize("kind", REJECTS)
+def test_a_reject_names_what_was_seen_and_not_used(kind: str, container: str, tmp_path: Path):
+    row, named = REJECTS[kind]
+    path = tmp_path / f"a.{container}"
+    path.write_bytes(written(row, container, with_images="of a map" in kind))
+    (reject,) = read(path)
+    assert isinstance(reject, Reject), reject
+    assert not [name for name in named if name not in reject.message], reject.message
+
+
+def test_columns_of_which_parquet_reads_none_are_named(tmp_path: Path):
+    rows = [{"photo": b"x", "dialogue": [{"speaker": "user", "utterance": "Hi"}]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (reject,) = read(tmp_path / "a.parquet")
+    assert isinstance(reject, Reject)
+    assert "photo, dialogue" in reject.message
+
+
+MEMBERS = {
+    "a caption beside metadata": (
+        {"0.jpg": b"1", "0.json": b'{"url": "http://x", "key": "7"}', "0.txt": b"a cat"},
+        ["a cat"],
+    ),
+    "a conversation before a caption": (
+        {"0.jpg": b"1", "0.txt": b"a cat", "0.json": json.dumps({"conversations": TURNS}).encode()},
+        [ANSWERED],
+    ),
+    "fields that are members": ({"0.jpg": b"1", "0.question.txt": b"What?", "0.answer.txt": b"A cat."}, ["A cat."]),
+    "turns that are a member": (
+        {"0.jpg": b"1", "0.json": b'{"width": 1}', "0.conversations.json": json.dumps(TURNS).encode()},
+        [ANSWERED],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MEMBERS)
+def test_members_of_a_tar_are_the_fields_that_they_are_called(kind: str, tmp_path: Path):
+    members, answers = MEMBERS[kind]
+    (tmp_path / "a.tar").write_bytes(tar(members))
+    (sample,) = read(tmp_path / "a.tar")
+    assert isinstance(sample, Sample), sample
+    assert [turn.content[0] for turn in sample.turns if turn.role == "assistant"] == answers
+    assert [image.data for image in sample.images] == [b"1"]
+
+
+@pytest.mark.parametrize("names", [["0.second.png", "0.first.png"], ["second.png", "first.png"], ["second", "first"]])
+def test_members_stand_in_the_order_in_which_a_record_names_them(names: list[str], tmp_path: Path):
+    row = {"images": names, "messages": [USER, ASSISTANT]}
+    members = {"0.first.png": b"1", "0.second.png": b"2", "0.json": json.dumps(row).encode()}
+    (tmp_path / "a.tar").write_bytes(tar(members))
+    (sample,) = read(tmp_path / "a.tar")
+    assert isinstance(sample, Sample), sample
+    assert [image.data for image in sample.images] == [b"2", b"1"]
+
+
+@pytest.mark.parametrize(
+    ("members", "named"),
+    [
+        ({"0.jpg": b"1", "0.npy": b"2"}, ["0.jpg", "0.npy", ".json or .txt"]),
+        (
+            {"www.site.com_0.jpg": b"1", "www.site.com_0.json": b"{}", "www.site.com_1.json": b"{}"},
+            ["www.site.com_0.json", "first dot"],
+        ),
+        (
+            {"0.json": json.dumps({"conversations": TURNS, "image": "coco/1.jpg"}).encode()},
+            ["coco/1.jpg", "no such member"],
+        ),
+        ({"0.json": json.dumps({"conversations": TURNS}).encode(), "0.heic": b"1"}, ["0.heic"]),
+        ({"0.json": json.dumps({"conversations": TURNS}).encode(), "0.jpg": None}, ["0.jpg (a link)"]),
+    ],
+)
+def test_members_that_were_dropped_are_named(members: dict[str, bytes | None], named: list[str], tmp_path: Path):
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data or b"")
+            if data is None:
+                info.type, info.linkname = tarfile.SYMTYPE, "elsewhere.jpg"
+            file.addfile(info, io.BytesIO(data or b""))
+    (reject,) = read(tmp_path / "a.tar")
+    assert isinstance(reject, Reject), reject
+    assert not [name for name in named if name not in reject.message], reject.message
