@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from scalselect_ray.errors import ModelError, ScalSelectError
+from scalselect_ray.errors import ModelError, ScalSelectError, StorageError
 from scalselect_ray.io import storage
 from scalselect_ray.io.safetensors_header import read_header
 from scalselect_ray.vlm import model_cache
@@ -251,6 +251,8 @@ def _fetch_from_bucket(uri: str, weights: bool) -> Path:
             raise ModelError(f"extractor.model: {uri} changed while it was fetched; run again when nobody writes there")
         for path in new:
             model_cache.keep(path)
+    except StorageError:
+        raise  # the store's trouble may pass
     except (OSError, KeyError) as error:
         raise ModelError(f"extractor.model: {uri} cannot be fetched: {error}") from error
     return folder

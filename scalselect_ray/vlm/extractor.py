@@ -125,7 +125,7 @@ class Extractor:
         device."""
         try:
             return list(self._represent(samples))
-        except (RuntimeError, ValueError, IndexError, MemoryError) as error:
+        except Exception as error:  # models raise what they like
             message = f"the model fails on this sample: {str(error) or type(error).__name__}"
         self._recover(message)  # not before the error is let go: its traceback holds the tensors of the batch
         if len(samples) == 1:

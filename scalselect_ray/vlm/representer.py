@@ -17,6 +17,7 @@ from scalselect_ray.corpus import (
     images_digest,
     open_images,
 )
+from scalselect_ray.errors import ScalSelectError
 from scalselect_ray.vlm import (
     Extractor,
     Prepared,
@@ -101,7 +102,11 @@ def prepare_sample(preparer: Preparer, sample: Sample | Reject) -> PreparedSampl
         return PreparedSample(error, size, digest)
     except MemoryError:
         message = "there is not enough memory to prepare this sample"
-        return PreparedSample(SampleRejectedError(Reason.EXTRACTION_FAILED, message), size, digest)
+    except ScalSelectError:
+        raise
+    except Exception as error:  # processors and templates raise what they like
+        message = f"the model's processor fails on this sample: {type(error).__name__}: {error}"
+    return PreparedSample(SampleRejectedError(Reason.EXTRACTION_FAILED, message), size, digest)
 
 
 class Representer:

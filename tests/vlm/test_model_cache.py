@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import GOLDEN
 
-from scalselect_ray.errors import ModelError
+from scalselect_ray.errors import ModelError, StorageError
 from scalselect_ray.io import storage
 from scalselect_ray.testing import object_store
 from scalselect_ray.vlm import checkpoint, fingerprint, model_cache, open_checkpoint
@@ -130,3 +130,12 @@ def test_a_checkpoint_that_was_replaced_is_another(bucket, tmp_path):
     assert fingerprint(after) == fingerprint(open_checkpoint(str(tmp_path / "changed")))
     assert checkpoint.description_fingerprint(before) == checkpoint.description_fingerprint(open_checkpoint(str(MODEL)))
     assert model_cache.folder_of("x").parent == after.folder.parent
+
+
+def test_a_store_that_fails_is_no_fault_of_the_model(bucket, monkeypatch):
+    def fail(*_: object) -> None:
+        raise StorageError("bucket: the store fails")
+
+    monkeypatch.setattr(storage, "download", fail)
+    with pytest.raises(StorageError, match="the store fails"):
+        open_checkpoint(bucket)
