@@ -18,12 +18,11 @@ from scalselect_ray.corpus import (
     ImageRef,
     Reason,
     SampleRejectedError,
-    list_corpus,
+    list_files,
     normalise,
     resolver,
 )
 from scalselect_ray.corpus.formats import FORMATS, Cutting, Format, UnreadableFileError, format_of
-from scalselect_ray.corpus.planning import passed_over_text
 from scalselect_ray.errors import ConfigError, CorpusError, ModelError, NoAnswerError
 from scalselect_ray.io import storage
 
@@ -47,7 +46,6 @@ class Seen:
     layouts: Counter[str] = field(default_factory=Counter)
     images: Counter[str] = field(default_factory=Counter)  # images by how they are given
     rejects: Counter[str] = field(default_factory=Counter)
-    passed_over: Counter[str] = field(default_factory=Counter)  # what lies there and is not read
     usable: int = 0  # of the rows that were looked at
     example: str = ""  # what was wrong with the first reject
     fields: list[str] = field(default_factory=list)  # of the first row
@@ -111,10 +109,10 @@ def _known_model(model: str | None) -> str | None:
 def _name(path: str, taken: set[str]) -> str:
     """A name for a source: the file's or the folder's."""
     parts = [part for part in re.sub(r"^\w+://", "", path).split("/") if part not in ("", ".", "..")]
-    plain = [part for part in parts if not re.search(r"[*?\[{]", part)]
+    plain = [part for part in parts if not re.search(r"[*?\[]", part)]
     stem = plain[-1] if plain else "corpus"
     for suffix in sorted({suffix for known in FORMATS for suffix in known.suffixes}, key=len, reverse=True):
-        stem = stem[: -len(suffix)] if stem.lower().endswith(suffix) else stem
+        stem = stem.removesuffix(suffix)
     stem = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "corpus"
     return next(
         name
@@ -126,10 +124,8 @@ def _name(path: str, taken: set[str]) -> str:
 def _look(path: str, name: str) -> Seen:
     """Raises CorpusError when nothing of it can be read."""
     source = SourceConfig(name=name, paths=[path])
-    corpus = list_corpus(CorpusConfig(sources=[source], slice_rows=_ROWS, slice_bytes=_BYTES))
-    files = corpus.files
+    files = list_files(CorpusConfig(sources=[source], slice_rows=_ROWS, slice_bytes=_BYTES))
     seen = Seen(name, storage.absolute(path), len(files), sum(file.file.size for file in files), None)
-    seen.passed_over = corpus.passed_over.get(name, Counter())
     rows_by_byte: list[tuple[int, int]] = []
     references: list[tuple[str, str]] = []  # (folder of the file, path of an image)
     for file in files[:_FILES]:
@@ -272,7 +268,7 @@ def _summary(item: Seen) -> str:
     layouts = ", ".join(item.layouts) or "no conversation seen"
     return (
         f"{counted(item.files, 'file')} ({', '.join(item.formats)}), {item.bytes:,} bytes, {rows}; layout "
-        f"{layouts}; images: {images}{'; ' * bool(item.passed_over)}{passed_over_text(item.passed_over)}"
+        f"{layouts}; images: {images}"
     )
 
 

@@ -1,7 +1,7 @@
 """The fields of a row that are read: what the ecosystems call them, and what a corpus that calls them otherwise maps to
 them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from scalselect_ray.corpus.sample import Record
@@ -38,6 +38,23 @@ FIELDS = (
     *MEDIA,
 )
 """The fields that are read; a corpus may have others."""
+
+
+class _Every(Collection[str]):
+    """All names there are."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+EVERY_FIELD: Collection[str] = _Every()
+"""For readers of rows as they stand in their files, with what no sample is made of."""
 
 TAGS = ("role_tag", "content_tag", "user_tag", "assistant_tag", "system_tag")
 COLUMNS = ("id", "messages", "prompt", "query", "response", "history", "caption", "system", "images", *TAGS)

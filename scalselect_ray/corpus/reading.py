@@ -1,8 +1,9 @@
 """Slices to samples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from scalselect_ray.corpus.conversation import ImageResolver, known_id, normalise
+from scalselect_ray.corpus.fields import FIELDS
 from scalselect_ray.corpus.formats import Broken, Cutting, RowRange, UnreadableFileError, format_of
 from scalselect_ray.corpus.images import resolver
 from scalselect_ray.corpus.planning import CorpusFile, check_unchanged
@@ -12,8 +13,9 @@ from scalselect_ray.errors import CorpusChangedError, CorpusError, StorageError
 from scalselect_ray.io import storage
 
 
-def read_records(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[object]]]:
-    """The rows of slices of one file as they stand there, in order; `Broken` in the place of a broken row.
+def read_records(slices: Sequence[Slice], fields: Collection[str] = FIELDS) -> Iterator[tuple[Slice, list[object]]]:
+    """The rows of slices of one file as they stand there, in order; `Broken` in the place of a broken row. `fields` are
+    those that a format reads which has them apart.
 
     Raises CorpusChangedError where the file is not the version any more that was planned; CorpusError, StorageError.
     """
@@ -23,7 +25,7 @@ def read_records(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[object]]
     ranges = [RowRange(slice_.first_row, slice_.stop_row, slice_.start_byte, slice_.stop_byte) for slice_ in slices]
     try:
         try:
-            for slice_, (range_, records) in zip(slices, format_of(file).read(file, ranges), strict=True):
+            for slice_, (range_, records) in zip(slices, format_of(file).read(file, ranges, fields), strict=True):
                 if len(records) != range_.stop_row - range_.first_row:
                     raise UnreadableFileError(f"{len(records)} rows where {range_.stop_row - range_.first_row} were")
                 check_unchanged(file)  # what is handed on was read from the version that names its slice

@@ -3,13 +3,14 @@
 import posixpath
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, BinaryIO, ClassVar, Literal, TypeVar
 
 from scalselect_ray.corpus import PLACEHOLDER, Turn
 from scalselect_ray.errors import ConfigError, OutputError
+from scalselect_ray.exports.fields import NO_FIELDS, Fields
 from scalselect_ray.io import storage
 
 T = TypeVar("T")
@@ -50,6 +51,7 @@ class ExportRow:
     uid: str | None = None
     turns: tuple[Turn, ...] = ()
     images: tuple[ExportImage, ...] = ()
+    fields: Fields = NO_FIELDS
     members: tuple[tuple[str, bytes], ...] = ()  # of a WebDataset sample, where the format asks for them
     problem: str | None = None  # why it cannot be exported at all
     images_digest: str | None = None  # of its images when their features were extracted, where that is known
@@ -91,6 +93,8 @@ class PartReport:
 
     paths: ImagePaths
     notes: Counter[str] = field(default_factory=Counter)  # remarks that people should see, and how often
+    left_behind: Counter[str] = field(default_factory=Counter)  # fields of exported rows, and how many rows lost each
+    carried: Counter[str] = field(default_factory=Counter)  # the same of fields beside turns and images that went along
     left_out: list[dict[str, Any]] = field(default_factory=list)
 
     def each(self, rows: Iterator[ExportRow], convert: Callable[[ExportRow, "PartReport"], T]) -> Iterator[T]:
@@ -102,6 +106,12 @@ class PartReport:
             key = {"rank": row.rank, "source": row.source, "shard": row.shard, "row": row.row, "id": row.id}
             self.left_out.append({**key, "reason": row.problem})
 
+    def leave_behind(self, names: Iterable[str]) -> None:
+        """Counts fields that a row loses, each once. A corpus may have a million names: the rest is counted as one."""
+        for name in set(names):
+            known = name in self.left_behind or len(self.left_behind) < _MAX_NAMES
+            self.left_behind[name if known else OTHER_FIELDS] += 1
+
 
 @dataclass(frozen=True)
 class Finish:
@@ -112,6 +122,7 @@ class Finish:
     counts: Sequence[int]  # items in each
     run_id: str
     shards: Sequence["Shard"] = ()
+    carried: Counter[str] = field(default_factory=Counter)  # as PartReport has it, of all part files
 
     @property
     def target(self) -> str:
@@ -138,11 +149,15 @@ class Usage:
 
     lines: Sequence[str]
     warnings: Sequence[str] = ()
+    left_behind: Mapping[str, int] = field(default_factory=dict)
+    """Fields that rows lost in this last step, and how many rows."""
     smaller: str | None = None
     """How the trainer takes only the first ranks; not said of a run with quotas, where these are no smaller
     selection."""
 
 
+_MAX_NAMES = 100  # of fields that are counted by name
+OTHER_FIELDS = "(others)"
 SPOOL = ".spool"  # below the export's folder while it is made
 
 

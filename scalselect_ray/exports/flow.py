@@ -6,7 +6,7 @@ Tasks do the reading and the writing; the driver sees slices, counts and the URI
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -156,6 +156,7 @@ class _Written:
     finish: Finish
     reasons: Counter[str]  # of rows that were left out
     notes: Counter[str]
+    left_behind: Counter[str]  # fields, and how many rows lost each
     left_out: list[str]  # URIs
     copied: bool = False
 
@@ -333,15 +334,18 @@ def _write_parts(
     ]
     counts = [0] * len(uris)
     left_out: list[str | None] = [None] * len(uris)
-    written = _Written(Finish(paths, uris, counts, work.run_id, shards), Counter(), Counter(), [])
+    finish = Finish(paths, uris, counts, work.run_id, shards)
+    written = _Written(finish, Counter(), Counter(), Counter(), [])
 
     tasks = [
         (work, paths, *supplier, index, uri) for index, (supplier, uri) in enumerate(zip(suppliers, uris, strict=True))
     ]
     for index, ref in completed(_write_part, tasks):
-        counts[index], reasons, notes = ray.get(ref)
+        counts[index], reasons, report = ray.get(ref)
         written.reasons.update(reasons)
-        written.notes.update(notes)
+        written.notes.update(report.notes)
+        written.left_behind.update(report.left_behind)
+        finish.carried.update(report.carried)
         left_out[index] = _left_out_uri(work, index) if reasons else None
         advance(counts[index])
     written.left_out += [uri for uri in left_out if uri]
@@ -355,15 +359,15 @@ def _left_out_uri(work: Export, part: int) -> str:
 @ray.remote
 def _write_part(
     work: Export, paths: ImagePaths, supply: Any, supplied: Any, part: int, uri: str
-) -> tuple[int, Counter[str], Counter[str]]:
-    """Streams one part file: (items, rows left out by reason, notes)."""
+) -> tuple[int, Counter[str], PartReport]:
+    """Streams one part file: (items, rows left out by reason, the report without these rows)."""
     report = PartReport(paths)
     with storage.open_write(uri) as stream:
         count = work.format.write(supply(supplied, work), report, stream)
     if report.left_out:
         lines = "".join(to_json(row) + "\n" for row in report.left_out)
         storage.write(_left_out_uri(work, part), lines.encode())
-    return count, Counter(row["reason"] for row in report.left_out), report.notes
+    return count, Counter(row["reason"] for row in report.left_out), replace(report, left_out=[])
 
 
 @ray.remote
@@ -383,6 +387,7 @@ def _commit(work: Export, chosen: int, written: _Written, usage: Usage, console:
         "chosen": chosen,
         "written": written.finish.count,
         "left_out": dict(sorted(written.reasons.items())),
+        "left_behind": dict(sorted((written.left_behind + Counter(usage.left_behind)).items())),
         "image_folder": written.finish.paths.folder if work.mode is not None and not work.format.embeds else None,
         "use": list(usage.lines),
     }
@@ -391,6 +396,13 @@ def _commit(work: Export, chosen: int, written: _Written, usage: Usage, console:
     console.note(f"{written.finish.count:,} of {chosen:,} chosen samples of run {work.run_id} to {work.target}")
     for reason, count in written.reasons.most_common():
         console.warn(f"{count:,} left out (see left-out.jsonl): {reason}")
+    if lost := written.left_behind:
+        console.warn(f"fields left behind, for which {work.name} has no place: {_counted(lost)}")
+    if late := usage.left_behind:
+        console.warn(
+            "fields left behind, which do not fit into the columns of the first rows, by which the trainer's reader "
+            f"settles names and types: {_counted(late)}"
+        )
     for note, count in written.notes.most_common():
         console.warn(f"{count:,} {note}")
     if written.copied:
@@ -402,3 +414,9 @@ def _commit(work: Export, chosen: int, written: _Written, usage: Usage, console:
     for warning in usage.warnings:
         console.warn(warning)
     return record
+
+
+def _counted(fields: Mapping[str, int]) -> str:
+    """Fields and how many rows lost them, the most first."""
+    listed = sorted(fields.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} ({count:,} rows)" if count > 1 else f"{name} (1 row)" for name, count in listed)

@@ -20,17 +20,18 @@ from scalselect_ray.corpus import (
     SliceId,
     fetched_images,
     images_digest,
-    normalise,
     read_records,
     resolver,
 )
 from scalselect_ray.corpus.conversation import ImageResolver
+from scalselect_ray.corpus.fields import EVERY_FIELD
 from scalselect_ray.corpus.formats import RowRange, format_of
 from scalselect_ray.corpus.formats.webdataset import WebDataset
 from scalselect_ray.corpus.planning import check_unchanged
 from scalselect_ray.corpus.sample import plain
 from scalselect_ray.errors import CorpusChangedError, CorpusError
 from scalselect_ray.exports.base import ExportImage, ExportRow, Images
+from scalselect_ray.exports.fields import read_fields
 from scalselect_ray.io import storage
 from scalselect_ray.io.ahead import ahead
 from scalselect_ray.store.features import IMAGES_DIGEST, FeatureStore
@@ -46,10 +47,10 @@ Digests = Mapping[int, str]  # row to the digest of its images when their featur
 def read_rows(
     slices: Sequence[Slice], wanted: Wanted, with_members: bool, digests: Digests = MappingProxyType({})
 ) -> Iterator[ExportRow]:
-    """The wanted rows of slices of one file. Raises CorpusError."""
+    """The wanted rows of slices of one file, with all their fields. Raises CorpusError."""
     contents = _members(slices) if with_members else itertools.repeat([])
     resolve = resolver(slices[0].image_root)
-    for (slice_, records), members in zip(read_records(slices), contents, strict=False):
+    for (slice_, records), members in zip(read_records(slices, EVERY_FIELD), contents, strict=False):
         if with_members:  # which are read on their own, after the records
             check_still(storage.FileInfo(slice_.shard, slice_.size, slice_.version))
         for row, record in enumerate(records, start=slice_.first_row):
@@ -95,7 +96,7 @@ def _row(slice_: Slice, row: int, record: object, resolve: ImageResolver, rank: 
     fields: dict[str, Any] = record if isinstance(record, dict) else {}
     uid = fields.get("uid")
     try:
-        sample = normalise(row, record, resolve, verbatim=True)
+        sample, kept = read_fields(row, record, resolve)
     except SampleRejectedError as error:
         return replace(made, problem=error.message)
     return replace(
@@ -103,6 +104,7 @@ def _row(slice_: Slice, row: int, record: object, resolve: ImageResolver, rank: 
         id=fields["id"] if type(fields.get("id")) in (str, int) else sample.id,
         uid=uid if isinstance(uid, str) else None,
         turns=sample.turns,
+        fields=kept,
         images=tuple(
             ExportImage(image.name, slice_.image_root, image.uri, None, image.data) for image in sample.images
         ),

@@ -20,6 +20,7 @@ import pyarrow as pa
 from scalselect_ray.corpus import ImagePlaceholder, Turn
 from scalselect_ray.errors import StorageError
 from scalselect_ray.exports.base import ExportImage, ExportRow, part_is_gone
+from scalselect_ray.exports.fields import Fields
 from scalselect_ray.io import storage
 
 SCHEMA = pa.schema(
@@ -176,6 +177,7 @@ def to_stored(key: int, row: ExportRow) -> StoredRow:
         ],
         "images": [[image.name, image.root, image.uri, image.copy, image.data is not None] for image in row.images],
         "members": [name for name, _ in row.members],
+        "fields": [row.fields.record, row.fields.images, row.fields.unread, row.fields.no_json],
     }
     images = [image.data for image in row.images if image.data is not None]
     return StoredRow(_key_bytes(key), json.dumps(facts).encode(), [*images, *(content for _, content in row.members)])
@@ -194,7 +196,9 @@ def from_stored(stored: StoredRow) -> ExportRow:
         for name, root, uri, copy, has_data in facts.pop("images")
     ]
     members = [(name, next(blobs)) for name in facts.pop("members")]
-    return ExportRow(**facts, turns=tuple(turns), images=tuple(images), members=tuple(members))
+    record, places, unread, no_json = facts.pop("fields")
+    fields = Fields(record, tuple(map(tuple, places)), tuple(unread), tuple(no_json))
+    return ExportRow(**facts, turns=tuple(turns), images=tuple(images), members=tuple(members), fields=fields)
 
 
 def _key_bytes(key: int) -> bytes:

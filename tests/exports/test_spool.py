@@ -12,6 +12,7 @@ from scalselect_ray.corpus import ImagePlaceholder, Turn
 from scalselect_ray.errors import OutputError, StorageError
 from scalselect_ray.exports import spool
 from scalselect_ray.exports.base import ExportImage, ExportRow, join_parts
+from scalselect_ray.exports.fields import Fields
 from scalselect_ray.io import storage
 
 TEXT = st.text(st.characters(exclude_categories=[]), max_size=8)  # lone surrogates too: JSON corpora can hold them
@@ -36,6 +37,13 @@ ROWS = st.builds(
     images=st.lists(IMAGES, max_size=3).map(tuple),
     members=st.lists(st.tuples(TEXT, st.binary(max_size=300)), max_size=2).map(tuple),
     problem=st.one_of(st.none(), TEXT),
+    fields=st.builds(
+        Fields,
+        st.dictionaries(TEXT, st.one_of(st.none(), TEXT, st.lists(st.integers()))),
+        st.lists(st.tuples(TEXT, st.integers(0, 9))).map(tuple),
+        st.lists(TEXT).map(tuple),
+        st.lists(TEXT).map(tuple),
+    ),
 )
 
 

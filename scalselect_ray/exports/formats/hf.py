@@ -19,6 +19,7 @@ _FEATURES = {
     "source": _TEXT,
     "rank": {"dtype": "int64", "_type": "Value"},
     "score": {"dtype": "float64", "_type": "Value"},
+    "original": _TEXT,
 }
 _CONTENT = pa.struct([("type", pa.string()), ("text", pa.string())])
 _SCHEMA = pa.schema(
@@ -29,6 +30,7 @@ _SCHEMA = pa.schema(
         ("source", pa.string()),
         ("rank", pa.int64()),
         ("score", pa.float64()),
+        ("original", pa.string()),  # the row as it stands in its file, as JSON; images that are bytes are null
     ],
     metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
 )
@@ -71,6 +73,7 @@ class HuggingFace(Format):
 
 
 def _item(row: ExportRow, report: PartReport) -> dict[str, Any]:
+    report.leave_behind(row.fields.no_json)
     return {
         "messages": [{"role": turn.role, "content": _content(turn)} for turn in row.turns],
         "images": [
@@ -80,6 +83,7 @@ def _item(row: ExportRow, report: PartReport) -> dict[str, Any]:
         "source": row.source,
         "rank": row.rank,
         "score": row.score,
+        "original": json.dumps(row.fields.record),
     }
 
 

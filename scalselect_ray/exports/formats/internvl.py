@@ -1,11 +1,12 @@
 """InternVL: a meta file that names JSON lines and the folder of the images."""
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scalselect_ray.corpus import PLACEHOLDER
 from scalselect_ray.exports.base import ExportRow, Finish, PartReport, Usage
-from scalselect_ray.exports.formats.json_files import JsonFile, check_counts, conversations, one_or_list, row_id
+from scalselect_ray.exports.formats.json_files import JsonFile, check_counts
 from scalselect_ray.io import storage
 
 
@@ -15,15 +16,13 @@ class InternVL(JsonFile):
     def check(self, row: ExportRow) -> None:
         check_counts(row, ("user",))
 
-    def row(self, row: ExportRow, report: PartReport) -> dict[str, Any]:
-        turns = conversations(row)
-        paths = [report.paths.of(image) for image in row.images]
-        image = one_or_list(paths)
-        if paths and PLACEHOLDER not in turns[0]["value"]:
-            image = {
-                "image": paths
-            }  # to a row with one path and no placeholder in its first turn the trainer adds one there
-        return {**row_id(row), **image, "conversations": turns}
+    def images(self, row: ExportRow, turns: Sequence[Mapping[str, Any]], report: PartReport) -> dict[str, Any]:
+        named = super().images(row, turns, report)
+        if isinstance(named.get("image"), str) and PLACEHOLDER not in turns[0]["value"]:
+            # The trainer would add one there.
+
+            return {"image": [named["image"]]}
+        return named
 
     def usage(self, finish: Finish, file: str) -> Usage:
         entry = {

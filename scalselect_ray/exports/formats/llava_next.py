@@ -1,34 +1,19 @@
 """LLaVA-NeXT: JSON lines, and a YAML file that names them with a sampling strategy; several images a row."""
 
 import json
-from typing import Any
 
-from scalselect_ray.exports.base import ExportRow, Finish, PartReport, Usage
-from scalselect_ray.exports.formats.json_files import (
-    JsonFile,
-    check_counts,
-    check_turns,
-    one_or_list,
-    row_id,
-    without_system,
-)
+from scalselect_ray.exports.base import ExportRow, Finish, Usage
+from scalselect_ray.exports.formats.json_files import JsonFile, check_counts, check_turns
 from scalselect_ray.io import storage
 
 
 class LlavaNext(JsonFile):
     about = "LLaVA-NeXT, LLaVA-OneVision: datasets.yaml and JSON lines"
+    no_system = "LLaVA-NeXT has one of its own"
 
     def check(self, row: ExportRow) -> None:
         check_turns(row)
         check_counts(row, ("user", "assistant"))
-
-    def row(self, row: ExportRow, report: PartReport) -> dict[str, Any]:
-        turns = without_system(row, report, "LLaVA-NeXT has one of its own")
-        return {
-            **row_id(row),
-            **one_or_list([report.paths.of(image) for image in row.images]),
-            "conversations": turns,
-        }
 
     def usage(self, finish: Finish, file: str) -> Usage:
         listed = storage.join(finish.target, "datasets.yaml")

@@ -1,16 +1,16 @@
 """The finetuning scripts of Qwen-VL: JSON lines, and the entry of qwenvl/data/__init__.py."""
 
 import json
-from typing import Any
 
 from scalselect_ray.corpus import PLACEHOLDER, ImagePlaceholder
-from scalselect_ray.exports.base import ExportRow, Finish, NotExportableError, PartReport, Usage
-from scalselect_ray.exports.formats.json_files import JsonFile, check_counts, one_or_list, row_id, without_system
+from scalselect_ray.exports.base import ExportRow, Finish, NotExportableError, Usage
+from scalselect_ray.exports.formats.json_files import JsonFile, check_counts
 from scalselect_ray.io import storage
 
 
 class QwenVL(JsonFile):
     about = "Qwen-VL finetuning: JSON lines and the entry to paste"
+    no_system = "the trainer takes every turn that is not the user's for an answer"
 
     def check(self, row: ExportRow) -> None:
         if any(
@@ -19,14 +19,6 @@ class QwenVL(JsonFile):
         ):
             raise NotExportableError(f"only user turns may hold {PLACEHOLDER}")
         check_counts(row, ("user",), ("<video>",))
-
-    def row(self, row: ExportRow, report: PartReport) -> dict[str, Any]:
-        turns = without_system(row, report, "the trainer takes every turn that is not the user's for an answer")
-        return {
-            **row_id(row),
-            **one_or_list([report.paths.of(image) for image in row.images]),
-            "conversations": turns,
-        }
 
     def usage(self, finish: Finish, file: str) -> Usage:
         entry = {"annotation_path": file, "data_path": finish.paths.folder}

@@ -1,17 +1,21 @@
 """Tars of the chosen samples in rank order. Members of tars stay what they were, byte for byte; only their keys are
-new."""
+new. Other rows are the `.json` as they came, unless a tar cannot hold them so."""
 
 import io
 import json
 import posixpath
 import tarfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from scalselect_ray.corpus import ImageRef, SampleRejectedError, normalise
 from scalselect_ray.exports.base import ExportRow, Finish, Format, Images, PartReport, Usage
-from scalselect_ray.exports.formats.json_files import messages
+from scalselect_ray.exports.fields import replaced, without
+from scalselect_ray.exports.formats.json_files import messages, row_id
 from scalselect_ray.exports.rows import suffix_of
 from scalselect_ray.io import storage
+
+_LISTED = ("image", "images")  # the fields of a record by which a reader of tars orders the members
 
 
 class WebDatasetShards(Format):
@@ -54,5 +58,37 @@ def _members(row: ExportRow, report: PartReport) -> list[tuple[str, bytes]]:
     for number, image in enumerate(row.images):
         position = f"img{number + 1}." if len(row.images) > 1 else ""
         images.append((f"{key}.{position}{suffix_of(image.name, image.data or b'')}", image.data or b""))
-    record = {"id": row.id, "source": row.source, "shard": row.shard, "row": row.row, "messages": messages(row)}
-    return [(f"{key}.json", json.dumps({**record, "images": [name for name, _ in images]}).encode()), *images]
+    report.leave_behind(row.fields.no_json)
+    record = _as_it_came(row, [name for name, _ in images])
+    return [(f"{key}.json", json.dumps(record).encode()), *images]
+
+
+def _as_it_came(row: ExportRow, names: list[str]) -> dict[str, Any]:
+    """The row with the names of its members in the place of its images; where it would then say something else, its
+    turns as messages."""
+    record = row.fields.record
+    listed = {place: name for place, name in zip(row.fields.images, names, strict=False) if place[0] in _LISTED}
+    inside = [place for place in row.fields.images if place not in listed]
+    if inside:  # a tar has its images beside the turns
+        record = {**without(record, inside), "images": names}
+    else:
+        record = replaced(record, listed)
+        record = {name: value for name, value in record.items() if names or name not in _LISTED}
+    if _reads_alike(record, row):
+        return record
+    known = {name: record[name] for name in row.fields.unread}
+    return {**row_id(row), **known, "messages": messages(row), "images": names}
+
+
+def _reads_alike(record: dict[str, Any], row: ExportRow) -> bool:
+    """Whether a tar with this record says what the row says."""
+    members = [{"bytes": image.data, "path": image.name} for image in row.images]
+    try:
+        sample = normalise(row.row, {**record, "image": None, "images": members}, _as_bytes, verbatim=True)
+    except SampleRejectedError:
+        return False
+    return sample.turns == row.turns and [image.data for image in sample.images] == [image.data for image in row.images]
+
+
+def _as_bytes(image: object) -> ImageRef:
+    return ImageRef("", data=image["bytes"] if isinstance(image, dict) else b"")
