@@ -29,7 +29,7 @@ from scalselect_ray.cluster.session import session
 from scalselect_ray.commands.demo import make_demo
 from scalselect_ray.config_files import load_config
 from scalselect_ray.console import Console
-from scalselect_ray.corpus import list_files, make_plan, plan_here
+from scalselect_ray.corpus import list_files, make_plan, plan_here, planning
 from scalselect_ray.io import storage
 from scalselect_ray.job import open_store
 from scalselect_ray.stages.extract import extract_slices
@@ -113,7 +113,7 @@ def counted() -> Iterator[dict[str, int]]:
     local = fsspec.implementations.local.LocalFileSystem
     with (
         mock.patch.object(storage, "_entries", counting("listings", storage._entries)),
-        mock.patch.object(storage, "expand", counting("listings", storage.expand)),
+        mock.patch.object(planning, "expand", counting("listings", planning.expand)),
         mock.patch.object(local, "info", counting("states", local.info)),
     ):
         yield counts

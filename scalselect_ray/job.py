@@ -12,8 +12,8 @@ from scalselect_ray.cluster.preflight import check_resources, check_shared
 from scalselect_ray.cluster.session import own_errors, session
 from scalselect_ray.config import JobConfig
 from scalselect_ray.console import Console
-from scalselect_ray.corpus import list_files
-from scalselect_ray.corpus.location import check_apart
+from scalselect_ray.corpus import list_corpus
+from scalselect_ray.corpus.location import check_apart, check_links
 from scalselect_ray.errors import DamagedObjectError, NoAnswerError, OutputError, StorageError
 from scalselect_ray.io import storage
 from scalselect_ray.stages.context import Job
@@ -35,12 +35,13 @@ def run(config: JobConfig, console: Console | None = None) -> RunRecord:
     Raises ScalSelectError with the exit code of its kind.
     """
     console = console or Console()
-    files = list_files(config.corpus)  # a wrong path is told before a model is fetched and read
+    corpus = list_corpus(config.corpus)  # a wrong path is told before a model is fetched and read
+    check_links(config.output, corpus)
     store = open_store(config)
     mended: set[str] = set()
     with session(console) as may_grow:
         check_resources(config.workers, may_grow)
-        check_shared(config, files, store)
+        check_shared(config, corpus.files, store)
         while True:
             try:
                 with own_errors():

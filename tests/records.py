@@ -15,6 +15,7 @@ def record_of(run_id: str = "20260301T120000000Z-00000000", **more: Any) -> RunR
         "scored": 9,
         "rejected": {"image_missing": 1},
         "lost": [],
+        "passed_over": {},
         "budgets": {"0.5": 4},
         "chosen": 4,
         "text_only_kept": 0,

@@ -18,11 +18,12 @@ from scalselect_ray.corpus import (
     ImageRef,
     Reason,
     SampleRejectedError,
-    list_files,
+    list_corpus,
     normalise,
     resolver,
 )
 from scalselect_ray.corpus.formats import FORMATS, Cutting, Format, UnreadableFileError, format_of
+from scalselect_ray.corpus.planning import passed_over_text
 from scalselect_ray.errors import ConfigError, CorpusError, ModelError, NoAnswerError
 from scalselect_ray.io import storage
 
@@ -46,6 +47,7 @@ class Seen:
     layouts: Counter[str] = field(default_factory=Counter)
     images: Counter[str] = field(default_factory=Counter)  # images by how they are given
     rejects: Counter[str] = field(default_factory=Counter)
+    passed_over: Counter[str] = field(default_factory=Counter)  # what lies there and is not read
     usable: int = 0  # of the rows that were looked at
     example: str = ""  # what was wrong with the first reject
     fields: list[str] = field(default_factory=list)  # of the first row
@@ -109,10 +111,10 @@ def _known_model(model: str | None) -> str | None:
 def _name(path: str, taken: set[str]) -> str:
     """A name for a source: the file's or the folder's."""
     parts = [part for part in re.sub(r"^\w+://", "", path).split("/") if part not in ("", ".", "..")]
-    plain = [part for part in parts if not re.search(r"[*?\[]", part)]
+    plain = [part for part in parts if not re.search(r"[*?\[{]", part)]
     stem = plain[-1] if plain else "corpus"
     for suffix in sorted({suffix for known in FORMATS for suffix in known.suffixes}, key=len, reverse=True):
-        stem = stem.removesuffix(suffix)
+        stem = stem[: -len(suffix)] if stem.lower().endswith(suffix) else stem
     stem = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "corpus"
     return next(
         name
@@ -124,8 +126,10 @@ def _name(path: str, taken: set[str]) -> str:
 def _look(path: str, name: str) -> Seen:
     """Raises CorpusError when nothing of it can be read."""
     source = SourceConfig(name=name, paths=[path])
-    files = list_files(CorpusConfig(sources=[source], slice_rows=_ROWS, slice_bytes=_BYTES))
+    corpus = list_corpus(CorpusConfig(sources=[source], slice_rows=_ROWS, slice_bytes=_BYTES))
+    files = corpus.files
     seen = Seen(name, storage.absolute(path), len(files), sum(file.file.size for file in files), None)
+    seen.passed_over = corpus.passed_over.get(name, Counter())
     rows_by_byte: list[tuple[int, int]] = []
     references: list[tuple[str, str]] = []  # (folder of the file, path of an image)
     for file in files[:_FILES]:
@@ -268,7 +272,7 @@ def _summary(item: Seen) -> str:
     layouts = ", ".join(item.layouts) or "no conversation seen"
     return (
         f"{counted(item.files, 'file')} ({', '.join(item.formats)}), {item.bytes:,} bytes, {rows}; layout "
-        f"{layouts}; images: {images}"
+        f"{layouts}; images: {images}{'; ' * bool(item.passed_over)}{passed_over_text(item.passed_over)}"
     )
 
 

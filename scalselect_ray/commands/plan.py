@@ -11,13 +11,15 @@ from scalselect_ray.corpus import (
     Plan,
     Reject,
     Slice,
-    list_files,
+    list_corpus,
     lost_rows,
     make_plan,
     plan_here,
     read_slices,
     rests_of,
 )
+from scalselect_ray.corpus.location import check_links
+from scalselect_ray.corpus.planning import passed_over_text
 from scalselect_ray.errors import ScalSelectError
 from scalselect_ray.store.features import FeatureStore
 from scalselect_ray.store.runs import Runs
@@ -33,13 +35,16 @@ def plan(config: JobConfig, console: Console, verified_share: float | None = Non
     from scalselect_ray.job import open_store
     from scalselect_ray.stages.extract import extractor_bytes
 
-    files = list_files(config.corpus)
+    corpus = list_corpus(config.corpus)
+    check_links(config.output, corpus)
     store = open_store(config)
-    plan = make_plan(files, store.committed(), plan_here)
+    plan = make_plan(corpus.files, store.committed(), plan_here, corpus.passed_over)
     sources = _by_source(plan)
     console.table(
         ("source", *_COLUMNS), [(name, *(counts[column] for column in _COLUMNS)) for name, counts in sources.items()]
     )
+    for source, passed_over in plan.passed_over.items():
+        console.note(f"{source}: {passed_over_text(passed_over)}")
     problems = [slice_ for slice_ in plan.todo if slice_.problem]
     lost = lost_rows(plan.files, plan.slice_ids, rests_of(problems))
     for slice_, rest in zip(problems, lost, strict=True):
@@ -60,6 +65,7 @@ def plan(config: JobConfig, console: Console, verified_share: float | None = Non
         "seconds": plan.todo_rows / rate if rate else None,
         "seconds_by": basis,
         "sources": sources,
+        "passed_over": {source: dict(passed_over) for source, passed_over in plan.passed_over.items()},
         **verified,
     }
 

@@ -1,14 +1,11 @@
 """Where a corpus lies, against where something is written."""
 
-import fnmatch
 import os
-import re
 
-from scalselect_ray.corpus.planning import CorpusSettings
+from scalselect_ray.corpus.planning import Corpus, CorpusSettings
 from scalselect_ray.errors import CorpusError, OutputError, StorageError
 from scalselect_ray.io import storage
-
-_PATTERN = re.compile(r"[*?\[]")
+from scalselect_ray.io.listing import matches, parsed
 
 
 def check_apart(output: str, corpus: CorpusSettings) -> None:
@@ -17,12 +14,12 @@ def check_apart(output: str, corpus: CorpusSettings) -> None:
     for source in corpus.sources:
         for path in map(storage.absolute, source.paths):
             try:
-                covered, front = covers(path, output), _front(path) if _is_pattern(path) else path
+                covered, fronts = covers(path, output), [front for front, _ in parsed(path)]
             except StorageError as error:
                 raise CorpusError(f"source '{source.name}': {path} cannot be listed: {error}") from error
             if covered:
                 where = f"{output} lies below {path}, a path of the corpus"
-            elif storage.is_below(front, output):
+            elif any(storage.is_below(front, output) for front in fronts):
                 where = f"{path}, a path of the corpus, lies in the output folder {output}"
             else:
                 continue
@@ -32,35 +29,39 @@ def check_apart(output: str, corpus: CorpusSettings) -> None:
             )
 
 
+def check_links(output: str, corpus: Corpus) -> None:
+    """That no link in the corpus leads to an output folder, or to what it lies in. Raises OutputError."""
+    for folder in corpus.linked:
+        if storage.is_below(output, folder) or storage.is_below(folder, output):
+            raise OutputError(
+                f"{output} lies where a link of the corpus leads, {folder}: the next run would read as samples what "
+                f"this "
+                "one writes. Choose an output outside the corpus, or remove the link"
+            )
+
+
 def covers(path: str, folder: str) -> bool:
     """Whether a path of the corpus, a pattern or a name, would name files below `folder`. Links of this machine are
-    followed."""
-    if not _is_pattern(path):
-        return storage.is_below(folder, path)
-    front = _front(path)
+    followed where the path names them."""
+    return any(
+        _covers(front, names, folder) if names else storage.is_below(folder, front)
+        for front, patterns in parsed(path)
+        for names in (patterns or [()])
+    )
+
+
+def _covers(front: str, names: tuple[str, ...], folder: str) -> bool:
     if storage.is_below(front, folder):
         return True
     if not storage.is_below(folder, front):
         return False
     inside = _real(folder)[len(_real(front)) :].strip("/").split("/")
-    for index, pattern in enumerate(path[len(front) :].strip("/").split("/")):
-        if pattern == "**" or index == len(inside):
+    for index, name in enumerate(names):
+        if name == "**" or index == len(inside):
             return True
-        if not fnmatch.fnmatchcase(inside[index], pattern):
+        if not matches(name, inside[index]):
             return False
-    return False  # it names what lies beside the folder, or above it
-
-
-def _is_pattern(path: str) -> bool:
-    """Whether a path stands for others; a name with such characters, of what is there, does not."""
-    return _PATTERN.search(path) is not None and not storage.exists(path)
-
-
-def _front(path: str) -> str:
-    """The folder of a path before its first pattern; the path itself where it has none."""
-    parts = path.split("/")
-    first = next((index for index, part in enumerate(parts) if _PATTERN.search(part)), None)
-    return path if first is None else "/".join(parts[:first]) or "/"
+    return names[-1] == inside[len(names) - 1]  # a pattern names what lies beside the folder, or above it
 
 
 def _real(uri: str) -> str:

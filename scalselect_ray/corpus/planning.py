@@ -1,17 +1,28 @@
 """A corpus to slices, and what of these a run has still to do."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
-from scalselect_ray.corpus.formats import Cutting, RowRange, UnreadableFileError, format_of, is_corpus_file
+from scalselect_ray.corpus.formats import (
+    SUFFIXES_TEXT,
+    Cutting,
+    RowRange,
+    UnreadableFileError,
+    format_of,
+    is_corpus_file,
+)
 from scalselect_ray.corpus.slices import Slice, SliceId, is_complete, without_overlaps
 from scalselect_ray.errors import CorpusChangedError, CorpusError, NoAnswerError, StorageError
 from scalselect_ray.io import storage
+from scalselect_ray.io.listing import Listing, expand
 
 _PLAN_VERSION = 2  # raised when the same file would be read as other rows
+_KEPT_KINDS, _SHOWN_KINDS = 100, 12  # of what is passed over
+_OTHERS = "of other kinds"
 
 
 class Source(Protocol):
@@ -54,32 +65,79 @@ class CorpusFile:
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
-def list_files(corpus: CorpusSettings) -> list[CorpusFile]:
-    """Every file of the corpus, sorted by URI. Raises CorpusError naming the source when a path leads nowhere."""
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus as a listing shows it."""
+
+    files: list[CorpusFile]  # sorted by URI
+    passed_over: dict[str, Counter[str]]  # by source: what lies on its paths and is not read, by what it is
+    linked: list[str]  # folders of this machine in which files lie that a link led to
+
+
+def list_corpus(corpus: CorpusSettings) -> Corpus:
+    """Every file of the corpus, and what was passed over. Raises CorpusError naming the source where nothing is."""
     files: dict[tuple[str, str], CorpusFile] = {}
+    passed_over: dict[str, Counter[str]] = {}
+    linked: list[str] = []
     for source in corpus.sources:
         for path in source.paths:
             pattern = storage.absolute(path)
             try:
-                found = [file for file in storage.expand(pattern) if file.uri == pattern or is_corpus_file(file.uri)]
+                listing = expand(pattern, is_corpus_file)
             except NoAnswerError:
                 raise
             except PermissionError as error:
-                raise CorpusError(f"source '{source.name}': no permission to list {pattern}") from error
+                raise CorpusError(f"source '{source.name}': no permission to list {pattern}: {error}") from error
             except OSError as error:
                 raise CorpusError(f"source '{source.name}': {pattern} cannot be listed: {error}") from error
-            if not found:
-                raise CorpusError(
-                    f"source '{source.name}': nothing matches {pattern}; check corpus.sources[].paths "
-                    "(is the bucket or folder right? corpora end in .json, .jsonl, .parquet, .tar, each also .gz but "
-                    "Parquet)"
-                )
-            for file in found:
+            if listing.unmatched:
+                raise CorpusError(f"source '{source.name}': {_nothing(pattern, listing)}")
+            for file in listing.files:
                 root = storage.absolute(source.image_root) if source.image_root else file.uri.rpartition("/")[0]
                 files[file.uri, source.name] = CorpusFile(
                     source.name, file, root, corpus.slice_rows, corpus.slice_bytes
                 )
-    return [files[key] for key in sorted(files)]
+            passed_over.setdefault(source.name, Counter()).update(listing.passed_over)
+            linked += listing.linked
+    over = {name: _most(found, _KEPT_KINDS) for name, found in passed_over.items() if found}
+    return Corpus([files[key] for key in sorted(files)], over, linked)
+
+
+def list_files(corpus: CorpusSettings) -> list[CorpusFile]:
+    """Every file of the corpus, sorted by URI. Raises CorpusError naming the source where nothing is."""
+    return list_corpus(corpus).files
+
+
+def passed_over_text(passed_over: Mapping[str, int]) -> str:
+    """What was passed over in a source, for people; empty where nothing was."""
+    shown = ", ".join(f"{count:,} {kind}" for kind, count in _most(passed_over, _SHOWN_KINDS).items())
+    return f"passed over: {shown}" if shown else ""
+
+
+def _most(passed_over: Mapping[str, int], number: int) -> Counter[str]:
+    """The most frequent kinds, and how many files are of others."""
+    kinds = sorted(passed_over.items(), key=lambda item: (item[0] == _OTHERS, -item[1], item[0]))
+    most, rest = dict(kinds[:number]), sum(count for _, count in kinds[number:])
+    return Counter(most | ({_OTHERS: rest + most.get(_OTHERS, 0)} if rest else {}))
+
+
+def _nothing(pattern: str, listing: Listing) -> str:
+    first, *others = listing.unmatched
+    more = f" ({pattern} also names {len(others):,} more that are not there)" if others else ""
+    if not listing.passed_over:
+        return (
+            f"nothing matches {first}{more}; check corpus.sources[].paths (is the bucket or folder right? "
+            f"corpora end in {SUFFIXES_TEXT})"
+        )
+    folders = (
+        " (end a path with /** to read what lies in folders)"
+        if any(kind.startswith("folder ") for kind in listing.passed_over)
+        else ""
+    )
+    return (
+        f"nothing that {first} names is a corpus file{more}; {passed_over_text(listing.passed_over)}{folders}. Corpora "
+        f"end in {SUFFIXES_TEXT}"
+    )
 
 
 def plan_file(file: CorpusFile, kept: Sequence[SliceId] = ()) -> list[Slice]:
@@ -150,6 +208,7 @@ class Plan:
     files: list[CorpusFile]
     slice_ids: list[SliceId]  # of the whole corpus, in the order of (shard, row)
     todo: list[Slice]
+    passed_over: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # as in `Corpus`
 
     @cached_property
     def rows(self) -> int:
@@ -168,6 +227,7 @@ def make_plan(
     files: Sequence[CorpusFile],
     committed: set[SliceId],
     plan_files: Callable[[Sequence[OpenFile]], Sequence[list[Slice] | None]],
+    passed_over: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Plan:
     """Slices of the corpus against what is committed. A file whose slices are all committed is not even opened; of
     another, what is committed stays as it was cut.
@@ -194,7 +254,7 @@ def make_plan(
             todo += [slice_ for slice_ in planned[file.key] if slice_.id not in committed]
         else:
             slice_ids += done[file.key]
-    return Plan(list(files), slice_ids, todo)
+    return Plan(list(files), slice_ids, todo, passed_over or {})
 
 
 def plan_open_file(file: CorpusFile, kept: Sequence[SliceId]) -> list[Slice] | None:

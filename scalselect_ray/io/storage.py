@@ -114,31 +114,28 @@ def join(base: str, *parts: str) -> str:
 def stat(uri: str) -> FileInfo:
     """The listing entry of one file. Raises FileNotFoundError, StorageError."""
     fs, path = filesystem(uri)
-    return _file_info(fs, _patiently(uri, lambda: fs.info(path)))
+    return _file_info(fs, patiently(uri, lambda: fs.info(path)))
 
 
-def expand(pattern: str) -> list[FileInfo]:
-    """The files a path or glob names, sorted by URI; a folder stands for every file below it. Empty when nothing
-    matches.
+def file_infos(root: str, listed: Iterable[Any]) -> list[FileInfo]:
+    """The files of a listing: paths of this machine, or what the file system of `root` says of its objects. What is
+    gone meanwhile, and what is a link to nothing, is left out. Raises StorageError."""
+    fs = filesystem(root)[0]
+    if not is_local(root):
+        return [_file_info(fs, item) for item in listed]
+    files = []
+    for path in listed:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            files.append(_told(path, lambda path=path: _stat_here(path)))  # type: ignore[misc]
+    return files
 
-    A `[` that is part of an existing name is no glob. Raises StorageError.
-    """
-    fs, path = filesystem(pattern)
 
-    def found() -> Iterable[dict[str, Any]]:
-        fs.invalidate_cache()
-        if "*" in path or "?" in path or ("[" in path and not fs.exists(path)):
-            return [info for info in fs.glob(path, detail=True).values() if info["type"] == "file"]
-        info = fs.info(path)
-        return [info] if info["type"] != "directory" else list(fs.find(path, detail=True).values())
-
-    try:
-        if not is_local(pattern):
-            _patiently(pattern, lambda: _knock(fs, path))
-        listed = _patiently(pattern, found, many=True)
-    except FileNotFoundError:
-        return []
-    return _file_infos(fs, listed)
+def knock(uri: str) -> None:
+    """That a store answers at all, before a listing of it that may take long. Raises StorageError."""
+    fs, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        if not is_local(uri):
+            patiently(uri, lambda: fs.info(path))
 
 
 def list_tree(folder: str) -> list[FileInfo]:
@@ -146,15 +143,18 @@ def list_tree(folder: str) -> list[FileInfo]:
     Empty when there is no such folder. Raises StorageError."""
     fs, path = filesystem(folder)
 
-    def found() -> list[dict[str, Any]]:
+    def found() -> list[Any]:
         fs.invalidate_cache()
         below = path.rstrip("/") + "/"
-        return [info for name, info in fs.find(path, detail=True).items() if name.startswith(below)]
+        return [
+            name if is_local(folder) else info
+            for name, info in fs.find(path, detail=True).items()
+            if name.startswith(below)
+        ]
 
     try:
-        if not is_local(folder):
-            _patiently(folder, lambda: _knock(fs, path))
-        return _file_infos(fs, _patiently(folder, found, many=True))
+        knock(folder)
+        return sorted(file_infos(folder, patiently(folder, found, many=True)), key=lambda file: file.uri)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -162,7 +162,7 @@ def list_tree(folder: str) -> list[FileInfo]:
 def open_read(uri: str) -> BinaryIO:
     """`uri` opened to be read from its start to its end; seekable. Raises FileNotFoundError, StorageError."""
     if is_local(uri):
-        return cast(BinaryIO, _patiently(uri, lambda: open(absolute(uri), "rb")))
+        return cast(BinaryIO, patiently(uri, lambda: open(absolute(uri), "rb")))
     return cast(BinaryIO, io.BufferedReader(_Ranges(uri), _STREAM_BYTES))
 
 
@@ -175,7 +175,7 @@ def open_random(uri: str) -> BinaryIO:
 def read_bytes(uri: str, start: int | None = None, stop: int | None = None) -> bytes:
     """The bytes [start, stop) of `uri`, all by default. Raises FileNotFoundError, StorageError."""
     if is_local(uri):
-        return _patiently(uri, lambda: _read_here(absolute(uri), start, stop))
+        return patiently(uri, lambda: _read_here(absolute(uri), start, stop))
     fs, path = filesystem(uri)
 
     def read() -> bytes:
@@ -184,7 +184,7 @@ def read_bytes(uri: str, start: int | None = None, stop: int | None = None) -> b
             raise OSError(f"the store answers {len(data)} bytes where {stop - start} are asked for")
         return data
 
-    return _patiently(uri, read, many=stop is None)
+    return patiently(uri, read, many=stop is None)
 
 
 def read_start(uri: str, size: int) -> bytes:
@@ -209,7 +209,7 @@ def write(uri: str, data: bytes, content_type: str | None = None) -> None:
         if is_local(uri):
             _write_here(path, data)
         else:
-            _patiently(uri, lambda: fs.pipe_file(path, data, **options), many=len(data) > _UPLOAD_BYTES)
+            patiently(uri, lambda: fs.pipe_file(path, data, **options), many=len(data) > _UPLOAD_BYTES)
     except NoAnswerError:
         raise
     except PermissionError as error:
@@ -239,7 +239,7 @@ def create(uri: str, data: bytes) -> bool:
 
     conditional = uri.partition("://")[0] in _CONDITIONAL
     try:
-        return _create_here(path, data) if is_local(uri) else _patiently(uri, put)
+        return _create_here(path, data) if is_local(uri) else patiently(uri, put)
     except PermissionError as error:
         raise NoPermissionError(f"{uri}: no permission to write there") from error
     except StorageError:
@@ -288,10 +288,10 @@ def delete(uris: Iterable[str]) -> None:
         return
     plain = [path for path in paths if not _PATTERN.search(path)]
     for start in range(0, len(plain), 1000):
-        _patiently(listed[0], lambda some=plain[start : start + 1000]: fs.rm(some))  # type: ignore[misc]
+        patiently(listed[0], lambda some=plain[start : start + 1000]: fs.rm(some))  # type: ignore[misc]
     for path in set(paths).difference(plain):  # `rm` would take them for patterns
         with contextlib.suppress(FileNotFoundError):
-            _patiently(listed[0], lambda path=path: fs.rm_file(path))  # type: ignore[misc]
+            patiently(listed[0], lambda path=path: fs.rm_file(path))  # type: ignore[misc]
 
 
 def check_folder(uri: str) -> None:
@@ -325,7 +325,7 @@ def is_file(uri: str) -> bool:
     """Whether there is a file, or an object, of exactly this name. Raises StorageError."""
     fs, path = filesystem(uri)
     try:
-        return bool(_patiently(uri, lambda: fs.info(path))["type"] == "file")
+        return bool(patiently(uri, lambda: fs.info(path))["type"] == "file")
     except (FileNotFoundError, NotADirectoryError):
         return False
 
@@ -338,7 +338,7 @@ def download(uri: str, target: str) -> None:
     os.makedirs(os.path.dirname(target), exist_ok=True)
     temporary = _beside(target)
     try:
-        _patiently(uri, lambda: fs.get_file(path, temporary), many=True)
+        patiently(uri, lambda: fs.get_file(path, temporary), many=True)
         os.replace(temporary, target)
     except BaseException:
         _remove(temporary)
@@ -360,7 +360,7 @@ def exists(uri: str) -> bool:
     fs, path = filesystem(uri)
     fs.invalidate_cache(path)
     try:
-        _patiently(uri, lambda: fs.info(path))
+        patiently(uri, lambda: fs.info(path))
     except FileNotFoundError:
         return False
     return True
@@ -395,7 +395,7 @@ class _Ranges(io.RawIOBase):
         return len(data)
 
 
-def _patiently(uri: str, call: Callable[[], T], many: bool = False) -> T:
+def patiently(uri: str, call: Callable[[], T], many: bool = False) -> T:
     """`call()`, tried again while the error may pass, with its error in the words of this module. No try takes
     more than a minute, or ten where `many` bytes or names may come."""
     return _told(uri, call if is_local(uri) else lambda: _PATIENCE.copy()(lambda: answered(uri, call, many)))
@@ -426,12 +426,6 @@ def _limited(uri: str, call: Callable[[], T]) -> T:
     return _told(uri, lambda: answered(uri, call, many=True))
 
 
-def _knock(fs: Any, path: str) -> None:
-    """Whether the store answers at all, before a listing that may take long."""
-    with contextlib.suppress(FileNotFoundError, PermissionError):
-        fs.info(path)
-
-
 def _entries(folder: str) -> list[tuple[str, str]]:
     """(name, file or directory) of what lies right inside `folder`, hidden ones aside."""
     fs, path = filesystem(folder)
@@ -444,7 +438,7 @@ def _entries(folder: str) -> list[tuple[str, str]]:
         return [(entry["name"].rstrip("/"), entry["type"]) for entry in fs.ls(path, detail=True)]
 
     try:
-        entries = _patiently(folder, listed, many=True)
+        entries = patiently(folder, listed, many=True)
     except (FileNotFoundError, NotADirectoryError):
         return []
     here = path.rstrip("/")  # a listing can show the folder itself, as the marker object some tools leave
@@ -535,18 +529,14 @@ def _remove(path: str) -> None:
         os.unlink(path)
 
 
-def _file_infos(fs: Any, listed: Iterable[dict[str, Any]]) -> list[FileInfo]:
-    files = []
-    for info in listed:
-        with contextlib.suppress(FileNotFoundError):  # gone meanwhile, or a link to nothing
-            files.append(_file_info(fs, info))
-    return sorted(files, key=lambda file: file.uri)
+def _stat_here(path: str) -> FileInfo:
+    status = os.stat(path)  # of what a link points to: the content is what is versioned
+    return FileInfo(path, status.st_size, str(status.st_mtime_ns), status.st_mtime)
 
 
 def _file_info(fs: Any, info: dict[str, Any]) -> FileInfo:
     if isinstance(fs, fsspec.get_filesystem_class("file")):
-        status = os.stat(info["name"])  # of what a link points to: the content is what is versioned
-        return FileInfo(info["name"], status.st_size, str(status.st_mtime_ns), status.st_mtime)
+        return _stat_here(info["name"])
     modified = (
         info.get("LastModified")
         or info.get("mtime")

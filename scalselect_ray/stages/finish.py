@@ -61,5 +61,6 @@ def _record(job: Job, run: Run, reduced: Reduced, scores: Scores, selection: Sel
         samples_per_second=round(run.extracted_rows / seconds["extract"], 3) if run.extracted else None,
         seconds={name: round(value, 3) for name, value in seconds.items()}
         | {"total": round(time.monotonic() - job.started, 3)},
+        passed_over={source: dict(passed_over) for source, passed_over in run.plan.passed_over.items()},
         versions={name: version(name) for name in _PACKAGES} | {"scalselect": __version__},
     )

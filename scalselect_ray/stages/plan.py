@@ -6,8 +6,8 @@ import ray
 
 from scalselect_ray.cluster.tasks import in_order
 from scalselect_ray.console import counted
-from scalselect_ray.corpus import Plan, list_files, lost_rows, make_plan, plan_open_file, rests_of
-from scalselect_ray.corpus.planning import OpenFile
+from scalselect_ray.corpus import Plan, list_corpus, lost_rows, make_plan, plan_open_file, rests_of
+from scalselect_ray.corpus.planning import OpenFile, passed_over_text
 from scalselect_ray.corpus.slices import Slice, SliceId
 from scalselect_ray.errors import CorpusChangedError, CorpusError
 from scalselect_ray.stages.context import Job
@@ -33,25 +33,29 @@ def plan(job: Job) -> Plan:
 
 def replan(plan: Plan, committed: set[SliceId]) -> Plan:
     """The same corpus as it is committed now. Raises CorpusChangedError where a file has slices left to do."""
-    found = make_plan(plan.files, committed, lambda files: in_order(ray.remote(plan_open_file), files))
+    found = make_plan(
+        plan.files, committed, lambda files: in_order(ray.remote(plan_open_file), files), plan.passed_over
+    )
     if found.todo:
         raise CorpusChangedError(sorted({slice_.shard for slice_ in found.todo}))
     return found
 
 
 def _plan(job: Job) -> Plan:
-    files = list_files(job.config.corpus)
-    with job.stages("plan", len(files), "files") as stage:
+    corpus = list_corpus(job.config.corpus)
+    with job.stages("plan", len(corpus.files), "files") as stage:
 
         def plan_files(some: Sequence[OpenFile]) -> list[list[Slice] | None]:
             return in_order(ray.remote(plan_open_file), some, stage.advance)
 
-        found = make_plan(files, job.store.committed(), plan_files)
-        stage.advance(len(files) - stage.done)  # the others are known from their committed slices
+        found = make_plan(corpus.files, job.store.committed(), plan_files, corpus.passed_over)
+        stage.advance(len(corpus.files) - stage.done)  # the others are known from their committed slices
     return found
 
 
 def _check(plan: Plan, job: Job) -> None:
+    for source, passed_over in plan.passed_over.items():
+        job.console.note(f"{source}: {passed_over_text(passed_over)}")
     if not plan.slice_ids:
         raise CorpusError(f"the corpus is empty: its {len(plan.files)} files hold no rows")
     problems = [slice_ for slice_ in plan.todo if slice_.problem]

@@ -9,7 +9,7 @@ from scalselect_ray.errors import OutputError
 from scalselect_ray.redaction import to_json
 from scalselect_ray.store.layout import check_format, format_name
 
-_ADDED = ("lost",)  # fields that records of earlier versions do not have
+_ADDED = ("lost", "passed_over")  # fields that records of earlier versions do not have
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +60,7 @@ class RunRecord:
     scored: int
     rejected: dict[str, int]  # by reason; one for each file that could not be read to its end
     lost: list[LostRows]  # what that one stands for
+    passed_over: dict[str, dict[str, int]]  # by source: what lies on its paths and was not read, by what it is
     budgets: dict[str, int]  # samples by the budget as the config gives it
     chosen: int  # scored samples in the manifest: the largest budget, or less where caps hold
     text_only_kept: int  # samples without an image at the manifest's end
@@ -90,6 +91,7 @@ class RunRecord:
                 **values
                 | {
                     "sources": {name: SourceCounts(**counts) for name, counts in values["sources"].items()},
+                    "passed_over": stored.get("passed_over", {}),
                     "lost": [LostRows(**item) for item in stored.get("lost", [])],
                     "slices": SliceCounts(**values["slices"]),
                     "change": None if change is None else _change(change),

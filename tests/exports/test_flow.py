@@ -137,7 +137,7 @@ def test_of_two_different_exports_at_once_one_ends_well(where, mixed, s3, tmp_pa
     assert kept == record
     options = ["--images", "copy"] if record["images"] else []
     assert export(mixed, record["to"], tmp_path / "alone", *options) == 0
-    names = {file.uri.removeprefix(folder) for file in storage.expand(folder)}
+    names = {file.uri.removeprefix(folder) for file in storage.list_tree(folder)}
     assert names == {f"/{name}" for name in files(tmp_path / "alone")}
 
 
@@ -212,7 +212,7 @@ def test_an_export_to_a_bucket(mixed, s3, tmp_path):
         here.pop("export.json")
         listed = {
             file.uri.removeprefix(f"s3://bucket/exports/{name}/")
-            for file in storage.expand(f"s3://bucket/exports/{name}")
+            for file in storage.list_tree(f"s3://bucket/exports/{name}")
         }
         assert listed == {*here, "export.json"}
         assert all(storage.read_bytes(f"s3://bucket/exports/{name}/{path}") == data for path, data in here.items())

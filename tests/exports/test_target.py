@@ -13,6 +13,7 @@ from scalselect_ray.errors import OutputError
 from scalselect_ray.exports import target
 from scalselect_ray.exports.target import check_location, claim_of, claimed
 from scalselect_ray.io import storage
+from scalselect_ray.io.listing import expand
 from scalselect_ray.store.layout import format_name
 
 A, B = ({"run_id": "r", "to": name, "images": None} for name in ("a", "b"))
@@ -172,14 +173,15 @@ def test_the_rule_agrees_with_the_listing(tmp_path):
     """A path covers a folder where the listing finds some file below it."""
     for name in ("a", "v1", "w", "a/b"):
         (tmp_path / name).mkdir()
-    for pattern in ["", "*", "*.json", "*/*.json", "v?/*", "**", "**/*.json", "[ab]/*", "*/b/*", "a/*", "?/data/*"]:
+    for pattern in ["", "*", "*.json", "*/*.json", "v?/*", "**", "**/*.json", "[ab]/*", "*/b/*", "a/*", "?/data/*",
+                    "{a,w}/*", "{a,v1}", "*/data", "{a/b,v2}/**", "[a/b", "_*/**"]:  # fmt: skip
         path = str(tmp_path / pattern) if pattern else str(tmp_path)
         for folder in ("a", "v1", "w", "a/b"):
             written = [tmp_path / folder / name for name in ("data.json", "data/0.json", "b/0.json", "b/b/0.json")]
             for file in written:
                 file.parent.mkdir(exist_ok=True, parents=True)
                 file.write_text("[]")
-            found = {file.uri for file in storage.expand(path)} & {str(file) for file in written}
+            found = {file.uri for file in expand(path).files} & {str(file) for file in written}
             for file in written:
                 file.unlink()
             assert covers(path, str(tmp_path / folder)) == bool(found), (pattern, folder)

@@ -109,7 +109,7 @@ def test_a_run_reads_what_is_there_now_and_the_old_file_is_whole_when_it_comes_b
     config, path = job
     old, old_time = path.read_bytes(), path.stat().st_mtime_ns
     left = [lambda: path.write_text(json.dumps(ROWS[10:16]))]
-    original = {"listed": "list_files", "planned": "_what_is_to_do"}[when]
+    original = {"listed": "list_corpus", "planned": "_what_is_to_do"}[when]
     from scalselect_ray.stages import plan
 
     call = getattr(plan, original)
@@ -139,7 +139,7 @@ def test_a_file_that_is_away_for_a_while_is_no_reject(job, monkeypatch, capsys):
     away = path.with_name("away")
     from scalselect_ray.stages import plan
 
-    call = plan.list_files
+    call = plan.list_corpus
 
     def listing(corpus):
         found = call(corpus)
@@ -147,7 +147,7 @@ def test_a_file_that_is_away_for_a_while_is_no_reject(job, monkeypatch, capsys):
             path.rename(away)
         return found
 
-    monkeypatch.setattr(plan, "list_files", listing)
+    monkeypatch.setattr(plan, "list_corpus", listing)
     path.touch()  # it must be planned anew
     assert main(["run", str(config), f"corpus.sources.0.paths=[{path.parent}]"]) == 0
     assert ids(config.parent / "output") == expected(ROWS[10:14]), "gone is gone"

@@ -31,9 +31,13 @@ def test_a_file_whose_name_is_no_utf8_is_read_and_its_name_is_escaped(named, tmp
         file.write(json.dumps([*ROWS[12:], {"oops": 1}]).encode())
     sources = [{"name": "s", "paths": paths, "image_root": str(CORPUS)}]
     config = write_config(tmp_path, sources, MODEL)
+    (tmp_path / "corpus" / "notes.csv").touch()
     assert main(["run", str(config), "rejects.max_fraction=0.9", "selection.budget=24"]) == 0
-    assert "Traceback" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert "s: passed over: 1 .csv" in said
     run = next((tmp_path / "output" / "runs").iterdir())
+    assert json.loads((run / "run.json").read_text())["passed_over"] == {"s": {".csv": 1}}
     shown = os.fsdecode(odd).encode(errors="backslashreplace").decode()
     assert {row["shard"] for row in pq.read_table(run / "scores").to_pylist()} == {
         str(tmp_path / "corpus" / "a.json"),

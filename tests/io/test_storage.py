@@ -7,6 +7,7 @@ import pytest
 
 from scalselect_ray.errors import ConfigError, OutputError
 from scalselect_ray.io import storage
+from scalselect_ray.io.listing import expand
 from scalselect_ray.redaction import redact
 
 
@@ -19,9 +20,9 @@ def test_written_files_are_found(root):
     for name in ("b.json", "a.json", "c.txt"):
         storage.write(f"{root}/x/{name}", name.encode())
     assert storage.list_names(f"{root}/x") == ["a.json", "b.json", "c.txt"]
-    assert [file.uri.rpartition("/")[2] for file in storage.expand(f"{root}/x/*.json")] == ["a.json", "b.json"]
+    assert [file.uri.rpartition("/")[2] for file in expand(f"{root}/x/*.json").files] == ["a.json", "b.json"]
     assert storage.read_bytes(f"{root}/x/a.json", 0, 3) == b"a.j"
-    assert storage.expand(f"{root}/nowhere") == []
+    assert expand(f"{root}/nowhere").files == []
     assert storage.list_folders(root) == ["x"]
 
 
@@ -70,7 +71,7 @@ def test_what_breaks_off_while_it_is_written_is_not_there(tmp_path, s3):
     for uri in (str(tmp_path / "a" / "b"), "s3://bucket/streamed/b"):
         with pytest.raises(ValueError, match="broke"):
             break_off(uri)
-        assert storage.expand(uri) == []
+        assert expand(uri).files == []
     assert list(tmp_path.rglob("*.tmp")) == []
     fs = storage.filesystem("s3://bucket")[0]
     assert fs.call_s3("list_multipart_uploads", Bucket="bucket").get("Uploads", []) == []
@@ -88,7 +89,7 @@ def test_what_is_streamed_is_there_in_the_end(size, tmp_path, s3):
         assert storage.stat(uri).size == size
         assert storage.read_bytes(uri) == (block * 70)[:size]
     storage.delete_folder("s3://bucket/streamed")
-    assert storage.expand("s3://bucket/streamed") == []
+    assert expand("s3://bucket/streamed").files == []
 
 
 def test_an_interruption_is_not_tried_again():
@@ -99,7 +100,7 @@ def test_an_interruption_is_not_tried_again():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        storage._patiently("s3://bucket/x", call)
+        storage.patiently("s3://bucket/x", call)
     assert len(calls) == 1
 
 
@@ -122,7 +123,7 @@ def test_the_first_bytes_of_an_object(tmp_path, s3):
 def test_a_link_to_nothing_hides_no_other_file(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"{}")
     (tmp_path / ".#a.jsonl").symlink_to("somebody@somewhere.1234")
-    assert [file.uri for file in storage.expand(str(tmp_path))] == [str(tmp_path / "a.jsonl")]
+    assert [file.uri for file in expand(str(tmp_path)).files] == [str(tmp_path / "a.jsonl")]
 
 
 def tree(folder):

@@ -13,6 +13,7 @@ from conftest import GOLDEN, write_config
 
 from scalselect_ray.cli import main
 from scalselect_ray.io import storage
+from scalselect_ray.io.listing import expand
 from scalselect_ray.report import write
 from scalselect_ray.report.data import TOKEN_COLUMNS, Limits, Report
 from scalselect_ray.report.gather import gather
@@ -246,7 +247,7 @@ def test_a_run_in_a_bucket_has_its_page_there(s3, tmp_path, monkeypatch):
     storage.write("s3://bucket/reported/some.json", json.dumps(ROWS[:6]).encode())
     source = {"name": "some", "paths": ["s3://bucket/reported/some.json"]}
     assert main(["run", str(write_config(tmp_path, [source], MODEL, output="s3://bucket/reported/output"))]) == 0
-    page = storage.expand("s3://bucket/reported/output/runs/*/report.html")[0].uri
+    page = expand("s3://bucket/reported/output/runs/*/report.html").files[0].uri
     with urllib.request.urlopen(storage.filesystem(page)[0].sign(page)) as answer:
         assert answer.headers["Content-Type"] == "text/html; charset=utf-8", "a browser shows it and does not save it"
     text = storage.read_bytes(page).decode()

@@ -15,7 +15,7 @@ CHANGE = Change(previous="p", kept=1, entered=2, left=3, principal_angles_degree
 @pytest.mark.parametrize("change", [None, CHANGE, Change(previous="p", kept=1, entered=0, left=0,
                                                          principal_angles_degrees=None)])  # fmt: skip
 def test_what_is_stored_comes_back(change):
-    record = record_of(change=change)
+    record = record_of(change=change, passed_over={"s": {".csv": 2}})
     assert RunRecord.from_json(json.loads(to_bytes(record)), "run.json") == record
 
 
@@ -23,7 +23,7 @@ def test_a_record_of_version_0_1_is_read():
     (stored,) = (DATA / "output-0.1" / "runs").glob("*/run.json")
     record = RunRecord.from_json(json.loads(stored.read_bytes()), str(stored))
     assert (record.scored, record.chosen, record.k, record.sources["golden"].chosen) == (27, 13, 3, 12)
-    assert record.to_json() == json.loads(stored.read_bytes()) | {"lost": []}
+    assert record.to_json() == json.loads(stored.read_bytes()) | {"lost": [], "passed_over": {}}
 
 
 def test_another_version_is_refused_with_both_names():

@@ -8,6 +8,7 @@ from records import record_of
 
 from scalselect_ray.corpus import CorpusFile
 from scalselect_ray.io import storage
+from scalselect_ray.io.listing import expand
 from scalselect_ray.store.layout import Output
 from scalselect_ray.store.runs import Runs
 
@@ -55,7 +56,7 @@ def test_a_run_that_never_finished_counts_for_the_order_but_is_not_the_latest(ru
 def test_a_file_with_an_older_time_is_another_version(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("[1]")
-    (source,) = [CorpusFile("s", file, "/", 10, 100) for file in storage.expand(str(path))]
+    (source,) = [CorpusFile("s", file, "/", 10, 100) for file in expand(str(path)).files]
     os.utime(path, (1, 1))
-    (older,) = [CorpusFile("s", file, "/", 10, 100) for file in storage.expand(str(path))]
+    (older,) = [CorpusFile("s", file, "/", 10, 100) for file in expand(str(path)).files]
     assert older.key != source.key

@@ -9,7 +9,17 @@ import stat
 from scalselect_ray.corpus.formats.base import Broken, Cutting, Format, RowRange, UnreadableFileError
 from scalselect_ray.io import storage
 
-__all__ = ["FORMATS", "Broken", "Cutting", "Format", "RowRange", "UnreadableFileError", "format_of", "is_corpus_file"]
+__all__ = [
+    "FORMATS",
+    "SUFFIXES_TEXT",
+    "Broken",
+    "Cutting",
+    "Format",
+    "RowRange",
+    "UnreadableFileError",
+    "format_of",
+    "is_corpus_file",
+]
 
 FORMATS: tuple[Format, ...] = tuple(
     known
@@ -25,17 +35,13 @@ _NO_FILES = {
     stat.S_ISBLK: "block device",
 }
 _NOT_CORPUS = ("dataset_info.json", "_stats.json", "state.json", "dataset_infos.json")
+SUFFIXES_TEXT = ".json, .jsonl, .parquet, .tar, each also .gz but Parquet"
 
 
-def is_corpus_file(uri: str) -> bool:
-    """Whether a file found in a folder looks like a part of a corpus."""
-    name = uri.rpartition("/")[2]
-    return (
-        any(name.endswith(known.suffixes) for known in FORMATS)
-        and not name.startswith(".")
-        and not name.endswith(_NOT_CORPUS)
-        and "/.nv-meta/" not in uri
-    )
+def is_corpus_file(name: str) -> bool:
+    """Whether a file found in a folder looks like a part of a corpus, by its name alone."""
+    small = name.lower()
+    return any(small.endswith(known.suffixes) for known in FORMATS) and not small.endswith(_NOT_CORPUS)
 
 
 def format_of(file: storage.FileInfo) -> Format:
@@ -46,7 +52,7 @@ def format_of(file: storage.FileInfo) -> Format:
         kind = next((name for test, name in _NO_FILES.items() if test(mode)), "")
         if kind:
             raise UnreadableFileError(f"it is a {kind} and not a file: it was not opened")
-    named = [known for known in FORMATS if file.uri.endswith(known.suffixes)]
+    named = [known for known in FORMATS if file.uri.lower().endswith(known.suffixes)]
     if len(named) == 1:
         return named[0]
     head = storage.read_start(file.uri, 4096)
