@@ -226,10 +226,18 @@ For completion by the tab key put this line into ~/.bashrc or ~/.zshrc (for fish
         "list what nothing needs any more below an output folder, and remove it when told to",
         "selection",
         "selection --delete",
+        "selection --keep 3 --delete",
         "selection --rejected image_missing --delete",
     )
     added.add_argument("output", help="the `output` of a config")
-    added.add_argument(
+    which = added.add_mutually_exclusive_group()
+    which.add_argument(
+        "--keep",
+        type=_count,
+        metavar="N",
+        help="also finished runs but the newest N, and features and moments that they alone need",
+    )
+    which.add_argument(
         "--rejected",
         metavar="REASON",
         help="instead: slices with rejects of this reason, which the next run then extracts again (a reason of "
@@ -249,6 +257,12 @@ def _share(text: str) -> float:
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"a share is a number above 0 and at most 1, found '{text}'")
     return share
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a number of runs is at least 1, found '{text}'")
+    return int(text)
 
 
 def _run(options: argparse.Namespace, console: Console) -> Any:
@@ -305,11 +319,13 @@ def _status(options: argparse.Namespace, console: Console) -> Any:
 
 def _clean(options: argparse.Namespace, console: Console) -> Any:
     from scalselect_ray.commands.status import clean
+    from scalselect_ray.store.garbage import check_output
 
     output = _output(options.output)
-    if options.delete and storage.exists(output.uri):
+    check_output(output)
+    if options.delete:
         storage.check_folder(output.uri)
-    return clean(options.output, options.rejected, options.delete, console)
+    return clean(options.output, options.rejected, options.keep, options.delete, console)
 
 
 def _report(options: argparse.Namespace, console: Console) -> Any:

@@ -15,12 +15,15 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from scalselect_ray.errors import OutputError
 from scalselect_ray.testing import corpus
 from scalselect_ray.testing.tokenizer import byte_tokenizer
 
 transformers_logging.disable_progress_bar()
 
 _SAMPLES = 200
+_NAMES = {"config.yaml", "corpus", "model", "output"}
+_FIRST_LINE = "# A run of `scalselect demo`. Paths are relative to the folder in which the command is started."
 _TEMPLATE = (
     "{% for m in messages %}{{ m['role'] | upper }}: {% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n"
     "{% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}"
@@ -28,20 +31,39 @@ _TEMPLATE = (
 
 
 def make_demo(folder: str) -> str:
-    """Writes corpus, images, model and config below `folder`; returns the config's path. The same bytes each time."""
+    """Writes corpus, images, model and config below `folder`; returns the config's path. The same bytes each time.
+
+    Raises OutputError where other files are: they are left as they are."""
     root = Path(folder)
-    corpus.draw(root / "corpus", _SAMPLES)
-    if not (root / "model" / "model.safetensors").exists():
-        make_model(root / "model")
     config = root / "config.yaml"
+    _check_ours(root, config)
+    root.mkdir(parents=True, exist_ok=True)
     config.write_text(
-        "# A run of `scalselect demo`. Paths are relative to the folder in which the command is started.\ncorpus:\n"
+        f"{_FIRST_LINE}\ncorpus:\n"
         f"  sources:\n    - {{name: shapes, paths: [{json.dumps(str(root / 'corpus' / 'shapes.json'))}]}}\n"
         f"  slice_rows: 25\nextractor: {{model: {json.dumps(str(root / 'model'))}, dtype: float32}}\n"
         "selection: {budget: 0.16}\n"
         f"output: {json.dumps(str(root / 'output'))}\n"
     )
+    corpus.draw(root / "corpus", _SAMPLES)
+    if not (root / "model" / "model.safetensors").exists():
+        make_model(root / "model")
     return str(config)
+
+
+def _check_ours(root: Path, config: Path) -> None:
+    """That there is nothing, or what an earlier demo has left."""
+    if root.exists() and not root.is_dir():
+        raise OutputError(f"{root} is a file: give a new folder for the demo")
+    names = {path.name for path in root.iterdir()} if root.exists() else set()
+    others = sorted(names - _NAMES)
+    if not others and names and not (config.is_file() and config.read_text(errors="replace").startswith(_FIRST_LINE)):
+        others = sorted(names)
+    if others:
+        raise OutputError(
+            f"{root} holds files that no demo has written ({', '.join(others[:5])}): give a new folder for the demo, "
+            "as in 'scalselect demo somewhere'"
+        )
 
 
 def make_model(folder: Path) -> None:

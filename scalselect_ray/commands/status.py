@@ -58,13 +58,13 @@ def _run(runs: Runs, name: str) -> dict[str, Any]:
     return {"run_id": name, "finished": record is not None, **shown}
 
 
-def clean(given: str, rejected: str | None, delete: bool, console: Console) -> dict[str, Any]:
-    """Prints and returns what is of no more use, or what holds rejects of the reason `rejected`; removes it when
-    `delete` says so."""
+def clean(given: str, rejected: str | None, keep: int | None, delete: bool, console: Console) -> dict[str, Any]:
+    """Prints and returns what is of no more use, or what holds rejects of the reason `rejected`; with `keep` also all
+    but so many of the newest finished runs. Removes it when `delete` says so."""
     output = Output(storage.absolute(given))
     if rejected is not None and rejected not in set(Reason):
         raise ConfigError(f"--rejected {rejected} is no reason; there are {', '.join(Reason)}")
-    garbage = find_garbage(output) if rejected is None else find_rejected(output, rejected)
+    garbage = find_garbage(output, keep) if rejected is None else find_rejected(output, rejected)
     for heap in garbage:
         console.note(f"{'removing' if delete else 'would remove'} {heap}")
         for uri in heap.uris[:20]:
@@ -73,6 +73,8 @@ def clean(given: str, rejected: str | None, delete: bool, console: Console) -> d
             console.note(f"  and {len(heap.uris) - 20:,} more")
         if delete:
             storage.delete(heap.uris)
+            for folder in heap.folders:
+                storage.delete_empty(folder)
     if not garbage:
         console.note("nothing to remove")
     elif not delete:

@@ -274,6 +274,14 @@ def delete_folder(uri: str) -> None:
         delete(file.uri for file in list_tree(uri))
 
 
+def delete_empty(folder: str) -> None:
+    """Removes what is left of a folder of this machine when all its files are gone; a store has no empty folders."""
+    if is_local(folder):
+        for path, _, _ in os.walk(absolute(folder), topdown=False):
+            with contextlib.suppress(OSError):  # there is something in it
+                os.rmdir(path)
+
+
 def delete(uris: Iterable[str]) -> None:
     """Removes objects, in as few requests as the store allows. One that is gone already is no error. Raises
     StorageError."""

@@ -8,10 +8,12 @@ from scalselect_ray.cluster.tasks import in_order
 from scalselect_ray.console import counted
 from scalselect_ray.corpus import Plan, list_corpus, lost_rows, make_plan, plan_open_file, rests_of
 from scalselect_ray.corpus.planning import OpenFile, passed_over_text
-from scalselect_ray.corpus.slices import Slice, SliceId
-from scalselect_ray.errors import CorpusChangedError, CorpusError
+from scalselect_ray.corpus.slices import Slice, SliceId, shard_name
+from scalselect_ray.errors import CorpusChangedError, CorpusError, OutputError
 from scalselect_ray.stages.context import Job
 from scalselect_ray.stages.rejects import check_rejects
+from scalselect_ray.store.files import read_files
+from scalselect_ray.store.runs import Runs
 
 _SHOWN = 10  # unreadable files that are named
 
@@ -53,9 +55,28 @@ def _plan(job: Job) -> Plan:
     return found
 
 
+def nothing_in_common(plan: Plan, runs: Runs) -> str:
+    """What is said of a corpus that has no file in common with the latest run of its output; empty where it has."""
+    latest = runs.latest()
+    try:
+        before = read_files(runs.folder(latest)) if latest else []
+    except OutputError:  # of version 0.1, or damaged
+        return ""
+    ours = {shard_name(file.file.uri) for file in plan.files}
+    if not before or any(file.shard in ours for file in before):
+        return ""
+    names = ", ".join(sorted({file.source for file in before})[:_SHOWN])
+    return (
+        f"the corpus has no file in common with the latest run of {runs.output.uri} ({latest}: {names}): is this the "
+        "output that you mean? Nothing there is lost, but 'latest' will be this run"
+    )
+
+
 def _check(plan: Plan, job: Job) -> None:
     for source, passed_over in plan.passed_over.items():
         job.console.note(f"{source}: {passed_over_text(passed_over)}")
+    if warning := nothing_in_common(plan, Runs(job.output)):
+        job.console.warn(warning)
     if not plan.slice_ids:
         raise CorpusError(f"the corpus is empty: its {len(plan.files)} files hold no rows")
     problems = [slice_ for slice_ in plan.todo if slice_.problem]
