@@ -89,11 +89,35 @@ _GPUS = Range(  # what Ray can give to an actor
 )
 
 
+COLUMNS = (
+    "id",
+    "messages",
+    "prompt",
+    "query",
+    "response",
+    "history",
+    "caption",
+    "system",
+    "images",
+    "role_tag",
+    "content_tag",
+    "user_tag",
+    "assistant_tag",
+    "system_tag",
+)
+"""What `corpus.sources[].columns` may map."""
+_MAPPED = Range(
+    text=f"names of the corpus for any of {', '.join(COLUMNS)}",
+    holds=lambda value: all(name in COLUMNS and own for name, own in value.items()),
+    schema={"propertyNames": {"enum": list(COLUMNS)}, "additionalProperties": {"type": "string", "minLength": 1}},
+)
+
+
 def setting(text: str, default: Any = MISSING, range: Range | None = None, unit: str = "") -> Any:
     """A key of the config: what it means, its default (it must be given where there is none), its range and unit."""
     metadata = {"text": text, "range": range, "unit": unit}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
+    if isinstance(default, dict | list):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -105,6 +129,13 @@ class SourceConfig:
     paths: list[str] = setting("URIs, globs or folders.", range=_at_least_one("a list with at least one path"))
     image_root: str | None = setting(
         "Where relative image paths are joined; null: the folder of the file that names them.", None
+    )
+    columns: dict[str, str] = setting(
+        "The corpus's own names, where its rows have others, in the words of LLaMA-Factory's dataset_info.json: "
+        "{messages: dialog, role_tag: speaker, content_tag: text, images: pictures}. Another mapping means features of "
+        "their own.",
+        {},
+        _MAPPED,
     )
 
 
@@ -123,6 +154,12 @@ class CorpusConfig:
         64 << 20,
         _integer(1),
         "bytes",
+    )
+
+    image_links: list[str] = setting(
+        "Folders of this machine where links inside an image root may lead; a link that leads elsewhere is not "
+        "followed. A row's own path never leaves the image root.",
+        [],
     )
 
     def rules(self) -> Iterator[Rule]:
@@ -352,7 +389,9 @@ class Key:
 
     @property
     def default(self) -> Any:
-        return {} if self.item.default is NO_DEFAULT else self.item.default
+        if self.item.default_factory is not NO_DEFAULT:
+            return self.item.default_factory()
+        return self.item.default
 
 
 def keys(section: Any = JobConfig, name: str = "") -> Iterator[Key]:

@@ -114,6 +114,7 @@ def _kept(loaded: DictConfig) -> str:
     for source in kept["corpus"]["sources"]:
         source["paths"] = _settled(source["paths"])
         source["image_root"] = _settled(source["image_root"])
+    kept["corpus"]["image_links"] = _settled(kept["corpus"]["image_links"])
     kept["output"] = _settled(kept["output"])
     if os.path.isdir(model := _settled(kept["extractor"]["model"])):
         kept["extractor"]["model"] = model
@@ -171,7 +172,9 @@ def _absolute(config: JobConfig) -> JobConfig:
     model = storage.absolute(config.extractor.model)
     return replace(
         config,
-        corpus=replace(config.corpus, sources=sources),
+        corpus=replace(
+            config.corpus, sources=sources, image_links=list(map(storage.absolute, config.corpus.image_links))
+        ),
         extractor=replace(config.extractor, model=model) if os.path.isdir(model) else config.extractor,
         output=storage.absolute(config.output),
     )

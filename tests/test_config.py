@@ -210,6 +210,7 @@ def test_the_kept_copy_has_interpolations_as_they_were_written(monkeypatch, tmp_
             "name": "a${oc.env:PART}",
             "paths": [str(tmp_path / "x.json"), "${oc.env:PART}.json"],
             "image_root": str(tmp_path / "images"),
+            "columns": {},
         }
     ]
     assert redact(f"no {config.output}") == "no s3://bucket/***/out"

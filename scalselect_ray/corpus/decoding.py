@@ -21,10 +21,20 @@ from scalselect_ray.corpus.sample import ImageRef, Reason, SampleRejectedError
 
 MAX_PIXELS = 1 << 27  # 134 million in all the images of a sample: 400 MB once decoded
 MAX_SECONDS = 60  # of processor time, for one picture
+MAX_MEMORY = 4 << 30  # bytes, for one picture that is decoded apart
 _LARGE_SCANNED = 1 << 28  # pixels times scans, which take seconds
 _LARGE_BYTES = 1 << 25
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 Image.init()  # Pillow knows formats by name only once their plugins are loaded
+_DEEP = ("AVIF", "JPEG2000")  # their decoders hold a picture several times, in wider numbers
+_DEEP_PIXELS = MAX_PIXELS // 4
+_APART = ("JPEG2000", "ICO", "QOI")  # what they cost is not told by their bytes: never decoded in this process
+_LARGE_DEEP = 1 << 23  # pixels, which take a second
+_FORMATS = tuple(
+    name
+    for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", *_APART)
+    if name in Image.OPEN  # of the Pillow that is installed
+)
+"""What is decoded. MPO is a JPEG; formats that run other programs, or that no first bytes tell, are not here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +65,9 @@ def open_images(images: Sequence[ImageRef]) -> OpenedImages:
         with _told(image):
             if id(image.data) not in opened:
                 data, scanned = lean(image.name, image.data)
-                is_large = scanned > _LARGE_SCANNED or len(data) > _LARGE_BYTES
-                opened[id(image.data)] = image, Image.open(io.BytesIO(data), formats=_FORMATS), is_large
+                found = Image.open(io.BytesIO(data), formats=_FORMATS)
+                is_large = scanned > _LARGE_SCANNED or len(data) > _LARGE_BYTES or _is_costly(image, found)
+                opened[id(image.data)] = image, found, is_large
             picture = opened[id(image.data)][1]
             pixels += picture.width * picture.height
             if pixels > MAX_PIXELS:
@@ -65,6 +76,23 @@ def open_images(images: Sequence[ImageRef]) -> OpenedImages:
                     f"{image.name}: its {picture.width}x{picture.height} pixels bring the sample above {MAX_PIXELS:,}",
                 )
     return OpenedImages(pixels, images, opened)
+
+
+def _is_costly(image: ImageRef, picture: Image.Image) -> bool:
+    """Whether a picture of a kind whose cost its bytes do not tell is decoded apart. Raises SampleRejectedError."""
+    pixels = picture.width * picture.height
+    if picture.format in _DEEP and pixels > _DEEP_PIXELS:
+        raise SampleRejectedError(
+            Reason.IMAGE_TOO_LARGE,
+            f"{image.name}: {picture.width}x{picture.height} pixels of {picture.format} are above {_DEEP_PIXELS:,}",
+        )
+    return picture.format in _APART or (picture.format in _DEEP and pixels > _LARGE_DEEP)
+
+
+def is_image(head: bytes) -> bool:
+    """Whether bytes begin as a picture of a kind that is decoded, by more than two bytes."""
+    accepts = [Image.OPEN[name][1] for name in _FORMATS if name not in ("BMP", "PPM")]
+    return any(accept is not None and accept(head) is True for accept in accepts)
 
 
 def decode(images: Sequence[ImageRef]) -> list[Image.Image]:
@@ -94,7 +122,10 @@ def _told(image: ImageRef) -> Iterator[None]:
             raise SampleRejectedError(Reason.IMAGE_TOO_LARGE, f"{image.name}: {error}") from error
         except UnidentifiedImageError as error:
             what = f"starts with {image.data[:12]!r}" if image.data else "is empty"
-            raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"{image.name}: not an image ({what})") from error
+            known = ", ".join(sorted(_FORMATS))
+            raise SampleRejectedError(
+                Reason.IMAGE_UNREADABLE, f"{image.name}: not an image ({what}); what is read: {known}"
+            ) from error
         except Exception as error:  # decoders raise what they like
             raise SampleRejectedError(
                 Reason.IMAGE_UNREADABLE, f"{image.name}: {type(error).__name__}: {error}"
@@ -120,6 +151,10 @@ def _decoded_apart(image: ImageRef, picture: Image.Image) -> Image.Image:
         raise MemoryError(f"no memory to decode {size}")
     if done.returncode:
         what = done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or f"signal {-done.returncode}"
+        if what.startswith("MemoryError"):
+            raise SampleRejectedError(
+                Reason.TOO_COSTLY, f"{image.name}: {size} take more than {MAX_MEMORY >> 20:,} MiB to decode"
+            )
         raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"{image.name}: its decoder ended with {what}")
     return Image.frombytes("RGB", picture.size, done.stdout)
 
@@ -128,6 +163,9 @@ def _serve(seconds: int) -> None:
     """Decodes the picture on stdin to bytes of RGB on stdout, in at most these seconds of processor time."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    with contextlib.suppress(FileNotFoundError), open("/proc/self/statm") as file:  # other systems do not tell
+        limit = int(file.read().split()[0]) * resource.getpagesize() + MAX_MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     warnings.simplefilter("ignore")
     data = lean("stdin", sys.stdin.buffer.read()).data
     with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:

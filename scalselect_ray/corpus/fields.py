@@ -40,22 +40,6 @@ FIELDS = (
 """The fields that are read; a corpus may have others."""
 
 
-class _Every(Collection[str]):
-    """All names there are."""
-
-    def __contains__(self, name: object) -> bool:
-        return True
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
-
-
-EVERY_FIELD: Collection[str] = _Every()
-"""For readers of rows as they stand in their files, with what no sample is made of."""
-
 TAGS = ("role_tag", "content_tag", "user_tag", "assistant_tag", "system_tag")
 COLUMNS = ("id", "messages", "prompt", "query", "response", "history", "caption", "system", "images", *TAGS)
 """What `corpus.sources[].columns` maps, in the words of LLaMA-Factory's dataset_info.json: fields of a row, then the
@@ -69,6 +53,27 @@ _KIN = (_SAID, {*IMAGES}, {*SYSTEM}, {"id"})  # of which a row has one
 def wanted(columns: Columns) -> frozenset[str]:
     """The names of the fields that are read of a corpus with such columns."""
     return frozenset(FIELDS).union(name for ours, name in columns.items() if is_field(ours))
+
+
+class _Every(Collection[str]):
+    """All names there are, of which it lists those that are a corpus's own."""
+
+    def __init__(self, own: Collection[str] = ()) -> None:
+        self._own = own
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+
+def every_field(columns: Columns) -> Collection[str]:
+    """For readers of rows as they stand in their files, with what no sample is made of."""
+    return _Every([name for ours, name in columns.items() if is_field(ours)])
 
 
 def is_field(ours: str) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
+from scalselect_ray.corpus.fields import Columns
 from scalselect_ray.corpus.formats import (
     SUFFIXES_TEXT,
     Cutting,
@@ -34,6 +35,8 @@ class Source(Protocol):
     def paths(self) -> Sequence[str]: ...
     @property
     def image_root(self) -> str | None: ...
+    @property
+    def columns(self) -> Columns: ...
 
 
 class CorpusSettings(Protocol):
@@ -45,6 +48,8 @@ class CorpusSettings(Protocol):
     def slice_rows(self) -> int: ...
     @property
     def slice_bytes(self) -> int: ...
+    @property
+    def image_links(self) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +61,17 @@ class CorpusFile:
     image_root: str
     slice_rows: int  # maximum of a slice
     slice_bytes: int  # maximum of a slice, where the rows' sizes are known
+    columns: Columns = field(default_factory=dict, hash=False)  # the corpus's own names
+    image_links: Sequence[str] = ()  # folders where links inside the image root may lead
 
     @property
     def key(self) -> str:
-        """16 hexadecimal digits. How the file is cut is no part of it: each slice says which rows it has."""
+        """16 hexadecimal digits. How the file is cut is no part of it: each slice says which rows it has. Nor is where
+        links may lead: it decides whether a picture is read, and not which one."""
         file = self.file
-        identity = repr((_PLAN_VERSION, self.source, file.uri, file.size, file.version, self.image_root))
-        return hashlib.sha256(identity.encode()).hexdigest()[:16]
+        named = (sorted(self.columns.items()),) if self.columns else ()
+        identity = (_PLAN_VERSION, self.source, file.uri, file.size, file.version, self.image_root, *named)
+        return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,13 @@ def list_corpus(corpus: CorpusSettings) -> Corpus:
             for file in listing.files:
                 root = storage.absolute(source.image_root) if source.image_root else file.uri.rpartition("/")[0]
                 files[file.uri, source.name] = CorpusFile(
-                    source.name, file, root, corpus.slice_rows, corpus.slice_bytes
+                    source.name,
+                    file,
+                    root,
+                    corpus.slice_rows,
+                    corpus.slice_bytes,
+                    columns=dict(source.columns),
+                    image_links=tuple(map(storage.absolute, corpus.image_links)),
                 )
             passed_over.setdefault(source.name, Counter()).update(listing.passed_over)
             linked += listing.linked
@@ -183,6 +198,8 @@ def plan_file(file: CorpusFile, kept: Sequence[SliceId] = ()) -> list[Slice]:
             file_rows=ranges[-1].stop_row,
             start_byte=range_.start_byte,
             stop_byte=range_.stop_byte,
+            columns=file.columns,
+            image_links=file.image_links,
             problem=problem if range_ is ranges[-1] else None,
             lost_bytes=lost_bytes if range_ is ranges[-1] else 0,
         )

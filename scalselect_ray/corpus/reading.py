@@ -1,9 +1,9 @@
 """Slices to samples."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from scalselect_ray.corpus.conversation import ImageResolver, known_id, normalise
-from scalselect_ray.corpus.fields import FIELDS
+from scalselect_ray.corpus.conversation import known_id, normalise
+from scalselect_ray.corpus.fields import every_field, renamed, wanted
 from scalselect_ray.corpus.formats import Broken, Cutting, RowRange, UnreadableFileError, format_of
 from scalselect_ray.corpus.images import resolver
 from scalselect_ray.corpus.planning import CorpusFile, check_unchanged
@@ -13,9 +13,9 @@ from scalselect_ray.errors import CorpusChangedError, CorpusError, StorageError
 from scalselect_ray.io import storage
 
 
-def read_records(slices: Sequence[Slice], fields: Collection[str] = FIELDS) -> Iterator[tuple[Slice, list[object]]]:
-    """The rows of slices of one file as they stand there, in order; `Broken` in the place of a broken row. `fields` are
-    those that a format reads which has them apart.
+def read_records(slices: Sequence[Slice], whole: bool = False) -> Iterator[tuple[Slice, list[object]]]:
+    """The rows of slices of one file as they stand there, in order; `Broken` in the place of a broken row. `whole`:
+    with what no sample is made of, where a format has that apart.
 
     Raises CorpusChangedError where the file is not the version any more that was planned; CorpusError, StorageError.
     """
@@ -23,6 +23,7 @@ def read_records(slices: Sequence[Slice], fields: Collection[str] = FIELDS) -> I
         return
     file = storage.FileInfo(slices[0].shard, slices[0].size, slices[0].version)
     ranges = [RowRange(slice_.first_row, slice_.stop_row, slice_.start_byte, slice_.stop_byte) for slice_ in slices]
+    fields = every_field(slices[0].columns) if whole else wanted(slices[0].columns)
     try:
         try:
             for slice_, (range_, records) in zip(slices, format_of(file).read(file, ranges, fields), strict=True):
@@ -46,9 +47,9 @@ def read_records(slices: Sequence[Slice], fields: Collection[str] = FIELDS) -> I
 def read_slices(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[Sample | Reject]]]:
     """The rows of consecutive slices of one file, each row once, a slice at a time. Raises as
     `read_records`."""
-    resolve = resolver(slices[0].image_root)
+    made = samples_of(slices[0])
     for slice_, records in read_records([slice_ for slice_ in slices if slice_.problem is None]):
-        yield slice_, _samples(slice_.first_row, records, resolve)
+        yield slice_, made(slice_.first_row, records)
     for slice_ in slices:
         if slice_.problem is not None:
             check_unchanged(storage.FileInfo(slice_.shard, slice_.size, slice_.version))
@@ -73,26 +74,28 @@ def read_rows(file: CorpusFile, rows: Sequence[int]) -> dict[int, Sample | Rejec
     Raises UnreadableFileError, FileNotFoundError, StorageError.
     """
     found: dict[int, Sample | Reject] = {}
-    form, resolve, left = format_of(file.file), resolver(file.image_root), set(rows)
+    form, made, left = format_of(file.file), samples_of(file), set(rows)
     for range_ in form.scan(file.file, Cutting(file.slice_rows, file.slice_bytes)):
-        wanted = left.intersection(range(range_.first_row, range_.stop_row))
-        if wanted:
-            for _, records in form.read(file.file, [range_]):
-                found |= {row.row: row for row in _samples(range_.first_row, records, resolve) if row.row in wanted}
-        left -= wanted
+        here = left.intersection(range(range_.first_row, range_.stop_row))
+        if here:
+            for _, records in form.read(file.file, [range_], wanted(file.columns)):
+                found |= {row.row: row for row in made(range_.first_row, records) if row.row in here}
+        left -= here
         if not left:
             break
     return found
 
 
-def _samples(first_row: int, records: list[object], resolve: ImageResolver) -> list[Sample | Reject]:
-    rows: list[Sample | Reject] = []
-    for row, record in enumerate(records, start=first_row):
+def samples_of(part: Slice | CorpusFile) -> Callable[[int, Sequence[object]], list[Sample | Reject]]:
+    """What makes samples of consecutive records of a file, given the number of the first."""
+    resolve, columns = resolver(part.image_root, part.image_links), part.columns
+
+    def sample(row: int, record: object) -> Sample | Reject:
         if isinstance(record, Broken):
-            rows.append(Reject(row, None, record.reason, plain(record.message)))
-            continue
+            return Reject(row, None, record.reason, plain(record.message))
         try:
-            rows.append(normalise(row, record, resolve))
+            return normalise(row, record, resolve, columns=columns)
         except SampleRejectedError as error:
-            rows.append(Reject(row, known_id(record), error.reason, error.message))
-    return rows
+            return Reject(row, known_id(renamed(record, columns)), error.reason, error.message)
+
+    return lambda first_row, records: [sample(row, record) for row, record in enumerate(records, start=first_row)]

@@ -1,6 +1,7 @@
 """One schema for every corpus: what a sample is, whatever file it came from."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -81,12 +82,14 @@ class ImageRef:
     """One image of a sample, still encoded: its bytes, or where they lie.
 
     `name` is for messages and exports (the path as the corpus gives it); exactly one of `data` and `uri` is set.
-    `uri` has already been checked to lie inside the image root.
+    `uri` has already been checked to lie inside the image root; a file of this machine is checked once more when it is
+    open: it must lie in one of `folders`.
     """
 
     name: str
     data: bytes | None = None
     uri: str | None = None
+    folders: Sequence[str] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,10 @@
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
+from scalselect_ray.corpus.fields import Columns
 from scalselect_ray.redaction import redact_uri
 
 
@@ -64,6 +65,8 @@ class Slice:
     file_rows: int
     start_byte: int  # where the rows lie in the file; slices with the same bytes are read together
     stop_byte: int
+    columns: Columns = field(default_factory=dict, hash=False)  # the corpus's own names
+    image_links: Sequence[str] = ()  # folders where links inside the image root may lead
     problem: str | None = None
     lost_bytes: int = 0  # that could not be read
 

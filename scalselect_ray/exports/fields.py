@@ -8,11 +8,12 @@ import functools
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from scalselect_ray.corpus import ImageRef, Sample, SampleRejectedError, normalise
 from scalselect_ray.corpus.conversation import ImageResolver
-from scalselect_ray.corpus.fields import unread_of
+from scalselect_ray.corpus.fields import Columns, unread_of
 from scalselect_ray.corpus.sample import Record
 
 Path = tuple[str | int, ...]  # keys and numbers that lead to a value
@@ -33,7 +34,9 @@ class Fields:
 NO_FIELDS = Fields()
 
 
-def read_fields(row: int, record: object, resolve: ImageResolver) -> tuple[Sample, Fields]:
+def read_fields(
+    row: int, record: object, resolve: ImageResolver, columns: Columns = MappingProxyType({})
+) -> tuple[Sample, Fields]:
     """The sample of a row with its texts as they stand there, and all the fields of the row.
 
     Raises SampleRejectedError."""
@@ -49,7 +52,7 @@ def read_fields(row: int, record: object, resolve: ImageResolver) -> tuple[Sampl
         asked.append(places.get(id(image)))
         return resolved(image)
 
-    sample = normalise(row, own, observed, verbatim=True)
+    sample = normalise(row, own, observed, verbatim=True, columns=columns)
     if not isinstance(own, dict):
         return sample, NO_FIELDS
     known = tuple(place for place in asked if place is not None)
@@ -57,7 +60,7 @@ def read_fields(row: int, record: object, resolve: ImageResolver) -> tuple[Sampl
     bytes_at = {place for place, image in zip(known, sample.images, strict=False) if image.data is not None}
     no_json = [_member(name) for name in unread_of(record)]
     kept = _as_json(own, (), bytes_at, set(known), no_json)
-    unread = tuple(name for name in own if name in kept and _says_nothing(row, own, name, resolved, sample))
+    unread = tuple(name for name in own if name in kept and _says_nothing(row, own, name, resolved, sample, columns))
     return sample, Fields(kept, known, unread, tuple(dict.fromkeys(no_json)))
 
 
@@ -137,10 +140,12 @@ def _once(resolve: ImageResolver) -> ImageResolver:
     return resolved
 
 
-def _says_nothing(row: int, record: dict[str, Any], name: str, resolve: ImageResolver, sample: Sample) -> bool:
+def _says_nothing(
+    row: int, record: dict[str, Any], name: str, resolve: ImageResolver, sample: Sample, columns: Columns
+) -> bool:
     rest = {key: value for key, value in record.items() if key != name}
     try:
-        return normalise(row, rest, resolve, verbatim=True) == sample
+        return normalise(row, rest, resolve, verbatim=True, columns=columns) == sample
     except SampleRejectedError:
         return False
 

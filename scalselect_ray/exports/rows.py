@@ -24,7 +24,7 @@ from scalselect_ray.corpus import (
     resolver,
 )
 from scalselect_ray.corpus.conversation import ImageResolver
-from scalselect_ray.corpus.fields import EVERY_FIELD
+from scalselect_ray.corpus.fields import renamed
 from scalselect_ray.corpus.formats import RowRange, format_of
 from scalselect_ray.corpus.formats.webdataset import WebDataset
 from scalselect_ray.corpus.planning import check_unchanged
@@ -49,8 +49,8 @@ def read_rows(
 ) -> Iterator[ExportRow]:
     """The wanted rows of slices of one file, with all their fields. Raises CorpusError."""
     contents = _members(slices) if with_members else itertools.repeat([])
-    resolve = resolver(slices[0].image_root)
-    for (slice_, records), members in zip(read_records(slices, EVERY_FIELD), contents, strict=False):
+    resolve = resolver(slices[0].image_root, slices[0].image_links)
+    for (slice_, records), members in zip(read_records(slices, whole=True), contents, strict=False):
         if with_members:  # which are read on their own, after the records
             check_still(storage.FileInfo(slice_.shard, slice_.size, slice_.version))
         for row, record in enumerate(records, start=slice_.first_row):
@@ -93,10 +93,10 @@ def _row(slice_: Slice, row: int, record: object, resolve: ImageResolver, rank: 
     made = ExportRow(rank, slice_.source, slice_.shard, row, None, score)
     if isinstance(record, Broken):
         return replace(made, problem=record.message)
-    fields: dict[str, Any] = record if isinstance(record, dict) else {}
+    fields: dict[str, Any] = renamed(record, slice_.columns) if isinstance(record, dict) else {}
     uid = fields.get("uid")
     try:
-        sample, kept = read_fields(row, record, resolve)
+        sample, kept = read_fields(row, record, resolve, slice_.columns)
     except SampleRejectedError as error:
         return replace(made, problem=error.message)
     return replace(

@@ -16,8 +16,9 @@ import os
 import posixpath
 import re
 import shutil
+import stat as stat_
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, BinaryIO, TypeVar, cast
@@ -70,6 +71,10 @@ class FileInfo:
     size: int  # bytes
     version: str
     modified: float = 0.0  # seconds since the epoch; 0 where the store does not tell
+
+
+class OutsideError(FileNotFoundError):
+    """A file that is not, or not any more, where it may be."""
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -185,6 +190,12 @@ def read_bytes(uri: str, start: int | None = None, stop: int | None = None) -> b
         return data
 
     return patiently(uri, read, many=stop is None)
+
+
+def read_inside(path: str, size: int, folders: Sequence[str]) -> bytes:
+    """The first `size` bytes of a file of this machine that lies, once it is open, in one of these folders (real paths,
+    without links). Raises OutsideError, FileNotFoundError, StorageError."""
+    return _patiently(path, lambda: _read_here(absolute(path), 0, size, folders))
 
 
 def read_start(uri: str, size: int) -> bytes:
@@ -454,10 +465,26 @@ def _entries(folder: str) -> list[tuple[str, str]]:
     return sorted((name, kind) for name, kind in named if not name.startswith("."))
 
 
-def _read_here(path: str, start: int | None, stop: int | None) -> bytes:
-    with open(path, "rb") as file:
+def _read_here(path: str, start: int | None, stop: int | None, folders: Sequence[str] = ()) -> bytes:
+    with open(path, "rb", opener=_open_at_once if folders else None) as file:
+        if folders:
+            _check_inside(file.fileno(), path, folders)
         file.seek(start or 0)
         return file.read(-1 if stop is None else stop - (start or 0))
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO would be waited for
+
+
+def _check_inside(descriptor: int, path: str, folders: Sequence[str]) -> None:
+    """That what was opened is a file in one of these folders, whatever its name leads to now."""
+    if not stat_.S_ISREG(os.fstat(descriptor).st_mode):
+        raise FileNotFoundError(errno.ENOENT, "no file", path)
+    here = f"/proc/self/fd/{descriptor}"
+    opened = os.readlink(here) if os.path.lexists(here) else os.path.realpath(path)
+    if not any(opened.startswith(folder.rstrip("/") + "/") for folder in folders):
+        raise OutsideError(errno.ENOENT, f"it leads to {opened}", path)
 
 
 def _write_here(path: str, data: bytes) -> None:

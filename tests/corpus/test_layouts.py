@@ -1,6 +1,7 @@
 """Layouts that ecosystems write, in every container: the same sample from each; and what a reject says of a row that
 has none."""
 
+import hashlib
 import io
 import json
 import tarfile
@@ -10,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from scalselect_ray import config
 from scalselect_ray.config import CorpusConfig, SourceConfig
-from scalselect_ray.corpus import ImagePlaceholder, Reject, Sample, list_files, plan_file, read_slices
+from scalselect_ray.corpus import ImagePlaceholder, Reject, Sample, fields, list_files, plan_file, read_slices
 
 ASKED, ANSWERED = "What is it?", " A cat. "
 USER, ASSISTANT = {"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}
@@ -167,8 +169,8 @@ def written(row: dict, container: str, with_images: bool = True) -> bytes:
     return tar({"0.json": text.encode(), **images})
 
 
-def read(path: Path) -> list[Sample | Reject]:
-    corpus = CorpusConfig(sources=[SourceConfig(name="s", paths=[str(path)])])
+def read(path: Path, columns: dict[str, str] | None = None) -> list[Sample | Reject]:
+    corpus = CorpusConfig(sources=[SourceConfig(name="s", paths=[str(path)], columns=columns or {})])
     return [row for file in list_files(corpus) for _, rows in read_slices(plan_file(file)) for row in rows]
 
 
@@ -241,6 +243,74 @@ def test_columns_of_which_parquet_reads_none_are_named(tmp_path: Path):
     (reject,) = read(tmp_path / "a.parquet")
     assert isinstance(reject, Reject)
     assert "photo, dialogue" in reject.message
+
+
+OWN = {  # rows under names of their own, and what maps them
+    "turns": (
+        {"pic": "a.png", "dialog": [{"speaker": "Q", "utterance": ASKED}, {"speaker": "A", "utterance": ANSWERED}]},
+        {
+            "images": "pic",
+            "messages": "dialog",
+            "role_tag": "speaker",
+            "content_tag": "utterance",
+            "user_tag": "Q",
+            "assistant_tag": "A",
+        },
+    ),
+    "a question and an answer": (
+        {"pic": "a.png", "q": ASKED, "a": ANSWERED},
+        {"images": "pic", "prompt": "q", "response": "a"},
+    ),
+    "before what would be read else": (
+        {"image": "b.png", "pic": "a.png", "conversations": [TURNS[1]], "q": ASKED, "a": ANSWERED},
+        {"images": "pic", "prompt": "q", "response": "a"},
+    ),
+    "a name that is one of ours": (
+        {"images": ["a.png"], "answer": ASKED, "question": ANSWERED},
+        {"prompt": "answer", "response": "question"},
+    ),
+}
+
+
+@pytest.mark.parametrize("container", ["json", "jsonl", "parquet", "tar"])
+@pytest.mark.parametrize("kind", OWN)
+def test_names_of_a_corpus_are_mapped(kind: str, container: str, tmp_path: Path):
+    row, columns = OWN[kind]
+    path = tmp_path / f"a.{container}"
+    path.write_bytes(written({**row, "key": "7"}, container))
+    (sample,) = read(path, {"id": "key", **columns})
+    assert isinstance(sample, Sample), sample
+    assert [(turn.role, turn.content) for turn in sample.turns] == SEEN
+    assert [image.name for image in sample.images] == ["a.png" if container != "tar" else "0.a.png"]
+    assert sample.id == "7"
+
+
+def test_a_mapped_field_that_is_not_there_is_named(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(written({"pic": "a.png", "talk": []}, "jsonl"))
+    (reject,) = read(path, {"messages": "dialog", "images": "pic"})
+    assert isinstance(reject, Reject)
+    assert "not in the row: dialog (mapped to messages); not read: talk" in reject.message
+
+
+def test_rows_that_are_read_with_another_mapping_have_slices_of_their_own(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(written({"image": "a.png", "conversations": TURNS}, "jsonl"))
+
+    def key(columns: dict[str, str]) -> str:
+        source = SourceConfig(name="s", paths=[str(path)], columns=columns)
+        return list_files(CorpusConfig(sources=[source]))[0].key
+
+    mapped = {"messages": "conversations", "images": "image"}
+    assert len({key({}), key(mapped), key({"messages": "conversations"})}) == 3
+    assert key(mapped) == key(dict(reversed(mapped.items())))
+    file = list_files(CorpusConfig(sources=[SourceConfig(name="s", paths=[str(path)])]))[0]
+    known = repr((2, "s", str(path), file.file.size, file.file.version, str(tmp_path)))  # as before there were mappings
+    assert file.key == hashlib.sha256(known.encode()).hexdigest()[:16]
+
+
+def test_the_config_knows_the_names_that_can_be_mapped():
+    assert config.COLUMNS == fields.COLUMNS
 
 
 MEMBERS = {

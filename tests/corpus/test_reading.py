@@ -47,6 +47,7 @@ class Source:
     paths: list[str]
     name: str = "s"
     image_root: str | None = None
+    columns: dict = field(default_factory=dict)
     extra: list = field(default_factory=list)
 
 

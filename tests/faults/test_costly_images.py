@@ -199,8 +199,8 @@ def test_a_decoder_that_fails_in_its_own_process_is_a_reject_with_its_words(monk
 def test_an_image_that_a_row_names_often_is_fetched_and_decoded_once(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(PICTURES["a.png"])
     (tmp_path / "b.png").write_bytes(PICTURES["palette.png"])
-    read_start, as_rgb, fetched, decoded = storage.read_start, decoding.as_rgb, [], []
-    monkeypatch.setattr(storage, "read_start", lambda uri, size: fetched.append(uri) or read_start(uri, size))
+    read, as_rgb, fetched, decoded = storage.read_inside, decoding.as_rgb, [], []
+    monkeypatch.setattr(storage, "read_inside", lambda uri, *rest: fetched.append(uri) or read(uri, *rest))
     monkeypatch.setattr(decoding, "as_rgb", lambda picture: decoded.append(picture) or as_rgb(picture))
     resolve = resolver(str(tmp_path))
     found = load_images([resolve("a.png"), resolve("b.png")] * 200)

@@ -49,7 +49,7 @@ def never_waits() -> Iterator[None]:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is opened or read."""
     found: list[str] = []
-    for name in ("open_read", "open_random", "read_bytes", "read_start"):
+    for name in ("open_read", "open_random", "read_bytes", "read_start", "read_inside"):
         real = getattr(storage, name)
         monkeypatch.setattr(storage, name, lambda uri, *a, real=real: found.append(uri) or real(uri, *a))
     return found

@@ -303,7 +303,7 @@ def _record(tar: tarfile.TarFile, group: _Group, fields: Collection[str] = FIELD
         record.setdefault(name, value)
     record.setdefault("id", record.get("key", group.key))
     record.unread = tuple(unread)
-    _put_images(record, images)
+    _put_images(record, images, [name for name in fields if name not in FIELDS])
     return record
 
 
@@ -324,15 +324,20 @@ def _members(tar: tarfile.TarFile, group: _Group) -> list[tuple[str, bytes]]:
     return [(name, data) for name, data in found.items() if name in others] + [(name, found[name]) for name in images]
 
 
-def _put_images(record: Record, images: Mapping[str, dict[str, object]]) -> None:
-    """Makes the image members the images of a record: where it names them, else in the order of the tar."""
+def _put_images(record: Record, images: Mapping[str, dict[str, object]], own: Sequence[str]) -> None:
+    """Makes the image members the images of a record: where it names them, also in fields of its `own`, else in the
+    order of the tar."""
     by_name = {name: image for short in (2, 1, 0) for full, image in images.items() if (name := _names(full)[short])}
 
     def member(named: object) -> dict[str, object] | None:
         return by_name.get(posixpath.basename(named)) if isinstance(named, str) else None
 
-    for name in (*TURNS, "prompt"):
+    for name in (*TURNS, "prompt", *own):
         _put_inside(record.get(name), member)
+    for name in own:
+        listed = [member(value) for value in _listed(record.get(name))]
+        if listed and all(listed):
+            record[name] = listed
     named = next((record[name] for name in IMAGES if record.get(name)), None)
     record.pop("image", None)
     record["images"] = list(images.values())
