@@ -195,7 +195,7 @@ def read_bytes(uri: str, start: int | None = None, stop: int | None = None) -> b
 def read_inside(path: str, size: int, folders: Sequence[str]) -> bytes:
     """The first `size` bytes of a file of this machine that lies, once it is open, in one of these folders (real paths,
     without links). Raises OutsideError, FileNotFoundError, StorageError."""
-    return _patiently(path, lambda: _read_here(absolute(path), 0, size, folders))
+    return patiently(path, lambda: _read_here(absolute(path), 0, size, folders))
 
 
 def read_start(uri: str, size: int) -> bytes:
