@@ -35,7 +35,7 @@ class Toy(Format):
             at += len(row) + 1
         return cut(iter(edges), cutting)
 
-    def read(self, file, ranges):
+    def read(self, file, ranges, fields):
         for range_ in ranges:
             block = storage.read_bytes(file.uri, range_.start_byte, range_.stop_byte)
             yield range_, [json.loads(row) for row in block.split(b"|")]
@@ -54,7 +54,7 @@ from scalselect_ray.corpus.formats import format_of
 from types import SimpleNamespace
 
 folder = sys.argv[1]
-source = SimpleNamespace(name="s", paths=[folder], image_root=None)
+source = SimpleNamespace(name="s", paths=[folder], image_root=None, columns={})
 files = list_files(CorpusConfig(sources=[source], slice_rows=2, slice_bytes=1 << 20))
 seen = init([folder], None, folder + "/config.yaml", Console())
 print(json.dumps({
