@@ -63,7 +63,7 @@ def test_it_is_said_and_given_up(arguments, tmp_path, capsys):
 
 CALLS = {
     "stat": lambda: storage.stat("s3://silent/x"),
-    "expand": lambda: storage.expand("s3://silent/x/*.json"),
+    "expand": lambda: listing.expand("s3://silent/x/*.json"),
     "list_tree": lambda: storage.list_tree("s3://silent/x"),
     "list_names": lambda: storage.list_names("s3://silent/x"),
     "exists": lambda: storage.exists("s3://silent/x"),
