@@ -11,7 +11,7 @@ from conftest import GOLDEN, write_config
 
 from scalselect_ray.cli import main
 from scalselect_ray.errors import StorageError
-from scalselect_ray.io import answers, storage
+from scalselect_ray.io import answers, listing, storage
 
 MODEL = GOLDEN / "llava" / "model"
 
