@@ -5,10 +5,10 @@ import io
 import json
 import random
 import tarfile
-from types import SimpleNamespace
 
 import pytest
 
+from scalselect_ray.config import CorpusConfig, SourceConfig
 from scalselect_ray.corpus import list_files, lost_rows, make_plan, plan_here, rests_of
 from scalselect_ray.corpus.lost import LostRows
 
@@ -20,10 +20,8 @@ ROWS = [
 
 def lost(tmp_path, slice_rows=64):
     """What is lost of the two sources `good` and `bad`."""
-    sources = [
-        SimpleNamespace(name=folder.name, paths=[str(folder)], image_root=None) for folder in sorted(tmp_path.iterdir())
-    ]
-    corpus = SimpleNamespace(sources=sources, slice_rows=slice_rows, slice_bytes=1 << 20)
+    sources = [SourceConfig(name=folder.name, paths=[str(folder)]) for folder in sorted(tmp_path.iterdir())]
+    corpus = CorpusConfig(sources=sources, slice_rows=slice_rows, slice_bytes=1 << 20)
     plan = make_plan(list_files(corpus), set(), plan_here)
     return lost_rows(plan.files, plan.slice_ids, rests_of(plan.todo))
 
