@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, BinaryIO, ClassVar, Literal, TypeVar
 
 from scalselect_ray.corpus import PLACEHOLDER, Turn
+from scalselect_ray.corpus.fields import Columns
 from scalselect_ray.errors import ConfigError, OutputError
 from scalselect_ray.exports.fields import NO_FIELDS, Fields
 from scalselect_ray.io import storage
@@ -135,12 +136,15 @@ class Finish:
 
 @dataclass(frozen=True)
 class Shard:
-    """A WebDataset tar of the corpus, of which `chosen` samples are exported."""
+    """A file of the corpus, of which `chosen` samples are exported."""
 
     source: str
     uri: str
     size: int
     chosen: int
+    image_root: str = ""
+    image_links: tuple[str, ...] = ()
+    columns: Columns = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -166,9 +170,9 @@ class Format(ABC):
 
     about: ClassVar[str]
     """One line for people."""
-    needs: ClassVar[Literal["manifest", "rows", "members", "shards"]] = "rows"
-    """What `write` gets: tables of the manifest; `ExportRow`s; these with the members of WebDataset samples; or
-    (key, chosen) of each sample of a shard."""
+    needs: ClassVar[Literal["manifest", "rows", "members", "shards", "files"]] = "rows"
+    """What `write` gets: tables of the manifest; `ExportRow`s; these with the members of WebDataset samples; (key,
+    chosen) of each sample of a shard; or the numbers of the chosen rows of a file."""
     modes: ClassVar[tuple[Images, ...]] = ()
     """The ways with images it knows, the default first; none where it names no images."""
     embeds: ClassVar[bool] = False

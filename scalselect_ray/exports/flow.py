@@ -22,7 +22,7 @@ from scalselect_ray.config import JobConfig
 from scalselect_ray.config_files import parse_config
 from scalselect_ray.console import Console
 from scalselect_ray.corpus import CorpusFile, Slice, SliceId, list_files, plan_file, reading_units
-from scalselect_ray.corpus.formats import UnreadableFileError, format_of
+from scalselect_ray.corpus.formats import RowRange, UnreadableFileError, format_of
 from scalselect_ray.corpus.formats.webdataset import WebDataset
 from scalselect_ray.errors import ConfigError, CorpusError, OutputError
 from scalselect_ray.exports import FORMATS
@@ -41,6 +41,7 @@ from scalselect_ray.exports.base import (
     join_parts,
 )
 from scalselect_ray.exports.chosen import FILE_ROWS, ChosenRows, RowIndex, count_wanted, wanted
+from scalselect_ray.exports.formats import source
 from scalselect_ray.exports.rows import check_still, copy_images, fetch_images, read_rows, stored_digests
 from scalselect_ray.exports.spool import SortedRun, SortedRunWriter, merged
 from scalselect_ray.exports.target import Identity, check_location, claim_of, claimed
@@ -107,6 +108,8 @@ def export(
                 )
             elif known.needs == "shards":
                 written = _write_shards(work, chosen, console, stage.advance)
+            elif known.needs == "files":
+                written = _write_files(work, chosen, stage.advance)
             else:
                 written = _write_rows(work, chosen, read, stage.advance)
             if not written.finish.count:
@@ -281,21 +284,32 @@ def _write_shards(work: Export, chosen: ChosenRows, console: Console, advance: A
     elsewhere = chosen.count - int(chosen.by_file[numbers].sum())
     if elsewhere:
         console.warn(f"{elsewhere:,} chosen samples lie in files that are no plain tar: this export does not hold them")
-    shards = [
-        Shard(
-            chosen.files[number].source,
-            chosen.files[number].file.uri,
-            chosen.files[number].file.size,
-            int(chosen.by_file[number]),
-        )
-        for number in numbers
-    ]
+    shards = [_shard(chosen, number) for number in numbers]
     suppliers = [
         (functools.partial(_from_tar, number=number, parts=chosen.parts), chosen.files[number].file)
         for number, shard in zip(numbers, shards, strict=True)
         if shard.chosen
     ]
     return _write_parts(work, ImagePaths(work.target, work.target, False), suppliers, advance, shards)
+
+
+def _write_files(work: Export, chosen: ChosenRows, advance: Any) -> _Written:
+    """One part file for each file with chosen samples."""
+    numbers = [number for number, count in enumerate(chosen.by_file) if count]
+    suppliers = [
+        (functools.partial(_from_file, number=number, parts=chosen.parts), chosen.files[number]) for number in numbers
+    ]
+    shards = [_shard(chosen, number) for number in numbers]
+    paths = ImagePaths(work.target, work.target, False)
+    return _write_parts(work, paths, suppliers, advance, shards, source.file_names(shards))
+
+
+def _shard(chosen: ChosenRows, number: int) -> Shard:
+    file = chosen.files[number]
+    count = int(chosen.by_file[number])
+    return Shard(
+        file.source, file.file.uri, file.file.size, count, file.image_root, tuple(file.image_links), dict(file.columns)
+    )
 
 
 @ray.remote
@@ -326,12 +340,30 @@ def _from_tar(
     check_still(file)
 
 
-def _write_parts(
-    work: Export, paths: ImagePaths, suppliers: Sequence[tuple[Any, Any]], advance: Any, shards: Sequence[Shard] = ()
-) -> _Written:
-    uris = [
-        storage.join(work.target, work.format.part_name(number, len(suppliers))) for number in range(len(suppliers))
+def _from_file(
+    file: CorpusFile, work: Export, number: int, parts: Sequence[ObjectRef[RowIndex]]
+) -> Iterator[source.ChosenRows]:
+    rows = frozenset(row for row, _, _ in wanted(ray.get(list(parts)), number, 0, FILE_ROWS))
+    ranges = [
+        RowRange(slice_.first_row, slice_.stop_row, slice_.start_byte, slice_.stop_byte)
+        for slice_ in plan_file(file)
+        if slice_.problem is None and any(row in rows for row in range(slice_.first_row, slice_.stop_row))
     ]
+    yield source.ChosenRows(file.file, ranges, rows)
+    check_still(file.file)
+
+
+def _write_parts(
+    work: Export,
+    paths: ImagePaths,
+    suppliers: Sequence[tuple[Any, Any]],
+    advance: Any,
+    shards: Sequence[Shard] = (),
+    names: Sequence[str] = (),
+) -> _Written:
+    count = len(suppliers)
+    names = names or [work.format.part_name(number, count) for number in range(count)]
+    uris = [storage.join(work.target, name) for name in names]
     counts = [0] * len(uris)
     left_out: list[str | None] = [None] * len(uris)
     finish = Finish(paths, uris, counts, work.run_id, shards)
@@ -388,7 +420,7 @@ def _commit(work: Export, chosen: int, written: _Written, usage: Usage, console:
         "written": written.finish.count,
         "left_out": dict(sorted(written.reasons.items())),
         "left_behind": dict(sorted((written.left_behind + Counter(usage.left_behind)).items())),
-        "image_folder": written.finish.paths.folder if work.mode is not None and not work.format.embeds else None,
+        "image_folder": written.finish.paths.folder if _names_images(work) else None,
         "use": list(usage.lines),
     }
     storage.write(storage.join(work.target, "export.json"), to_json(record, indent=2).encode())
@@ -397,7 +429,9 @@ def _commit(work: Export, chosen: int, written: _Written, usage: Usage, console:
     for reason, count in written.reasons.most_common():
         console.warn(f"{count:,} left out (see left-out.jsonl): {reason}")
     if lost := written.left_behind:
-        console.warn(f"fields left behind, for which {work.name} has no place: {_counted(lost)}")
+        console.warn(
+            f"fields left behind, for which {work.name} has no place (--to source keeps all): {_counted(lost)}"
+        )
     if late := usage.left_behind:
         console.warn(
             "fields left behind, which do not fit into the columns of the first rows, by which the trainer's reader "
@@ -409,11 +443,16 @@ def _commit(work: Export, chosen: int, written: _Written, usage: Usage, console:
         console.note("  images that are bytes in the corpus, or were to be copied, are in images/")
     for line in usage.lines:
         console.note(f"  {line}")
-    if not storage.is_local(work.target) and work.format.modes and not work.format.embeds:
+    if not storage.is_local(work.target) and _names_images(work):
         console.note("  the trainer reads local files: copy or mount them first")
     for warning in usage.warnings:
         console.warn(warning)
     return record
+
+
+def _names_images(work: Export) -> bool:
+    """Whether rows have paths that lead from one folder to their images."""
+    return bool(work.format.modes) and not work.format.embeds and work.format.needs == "rows"
 
 
 def _counted(fields: Mapping[str, int]) -> str:

@@ -17,9 +17,11 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 import yaml
+from conftest import GOLDEN, write_config
 from mixed_corpus import Selected, Turns
 
 from scalselect_ray.cli import main
@@ -143,6 +145,48 @@ def test_trainers_of_json_files(name, images, mixed, export):
         for path in files
     )
     assert sum(len(shown) for _, shown in loaded) == len(files) or images == "reference"
+
+
+def features_of(output: Path, source: str) -> dict[tuple[str, int], list[float]]:
+    """By the name of the file and the row."""
+    found = {}
+    for path in output.glob("features/*/*.parquet"):
+        for row in pq.read_table(path, columns=["source", "shard", "row", "feature"]).to_pylist():
+            if row["source"] == source and row["feature"] is not None:
+                found[posixpath.basename(row["shard"]), row["row"]] = row["feature"]
+    return found
+
+
+def test_what_is_selected_from_an_export_has_the_same_features(mixed, export, tmp_path):
+    """Every export that a run can read, read by a run: row n of one in rank order is the sample of rank n + 1."""
+    ranked = {"ms-swift": "data.jsonl", "llama-factory": "data.jsonl", "hf": "data", "webdataset": "00000.tar"}
+    sources: list[dict[str, Any]] = []
+    for name, file in ranked.items():
+        target = export(name, *(["--images", "copy"] if name == "hf" else []))
+        folder = json.loads((target / "export.json").read_text())["image_folder"]
+        sources.append({"name": name, "paths": [str(target / file)], "image_root": folder or str(target)})
+    own = yaml.safe_load((export("source") / "sources.yaml").read_text())["corpus"]["sources"]
+    assert [source["name"] for source in own] == ["list", "parquet", "tar"]
+    config = write_config(tmp_path, sources + own, GOLDEN / "llava" / "model", selection={"budget": 1.0})
+    assert main(["run", str(config), "rejects.max_fraction=0"]) == 0
+
+    sent = {name: features_of(mixed.output, name) for name in ("list", "parquet", "tar")}
+    by_rank = [sent[row["source"]].get((posixpath.basename(row["shard"]), row["row"])) for row in mixed.manifest]
+    assert sum(feature is not None for feature in by_rank) == len(by_rank) - 4, "four are text-only"
+    for name in ranked:
+        found = features_of(tmp_path / "output", name)
+        read = [next((found[key] for key in found if key[1] == row), None) for row in range(len(by_rank))]
+        assert [feature is None for feature in read] == [feature is None for feature in by_rank]
+        np.testing.assert_allclose(
+            [feature for feature in read if feature], [feature for feature in by_rank if feature], atol=1e-6
+        )
+    for name, features in sent.items():
+        rows = sorted(row["row"] for row in mixed.manifest if row["source"] == name and row["score"] is not None)
+        wanted = [
+            feature for row, feature in sorted((key[1], feature) for key, feature in features.items()) if row in rows
+        ]
+        found = features_of(tmp_path / "output", name)
+        np.testing.assert_allclose([found[key] for key in sorted(found)], wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("images", ["reference", "copy"])

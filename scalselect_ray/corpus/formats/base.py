@@ -2,9 +2,9 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import BinaryIO, ClassVar, NamedTuple
 
 from scalselect_ray.corpus.fields import FIELDS
 from scalselect_ray.corpus.sample import Reason
@@ -112,6 +112,11 @@ class Format(ABC):
     ) -> Iterator[tuple[RowRange, list[object]]]:
         """The records of consecutive ranges, one range at a time; `Broken` where a row is broken. A format that has
         its fields apart reads `fields` alone; the `Record`s then name the others as unread."""
+
+    def copy_rows(self, file: FileInfo, ranges: Sequence[RowRange], rows: Container[int], stream: BinaryIO) -> int:
+        """Writes a file of this format with some rows of `file`, which lie in `ranges`, as they stand there; returns
+        how many these are. Raises UnreadableFileError."""
+        raise UnreadableFileError(f"{self.title}: rows of such a file cannot be written to another one")
 
 
 def text_begins(head: bytes, character: bytes) -> bool:

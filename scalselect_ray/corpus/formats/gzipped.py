@@ -1,8 +1,10 @@
 """Gzip as a stream that cannot blow up."""
 
+import contextlib
 import gzip
 import io
 import zlib
+from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 from scalselect_ray.corpus.formats.base import UnreadableFileError
@@ -19,6 +21,13 @@ def inflated(raw: BinaryIO, file: FileInfo) -> BinaryIO:
     Reads raise UnreadableFileError where the gzip is broken, or where it turns out to be a bomb: little memory is spent
     before that, and little time."""
     return cast(BinaryIO, io.BufferedReader(_Inflated(raw, max_inflated(file)), _BLOCK))
+
+
+@contextlib.contextmanager
+def deflated(stream: BinaryIO) -> Iterator[BinaryIO]:
+    """What is written to it goes to `stream` as gzip: of the same bytes the same, without a name or a time."""
+    with gzip.GzipFile("", "wb", fileobj=stream, mtime=0) as packed:
+        yield cast(BinaryIO, packed)
 
 
 def inflated_head(head: bytes) -> bytes | None:

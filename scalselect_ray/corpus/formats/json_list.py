@@ -4,7 +4,8 @@ that it ends in are in memory."""
 import itertools
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
+from typing import BinaryIO
 
 from scalselect_ray.corpus.fields import FIELDS
 from scalselect_ray.corpus.formats.base import (
@@ -75,6 +76,20 @@ class JsonList(Format):
                 continue
             yield range_, _parsed(file, storage.read_bytes(file.uri, range_.start_byte, range_.stop_byte))
 
+    def copy_rows(self, file: FileInfo, ranges: Sequence[RowRange], rows: Container[int], stream: BinaryIO) -> int:
+        count = 0
+        for range_ in ranges:
+            wanted = [row for row in range(range_.first_row, range_.stop_row) if row in rows]
+            if not wanted:
+                continue
+            block = storage.read_bytes(file.uri, range_.start_byte, range_.stop_byte)
+            places = _places(file, block)
+            for start, stop in (places[row - range_.first_row] for row in wanted):
+                stream.write((b",\n" if count else b"[\n") + block[start:stop].strip())
+                count += 1
+        stream.write(b"\n]\n" if count else b"[]\n")
+        return count
+
 
 def _parsed(file: FileInfo, block: bytes) -> list[object]:
     """The rows that lie in the bytes of a range of a file."""
@@ -83,11 +98,16 @@ def _parsed(file: FileInfo, block: bytes) -> list[object]:
             return list(json.loads(b"[" + block + b"]"))
         except (ValueError, RecursionError):  # one row of them is broken, or what stands between them
             pass
+    return [parse_row(block[start:stop]) for start, stop in _places(file, block)]
+
+
+def _places(file: FileInfo, block: bytes) -> list[tuple[int, int]]:
+    """(start, stop) of each row in the bytes of a range of a file."""
     elements = Elements(_border(file), listed=True)
     found = [*elements.feed(block), *elements.end()]
     if elements.has_begun:  # it was broken, and ended where the next one begins
         found.append((elements.stop, len(block)))
-    return [parse_row(block[start:stop]) for start, stop in found]
+    return found
 
 
 def _elements(file: FileInfo) -> Iterator[tuple[int, int]]:

@@ -1,13 +1,16 @@
 """JSON lines, plain (slices are byte ranges) or gzipped (read as one stream). A row is a line that is not blank."""
 
+import contextlib
 import io
 import re
-from collections.abc import Collection, Iterator, Sequence
-from typing import ClassVar, cast
+from collections.abc import Collection, Container, Iterator, Sequence
+from typing import BinaryIO, ClassVar, cast
 
 from scalselect_ray.corpus.fields import FIELDS
 from scalselect_ray.corpus.formats.base import (
+    BYTE_ORDER_MARK,
     MAX_ROW_BYTES,
+    Broken,
     Cutting,
     Format,
     RowRange,
@@ -17,7 +20,7 @@ from scalselect_ray.corpus.formats.base import (
     text_begins,
     too_long,
 )
-from scalselect_ray.corpus.formats.gzipped import inflated, inflated_head
+from scalselect_ray.corpus.formats.gzipped import deflated, inflated, inflated_head
 from scalselect_ray.io import storage
 from scalselect_ray.io.storage import FileInfo
 
@@ -42,6 +45,21 @@ class JsonLines(Format):
     def read(
         self, file: FileInfo, ranges: Sequence[RowRange], fields: Collection[str] = FIELDS
     ) -> Iterator[tuple[RowRange, list[object]]]:
+        for range_, lines in self._raw(file, ranges):
+            yield range_, [line if isinstance(line, Broken) else parse_row(line) for line in lines]
+
+    def copy_rows(self, file: FileInfo, ranges: Sequence[RowRange], rows: Container[int], stream: BinaryIO) -> int:
+        count = 0
+        with deflated(stream) if self.sequential else contextlib.nullcontext(stream) as written:
+            for range_, lines in self._raw(file, ranges):
+                for row, line in enumerate(lines, start=range_.first_row):
+                    if row in rows and not isinstance(line, Broken):
+                        written.write(line.removeprefix(BYTE_ORDER_MARK).strip() + b"\n")
+                        count += 1
+        return count
+
+    def _raw(self, file: FileInfo, ranges: Sequence[RowRange]) -> Iterator[tuple[RowRange, list[bytes | Broken]]]:
+        """The lines of consecutive ranges."""
         if not self.sequential:
             for range_ in ranges:
                 size = range_.stop_byte - range_.start_byte
@@ -49,18 +67,18 @@ class JsonLines(Format):
                     yield range_, [too_long(size)]
                     continue
                 block = storage.read_bytes(file.uri, range_.start_byte, range_.stop_byte)
-                yield range_, [parse_row(line) for line in block.split(b"\n") if line.strip()]
+                yield range_, [line for line in block.split(b"\n") if line.strip()]
             return
         lines = self._lines(file)
         row = 0
         for range_ in ranges:
-            records: list[object] = []
+            raw: list[bytes | Broken] = []
             while row < range_.stop_row and (found := next(lines, None)):
                 if row >= range_.first_row:
                     start, stop, line = found
-                    records.append(too_long(stop - start) if line is None else parse_row(line.removesuffix(b"\n")))
+                    raw.append(too_long(stop - start) if line is None else line.removesuffix(b"\n"))
                 row += 1
-            yield range_, records
+            yield range_, raw
 
     def _lines(self, file: FileInfo) -> Iterator[tuple[int, int, bytes | None]]:
         """(start, stop, line) of each line that is not blank, without the blanks before it; None in the place of one

@@ -6,13 +6,13 @@ import contextlib
 import io
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalselect_ray.corpus.fields import FIELDS
+from scalselect_ray.corpus.fields import FIELDS, every_field
 from scalselect_ray.corpus.formats import arrow_values
 from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Broken, Cutting, Format, RowRange, UnreadableFileError
 from scalselect_ray.corpus.formats.parquet_footer import Chunk, columns_of
@@ -28,6 +28,7 @@ _FREE_BYTES = 1 << 26  # that any column of a row group may have once decompress
 _RATIO = 200  # what a larger one may have, in its compressed sizes
 _SHARED_BYTES = 1 << 29  # that values of a dictionary may have in the rows of a range, each counted where it stands
 _FREE_VALUES = 1 << 20  # that any column of a row group may have, in lists
+_GROUP_ROWS, _GROUP_BYTES = 1000, 1 << 26  # of a row group that is written
 _ROW_VALUES = 64  # and so many more for each row
 
 
@@ -66,6 +67,22 @@ class Parquet(Format):
                 records = list(itertools.islice(rows, range_.first_row - at, range_.stop_row - at))
                 at = range_.stop_row
                 yield range_, records
+
+    def copy_rows(self, file: FileInfo, ranges: Sequence[RowRange], rows: Container[int], stream: BinaryIO) -> int:
+        """All columns, with the schema and what else the file says of itself."""
+        with storage.open_random(file.uri) as source:
+            opened = _open(source, 1, every_field({}))
+            metadata = opened.parquet.metadata
+            parquet = pq.ParquetFile(source, metadata=metadata, pre_buffer=True)  # no column as a dictionary
+            codec = metadata.row_group(0).column(0).compression if metadata.num_row_groups else "SNAPPY"
+            codec = "NONE" if codec == "UNCOMPRESSED" else codec
+            try:
+                with pq.ParquetWriter(stream, parquet.schema_arrow, compression=codec) as writer:
+                    return sum(_copied(writer, batches) for batches in _chosen(opened, parquet, rows))
+            except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+                if _is_trouble(error):
+                    raise
+                raise UnreadableFileError(f"it cannot be copied: {error}") from error
 
 
 class _File(NamedTuple):
@@ -214,6 +231,33 @@ def _group_rows(file: _File, group: int, start: int, stop: int) -> Iterator[obje
         at += len(batch)
         if at >= stop:
             return
+
+
+def _chosen(file: _File, parquet: pq.ParquetFile, rows: Container[int]) -> Iterator[list[pa.RecordBatch]]:
+    """Some rows of a file, as much at once as a row group should have. Raises UnreadableFileError."""
+    found: list[pa.RecordBatch] = []
+    first = 0
+    for group in range(parquet.metadata.num_row_groups):
+        stop = first + parquet.metadata.row_group(group).num_rows
+        if any(row in rows for row in range(first, stop)):
+            if too_costly := _too_costly(file, group):
+                raise UnreadableFileError(f"row group {group}: {too_costly}")
+            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group]):
+                wanted = [index for index in range(len(batch)) if first + index in rows]
+                found += [batch.take(pa.array(wanted))] if wanted else []
+                first += len(batch)
+                if sum(map(len, found)) >= _GROUP_ROWS or sum(each.nbytes for each in found) >= _GROUP_BYTES:
+                    yield found
+                    found = []
+        first = stop
+    if found:
+        yield found
+
+
+def _copied(writer: pq.ParquetWriter, batches: Sequence[pa.RecordBatch]) -> int:
+    table = pa.Table.from_batches(batches)
+    writer.write_table(table)
+    return len(table)
 
 
 def _too_costly(file: _File, group: int) -> str:

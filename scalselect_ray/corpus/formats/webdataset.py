@@ -1,10 +1,11 @@
 """WebDataset tar shards: neighbouring members with one key are one sample. Members are read from the stream, never
 extracted."""
 
+import contextlib
 import io
 import posixpath
 import tarfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, ClassVar, NamedTuple, Self, TypeVar, cast
 
 from scalselect_ray.corpus.fields import FIELDS, IMAGES, TURNS, image_in
@@ -18,7 +19,7 @@ from scalselect_ray.corpus.formats.base import (
     cut,
     parse_row,
 )
-from scalselect_ray.corpus.formats.gzipped import inflated, inflated_head, max_inflated
+from scalselect_ray.corpus.formats.gzipped import deflated, inflated, inflated_head, max_inflated
 from scalselect_ray.corpus.sample import Reason, Record
 from scalselect_ray.errors import StorageError
 from scalselect_ray.io import storage
@@ -108,6 +109,18 @@ class WebDataset(Format):
         self, file: FileInfo, ranges: Sequence[RowRange], fields: Collection[str] = FIELDS
     ) -> Iterator[tuple[RowRange, list[object]]]:
         return self._read(file, ranges, lambda tar, group: _record(tar, group, fields), _too_costly)
+
+    def copy_rows(self, file: FileInfo, ranges: Sequence[RowRange], rows: Container[int], stream: BinaryIO) -> int:
+        """Members keep their order and their headers; links, which no row is made of, stay only in a plain tar."""
+        count = 0
+        with deflated(stream) if self.sequential else contextlib.nullcontext(stream) as written:
+            for range_, groups in self._read(file, ranges, _raw, lambda name, size: b""):
+                for row, data in enumerate(groups, start=range_.first_row):
+                    if row in rows and data:
+                        written.write(data)
+                        count += 1
+            written.write(bytes(_END))
+        return count
 
     def keys(self, file: FileInfo) -> Iterator[str]:
         """The key of each row."""
@@ -322,6 +335,20 @@ def _members(tar: tarfile.TarFile, group: _Group) -> list[tuple[str, bytes]]:
     found = {info.name: read if read is not None else _content(tar, info) for info, read in group.members}
     others = found.keys() - set(images)
     return [(name, data) for name, data in found.items() if name in others] + [(name, found[name]) for name in images]
+
+
+def _raw(tar: tarfile.TarFile, group: _Group) -> bytes:
+    """The members of a key with their headers; nothing where these are too many."""
+    if group.is_too_costly():
+        return b""
+    if isinstance(tar.fileobj, io.BytesIO):
+        return bytes(tar.fileobj.getbuffer()[group.first.offset : group.end])
+    blocks = []
+    for info, read in group.members:
+        data = read if read is not None else _content(tar, info)
+        padding = bytes(-len(data) % _BLOCK)
+        blocks.append(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape") + data + padding)
+    return b"".join(blocks)
 
 
 def _put_images(record: Record, images: Mapping[str, dict[str, object]], own: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from scalselect_ray.exports.formats.llava import Llava
 from scalselect_ray.exports.formats.llava_next import LlavaNext
 from scalselect_ray.exports.formats.ms_swift import MsSwift
 from scalselect_ray.exports.formats.qwen_vl import QwenVL
+from scalselect_ray.exports.formats.source import Source
 from scalselect_ray.exports.formats.webdataset import WebDatasetShards
 
 FORMATS: dict[str, Format] = {
@@ -22,6 +23,7 @@ FORMATS: dict[str, Format] = {
     "internvl": InternVL(),
     "hf": HuggingFace(),
     "webdataset": WebDatasetShards(),
+    "source": Source(),
     "energon": Energon(),
     "datacomp": DataComp(),
     "csv": CsvTable(),
