@@ -5,10 +5,11 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from scalselect_ray.commands.own_names import own_names
 from scalselect_ray.config import CorpusConfig, SourceConfig
 from scalselect_ray.config_files import parse_config
 from scalselect_ray.console import Console, counted
@@ -22,16 +23,21 @@ from scalselect_ray.corpus import (
     normalise,
     resolver,
 )
-from scalselect_ray.corpus.formats import FORMATS, Cutting, Format, UnreadableFileError, format_of
+from scalselect_ray.corpus.conversation import layout_of
+from scalselect_ray.corpus.fields import LAYOUTS, every_field, image_in, renamed
+from scalselect_ray.corpus.formats import FORMATS, Cutting, Format, RowRange, UnreadableFileError, format_of
+from scalselect_ray.corpus.images import from_base64, link_on
 from scalselect_ray.corpus.planning import passed_over_text
 from scalselect_ray.errors import ConfigError, CorpusError, ModelError, NoAnswerError
 from scalselect_ray.io import storage
 
-_ROWS, _BYTES = 64, 1 << 24  # of one file that are looked at
-_FILES = 3  # of one path
+_ROWS, _BYTES = 64, 1 << 24  # of one range of a file
+_RANGES, _MORE_ROWS = 12, 8  # ranges of a file that are looked at, and rows of those after the first
+_SCANNED = 1 << 26  # bytes of a file that are gone through for them
+_FILES = 6  # of one path
 _IMAGES = 8  # paths that are tried below each image root
 _PARENTS = 3  # folders above a file that may be its image root
-_LAYOUTS = ("messages", "conversations", "texts", "conversation", "caption")
+T = TypeVar("T")
 
 
 @dataclass
@@ -51,6 +57,8 @@ class Seen:
     usable: int = 0  # of the rows that were looked at
     example: str = ""  # what was wrong with the first reject
     fields: list[str] = field(default_factory=list)  # of the first row
+    columns: dict[str, str] = field(default_factory=dict)  # its own names, where it has others
+    image_links: list[str] = field(default_factory=list)  # folders where links in the image root lead
     image_root: str | None = None  # where paths lead to images
     tried: list[str] = field(default_factory=list)  # image roots that were tried
     found: tuple[int, int] = (0, 0)  # images that are there below the root, of those that were looked for
@@ -131,54 +139,110 @@ def _look(path: str, name: str) -> Seen:
     seen = Seen(name, storage.absolute(path), len(files), sum(file.file.size for file in files), None)
     seen.passed_over = corpus.passed_over.get(name, Counter())
     rows_by_byte: list[tuple[int, int]] = []
-    references: list[tuple[str, str]] = []  # (folder of the file, path of an image)
-    for file in files[:_FILES]:
+    rows: list[tuple[str, object]] = []  # (folder of the file, a row of it)
+    unreadable: list[str] = []
+    for file in _spread(files, _FILES):
         try:
             form = format_of(file.file)
-            records, counted = _first_rows(form, file)
+            records, counted = _some_rows(form, file)
         except NoAnswerError:
             raise
         except (UnreadableFileError, OSError) as error:
-            raise CorpusError(f"{file.file.uri} cannot be read: {error}") from error
+            unreadable.append(f"{file.file.uri} cannot be read: {error}")
+            continue
         seen.formats += [] if form.title in seen.formats else [form.title]
         rows_by_byte.append(counted)
-        for record in records:
-            references += [(file.image_root, reference) for reference in _look_at(record, seen)]
-    if not seen.looked_at:
-        raise CorpusError(f"{path}: its first files hold no rows")
+        rows += [(file.image_root, record) for record in records]
+    if not rows:
+        raise CorpusError(unreadable[0] if unreadable else f"{path}: its first files hold no rows")
+    records = [record for _, record in rows]
+    best = _reading(records, {})
+    if best.usable < len(rows):  # perhaps under names of its own
+        own = _reading(records, own_names(records))
+        best = own if own.usable > best.usable else best
+    seen.columns, seen.usable, seen.rejects, seen.example = best.columns, best.usable, best.rejects, best.example
+    seen.layouts, seen.images = best.layouts, best.images
+    seen.fields = sorted(str(name) for name in records[0])[:20] if isinstance(records[0], Mapping) else []
+    seen.rejects.update({str(Reason.UNREADABLE_FILE): len(unreadable)} if unreadable else {})
+    seen.example = next(iter(unreadable), seen.example)
     if not seen.usable and not seen.rejects[Reason.TEXT_ONLY]:
         fields = f"; fields of the first row: {', '.join(seen.fields)}" if seen.fields else ""
         raise CorpusError(
-            f"{path}: none of the first {seen.looked_at} rows is a sample; the first: {seen.example}{fields}. "
-            f"A row has one of {', '.join(_LAYOUTS)}, and image or images"
+            f"{path}: none of the {seen.looked_at} rows that were looked at is a sample; the first: "
+            f"{seen.example}{fields}. A row has one of {', '.join(LAYOUTS)}, and image or images: "
+            "corpus.sources[].columns maps other names to these"
         )
-    rows, size = (sum(numbers) for numbers in zip(*rows_by_byte, strict=True))
-    seen.rows = round(rows * seen.bytes / size) if size else None
+    counts, size = (sum(numbers) for numbers in zip(*rows_by_byte, strict=True))
+    seen.rows = round(counts * seen.bytes / size) if size else None
+    references = [(rows[number][0], reference) for number, reference in best.references]
     if references:
         _find_root(seen, references)
     return seen
 
 
-def _first_rows(form: Format, file: CorpusFile) -> tuple[list[object], tuple[int, int]]:
-    """The first rows of a file, and (rows, the bytes of the file that they take): (0, 0) in a stream, where nobody
-    knows."""
-    ranges = form.scan(file.file, Cutting(_ROWS, _BYTES))
-    first = next(ranges, None)
-    if first is None:
+def _spread(some: Sequence[T], most: int) -> list[T]:
+    """At most so many of them, from the first to the last, with equal steps."""
+    if len(some) <= most:
+        return list(some)
+    return [some[round(number * (len(some) - 1) / (most - 1))] for number in range(most)]
+
+
+def _some_rows(form: Format, file: CorpusFile) -> tuple[list[object], tuple[int, int]]:
+    """Rows of a file, its first and some further on: text-only ones often stand together. And (rows, the bytes of the
+    file that they take), by which all are guessed: (0, 0) in a stream, where nobody knows."""
+    looked_at: list[RowRange] = []
+    last = RowRange(0, 0, 0, file.file.size)
+    counted = None
+    try:
+        for number, range_ in enumerate(form.scan(file.file, Cutting(_ROWS, _BYTES))):
+            counted = counted or (range_.stop_row, range_.stop_byte - range_.start_byte)
+            last = range_
+            if number & (number - 1) == 0:  # 0, 1, 2, 4, 8, ...
+                looked_at.append(range_)
+            if not form.indexed and (form.sequential or range_.stop_byte > _SCANNED):
+                break
+    except UnreadableFileError:
+        if counted is None:
+            raise
+    if counted is None:
         return [], (0, file.file.size)
-    records = next(records for _, records in form.read(file.file, [first]))
+    wanted = every_field({})
+    records = [
+        record
+        for range_ in looked_at[:_RANGES]
+        for _, some in form.read(file.file, [range_], wanted)
+        for record in _spread(some, _ROWS if range_ is looked_at[0] else _MORE_ROWS)
+    ]
     if form.indexed:  # all rows are known; the bytes of a range may be those before compression
-        return records, (max((range_.stop_row for range_ in ranges), default=first.stop_row), file.file.size)
-    return records, (first.stop_row, first.stop_byte - first.start_byte)
+        counted = last.stop_row, file.file.size
+    return records, counted
 
 
-def _look_at(record: object, seen: Seen) -> Iterator[str]:
+@dataclass
+class _Reading:
+    """Rows as they are read under some names."""
+
+    columns: dict[str, str]
+    layouts: Counter[str] = field(default_factory=Counter)
+    images: Counter[str] = field(default_factory=Counter)
+    rejects: Counter[str] = field(default_factory=Counter)
+    usable: int = 0
+    example: str = ""
+    references: list[tuple[int, str]] = field(default_factory=list)  # (number of the row, path of an image)
+
+
+def _reading(records: Sequence[object], columns: dict[str, str]) -> _Reading:
+    reading = _Reading(columns)
+    for number, record in enumerate(records):
+        reading.references += [(number, path) for path in _look_at(record, reading)]
+    return reading
+
+
+def _look_at(record: object, reading: _Reading) -> list[str]:
     """Counts what one row is; returns the paths of its images."""
     if isinstance(record, Broken):
-        _reject(seen, record.reason, record.message)
-        return
-    if isinstance(record, Mapping):
-        seen.fields = seen.fields or sorted(map(str, record))[:20]
+        _reject(reading, record.reason, record.message)
+        return []
     paths: list[str] = []
     kinds: Counter[str] = Counter()
 
@@ -186,49 +250,51 @@ def _look_at(record: object, seen: Seen) -> Iterator[str]:
         kind = _image_kind(value)
         kinds[kind] += 1
         if kind == "paths":
-            paths.append(str(value.get("path", value.get("url")) if isinstance(value, Mapping) else value))
+            paths.append(str(image_in(value) if isinstance(value, Mapping) else value))
         return ImageRef("image", data=b"")
 
     try:
-        normalise(0, record, resolve)
+        normalise(0, record, resolve, columns=reading.columns)
     except SampleRejectedError as error:
-        _reject(seen, error.reason, error.message)
+        _reject(reading, error.reason, error.message)
         if error.reason != Reason.TEXT_ONLY:
-            return
+            return []
     else:
-        seen.usable += 1
-    layout = next(
-        (name for name in _LAYOUTS if isinstance(record, Mapping) and record.get(name) is not None),
-        "a bare list of turns",
-    )
-    seen.layouts[layout] += 1
-    seen.images += kinds
-    yield from paths
+        reading.usable += 1
+    reading.layouts[layout_of(renamed(record, reading.columns))] += 1
+    reading.images += kinds
+    return paths
 
 
-def _reject(seen: Seen, reason: Reason, message: str) -> None:
-    seen.rejects[str(reason)] += 1
-    seen.example = seen.example or f"{reason}: {message}"
+def _reject(reading: _Reading, reason: Reason, message: str) -> None:
+    reading.rejects[str(reason)] += 1
+    reading.example = reading.example or f"{reason}: {message}"
 
 
 def _image_kind(value: object) -> str:
     if isinstance(value, Mapping):
-        return "bytes" if value.get("bytes") is not None else "paths"
-    if isinstance(value, str):
-        return "data URIs" if value.startswith("data:") else "URLs" if re.match(r"https?://", value) else "paths"
-    return "bytes"
+        return "bytes" if value.get("bytes") is not None else _image_kind(image_in(value))
+    if not isinstance(value, str):
+        return "bytes"
+    if value.startswith("data:"):
+        return "data URIs"
+    if re.match(r"https?://", value):
+        return "URLs"
+    return "base64" if from_base64(value) is not None else "paths"
 
 
 def _find_root(seen: Seen, references: Sequence[tuple[str, str]]) -> None:
-    """The folder below which most of the images are, of those where images of a corpus usually lie."""
-    step = max(1, len(references) // _IMAGES)
-    some = list(references[::step][:_IMAGES])
+    """The folder below which most of the images are, of those where images of a corpus usually lie; and the folders
+    where its links lead."""
+    some = _spread(references, _IMAGES)
     best = -1
     for root in _roots(some):
-        there = sum(_is_there(root, path) for _, path in some)
+        found = [_lies_in(root, path) for _, path in some]
+        there = len(found) - found.count(None)
         seen.tried.append(root)
         if there > best:
             seen.image_root, best = root, there
+            seen.image_links = sorted({folder for folder in found if folder})
         if there == len(some):
             break
     seen.found = (max(best, 0), len(some))
@@ -236,12 +302,23 @@ def _find_root(seen: Seen, references: Sequence[tuple[str, str]]) -> None:
         seen.image_root = None
 
 
-def _is_there(root: str, path: str) -> bool:
+def _lies_in(root: str, path: str) -> str | None:
+    """The folder to which a link leads on the way to an image that is there; empty where there is none on it. None
+    where the image is not there, or the path leads out of the root by itself."""
     try:
         uri = resolver(root)(path).uri
-    except SampleRejectedError:  # outside of it
-        return False
-    return uri is not None and storage.exists(uri)
+        return "" if uri is not None and storage.exists(uri) else None
+    except SampleRejectedError:
+        uri = os.path.normpath(os.path.join(root, path))
+        if not storage.is_local(root) or not uri.startswith(root.rstrip("/") + "/") or not os.path.isfile(uri):
+            return None
+        link = link_on(root, uri)
+        folder = os.path.realpath(link if os.path.isdir(link) else os.path.dirname(os.path.realpath(link)))
+        try:
+            resolver(root, [folder])(path)
+        except SampleRejectedError:  # a link behind the link
+            return os.path.dirname(os.path.realpath(uri))
+        return folder
 
 
 def _roots(references: Sequence[tuple[str, str]]) -> list[str]:
@@ -281,8 +358,15 @@ def _warnings(item: Seen) -> list[str]:
     if item.rejects:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(item.rejects.items()))
         found.append(
-            f"of the first {item.looked_at} rows {sum(item.rejects.values())} cannot be scored: {reasons} "
+            f"of {item.looked_at} rows that were looked at {sum(item.rejects.values())} cannot be scored: {reasons} "
             f"({item.example[:200]})"
+        )
+    if item.columns:
+        mapped = ", ".join(f"{ours} is {own}" for ours, own in item.columns.items())
+        found.append(f"its rows have names of their own ({mapped}): look whether corpus.sources[].columns is right")
+    if item.image_links:
+        found.append(
+            f"links in the image root lead to {', '.join(item.image_links)}: corpus.image_links lets them be followed"
         )
     there, some = item.found
     if there < some:
@@ -312,6 +396,12 @@ def _yaml(seen: Sequence[Seen], model: str | None, output: str) -> str:
             "      # Files, folders (every corpus file below) or globs; any fsspec URI.",
             f"      paths: [{_quoted(item.path)}]",
             *_root_lines(item),
+            *_column_lines(item),
+        ]
+    if links := sorted({folder for item in seen for folder in item.image_links}):
+        lines += [
+            "  # Links inside the image roots lead to these folders; what a link leads to elsewhere is not read.",
+            f"  image_links: {json.dumps(links, ensure_ascii=False)}",
         ]
     lines += [
         "extractor:",
@@ -351,6 +441,15 @@ def _root_lines(item: Seen) -> list[str]:
     return [
         explained,
         f"      image_root: {_quoted(item.image_root)}  # {item.found[0]} of {item.found[1]} images were there",
+    ]
+
+
+def _column_lines(item: Seen) -> list[str]:
+    if not item.columns:
+        return []
+    return [
+        "      # The corpus's own names, as they were guessed from its rows: look whether they are right.",
+        f"      columns: {json.dumps(item.columns, ensure_ascii=False)}",
     ]
 
 

@@ -130,7 +130,7 @@ class _Reading:
         for tag, role in (("user_tag", "user"), ("assistant_tag", "assistant"), ("system_tag", "system")):
             if tag in self.columns and self.columns[tag] == name:
                 return _ROLES[role]
-        return _ROLES.get(str(name).strip().lower())
+        return known_role(name)
 
     def turn(self, said: _Said) -> Turn:
         """One turn; images that stand inside it are added to `fields`. Placeholders have the index -1 until `_numbered`
@@ -408,6 +408,22 @@ def _names(of: Iterable[object]) -> str:
 
 def _keys(said: _Said) -> str:
     return f" (the turn has {_names(said.keys)})" if said.keys else ""
+
+
+def layout_of(record: object) -> str:
+    """What makes the conversation of a row that has one, in words."""
+    if not isinstance(record, Mapping):
+        return "a bare list of turns"
+    found = next((name for name in (*TURNS, CAPTIONS[0]) if not _is_null(record.get(name))), None)
+    if found is not None:
+        return found
+    has = [name for names in (*ASKED, ANSWERED) for name in names if not _is_missing(record.get(name))]
+    return " with ".join(has) or "caption"
+
+
+def known_role(name: object) -> Role | None:
+    """The role that rows call so, whatever their corpus."""
+    return _ROLES.get(str(name).strip().lower())
 
 
 def known_id(record: object) -> str | None:

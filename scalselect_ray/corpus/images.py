@@ -48,7 +48,7 @@ def resolver(image_root: str | None, image_links: Sequence[str] = ()) -> ImageRe
         if isinstance(field, Mapping):
             keys, name = list(field), image_in({**field, "bytes": None})
             field = name if field.get("bytes") is None else field["bytes"]
-            if isinstance(field, str) and field is not name and _from_base64(field) is None:
+            if isinstance(field, str) and field is not name and from_base64(field) is None:
                 raise SampleRejectedError(
                     Reason.IMAGE_UNREADABLE, "the bytes of an image are a text, and no base64 of a known image"
                 )
@@ -71,7 +71,7 @@ def resolver(image_root: str | None, image_links: Sequence[str] = ()) -> ImageRe
                 return ImageRef("data URI", data=_decoded(field.partition(",")[2]))
             except (binascii.Error, ValueError) as error:
                 raise SampleRejectedError(Reason.IMAGE_UNREADABLE, f"the data URI is not base64: {error}") from error
-        if (data := _from_base64(field)) is not None:
+        if (data := from_base64(field)) is not None:
             return ImageRef("base64", data=data)
         path = urllib.parse.unquote(field.removeprefix("file://")) if field.startswith("file:///") else field
         if _NO_PATH.search(path):
@@ -85,9 +85,9 @@ def resolver(image_root: str | None, image_links: Sequence[str] = ()) -> ImageRe
     return resolve
 
 
-def _from_base64(text: str) -> bytes | None:
-    """The image that a text of base64 is; None where it is none. It is told by its first bytes: no path begins like
-    this and has no dot."""
+def from_base64(text: str) -> bytes | None:
+    """The image that a bare text of base64 is; None where it is none. It is told by its first bytes: no path begins
+    like this and has no dot."""
     head = _BLANKS.sub("", text[:_HEAD])
     if len(head) < _LEAST or not _BASE64.fullmatch(text):
         return None

@@ -11,6 +11,7 @@ from conftest import GOLDEN
 
 from scalselect_ray.cli import main
 from scalselect_ray.config_files import load_config
+from scalselect_ray.corpus import Sample, list_files, load_image, plan_file, read_slices
 from scalselect_ray.errors import ConfigError
 from scalselect_ray.io import storage
 from scalselect_ray.testing import object_store
@@ -97,7 +98,7 @@ def test_what_cannot_be_read_is_refused_and_says_why(tmp_path: Path, capsys: pyt
     (tmp_path / "empty.json").write_text("")
     (tmp_path / "none.json").write_text("[]")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
-    (tmp_path / "other.json").write_text(json.dumps([{"question": "What?", "answer": "That."}]))
+    (tmp_path / "other.json").write_text(json.dumps([{"price": 7, "title": "That."}]))
     (tmp_path / "good.json").write_text(json.dumps([{"image": "1.jpg", "conversations": TURNS}]))
     out = tmp_path / "c.yaml"
     for arguments, message in (
@@ -105,7 +106,7 @@ def test_what_cannot_be_read_is_refused_and_says_why(tmp_path: Path, capsys: pyt
         (["empty.json"], "the file is empty"),
         (["none.json"], "hold no rows"),
         (["broken.parquet"], "broken Parquet"),
-        (["other.json"], "fields of the first row: answer, question. A row has one of messages"),
+        (["other.json"], "fields of the first row: price, title. A row has one of messages"),
         (["good.json", "--model", str(tmp_path)], "no config.json in this folder"),
         (["good.json", "--model", "nowhere"], "no such folder"),
     ):
@@ -160,3 +161,101 @@ def test_a_corpus_in_a_bucket(s3: object_store.ObjectStore):
     source = config.corpus.sources[0]
     assert (source.name, source.image_root) == ("json", "s3://bucket/corpus/images")
     assert config.output == "s3://bucket/job/selection"
+
+
+TEXT_ONLY = {"conversations": [{**TURNS[0], "value": "Hi"}, TURNS[1]]}
+
+
+@pytest.mark.parametrize("form", ["files", "jsonl", "json", "parquet"])
+def test_images_are_seen_behind_many_rows_without_any(tmp_path: Path, form: str):
+    """They stand together in many corpora: a few files or rows of the beginning tell nothing."""
+    (tmp_path / "images" / "coco").mkdir(parents=True)
+    (tmp_path / "images" / "coco" / "a.png").write_bytes(PICTURE)
+    row = {"image": "coco/a.png", "conversations": TURNS}
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    rows = [TEXT_ONLY] * 300 + [row] * 300
+    if form == "files":
+        for number in range(9):
+            (corpus / f"{number}.jsonl").write_text(json.dumps(TEXT_ONLY if number < 3 else row) + "\n")
+    elif form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows, pa.Table.from_pylist([row]).schema), corpus / "a.parquet")
+    else:
+        (corpus / f"a.{form}").write_text(json.dumps(rows) if form == "json" else "\n".join(map(json.dumps, rows)))
+    assert main(["init", str(corpus), "--out", str(tmp_path / "c.yaml")]) == 0
+    source = load_config(str(tmp_path / "c.yaml"), ["extractor.model=a/b"]).corpus.sources[0]
+    assert source.image_root == str(tmp_path / "images")
+
+
+def test_links_in_an_image_root_are_said_and_where_they_lead_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "disk" / "coco" / "train").mkdir(parents=True)
+    (tmp_path / "disk" / "coco" / "train" / "a.png").write_bytes(PICTURE)
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    (tmp_path / "data" / "images" / "coco").symlink_to(tmp_path / "disk" / "coco")
+    row = {"image": "coco/train/a.png", "conversations": TURNS}
+    (tmp_path / "data" / "train.json").write_text(json.dumps([row]))
+    assert main(["init", str(tmp_path / "data" / "train.json"), "--out", str(tmp_path / "c.yaml")]) == 0
+    config = load_config(str(tmp_path / "c.yaml"), ["extractor.model=a/b"])
+    assert config.corpus.sources[0].image_root == str(tmp_path / "data" / "images")
+    assert config.corpus.image_links == [str(tmp_path / "disk" / "coco")]
+    assert f"links in the image root lead to {tmp_path / 'disk' / 'coco'}" in errors(capsys)
+    (sample,) = next(rows for _, rows in read_slices(plan_file(list_files(config.corpus)[0])))
+    assert isinstance(sample, Sample)
+    assert load_image(sample.images[0]).size
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        (
+            {
+                "pic": "a.png",
+                "dialog": [{"speaker": "user", "utterance": "What?"}, {"speaker": "bot", "utterance": "A"}],
+            },
+            {"images": "pic", "messages": "dialog", "role_tag": "speaker", "content_tag": "utterance"},
+        ),
+        (
+            {"pic": ["a.png"], "dialog": [{"who": "Q", "text": "What?"}, {"who": "A", "text": "A cat."}]},
+            {
+                "images": "pic",
+                "messages": "dialog",
+                "role_tag": "who",
+                "content_tag": "text",
+                "user_tag": "Q",
+                "assistant_tag": "A",
+            },
+        ),
+        (
+            {"image": "a.png", "talk": json.dumps(TURNS), "system_message": "Be brief."},
+            {"messages": "talk", "system": "system_message"},
+        ),
+        ({"image_path": "a.png", "conversations": TURNS}, {"images": "image_path"}),
+        (
+            {"img": "a.png", "Question": "What?", "Answer": "A cat.", "lang": "en"},
+            {"images": "img", "prompt": "Question", "response": "Answer"},
+        ),
+        ({"image": "a.png", "alt_text": "a cat"}, {"caption": "alt_text"}),
+    ],
+)
+def test_names_of_their_own_are_recognised_and_written(tmp_path: Path, row: dict, columns: dict):
+    (tmp_path / "a.png").write_bytes(PICTURE)
+    (tmp_path / "train.jsonl").write_text((json.dumps(row) + "\n") * 3)
+    assert main(["init", str(tmp_path / "train.jsonl"), "--out", str(tmp_path / "c.yaml")]) == 0
+    config = load_config(str(tmp_path / "c.yaml"), ["extractor.model=a/b"])
+    written = config.corpus.sources[0].columns
+    assert {name: written.get(name) for name in columns} == columns
+    for _, rows in read_slices(plan_file(list_files(config.corpus)[0])):
+        assert [type(sample) for sample in rows] == [Sample] * 3
+
+
+def test_a_picture_in_a_row_is_written_into_no_comment(tmp_path: Path):
+    import base64
+
+    row = {"image": base64.b64encode(PICTURE).decode(), "conversations": TURNS}
+    (tmp_path / "train.jsonl").write_text((json.dumps(row) + "\n") * 3)
+    assert main(["init", str(tmp_path / "train.jsonl"), "--out", str(tmp_path / "c.yaml")]) == 0
+    written = (tmp_path / "c.yaml").read_text()
+    assert "images: base64" in written
+    assert max(map(len, written.splitlines())) < 400
