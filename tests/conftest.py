@@ -27,6 +27,7 @@ hypothesis.settings.load_profile("no clock")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         fence.mark(item)
+    items.sort(key=lambda item: item.path.name != "test_benchmarks.py")  # one process goes through it for minutes
 
 
 @pytest.hookimpl(wrapper=True)

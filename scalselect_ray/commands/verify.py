@@ -1,7 +1,6 @@
 """Whether the pictures of a corpus are still those that its features are of. A picture that is replaced under its name
 changes no corpus file, so a run does not notice it."""
 
-import shlex
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,6 @@ from scalselect_ray.corpus import (
     reading_units,
     shard_name,
 )
-from scalselect_ray.io import storage
 from scalselect_ray.io.ahead import ahead
 from scalselect_ray.store.features import IMAGES_DIGEST, FeatureStore
 
@@ -145,23 +143,15 @@ def _say(found: _Found, store: FeatureStore, chosen: int, committed: int, consol
 
 
 def _next(found: _Found, store: FeatureStore) -> list[str]:
-    """What to do so that the next run extracts them again. A store tells versions by content where it can, so that only
-    on a disk another modification time makes another version."""
-    lines = []
-    if local := [uri for uri in found.by_file if storage.is_local(uri)]:
-        lines.append(
-            "next: give the corpus files that name them a new modification time, and run again: they are extracted anew"
-        )
-        lines += [f"  touch {shlex.quote(uri)}" for uri in local[:_SHOWN]]
-        lines += [f"  and {len(local) - _SHOWN:,} more files ('files' with --json)"] if len(local) > _SHOWN else []
-    if len(local) < len(found.by_file):
-        lines.append(
-            "next: where corpus files are in a bucket, remove the feature files of these slices ('feature_files' with "
-            f"--json) and {store.output.moments(store.extractor_id)}, which holds sums of them, and "
-            "run again: they are extracted anew"
-        )
-        lines += [f"  {_feature_file(store, slice_id)}" for slice_id in found.slice_ids[:_SHOWN]]
-    return lines
+    """What to do so that the next run extracts them again."""
+    shown = [f"  {_feature_file(store, slice_id)}" for slice_id in found.slice_ids[:_SHOWN]]
+    more = len(found.slice_ids) - _SHOWN
+    return [
+        "next: remove the feature files of these slices ('feature_files' with --json), and run again: they are "
+        "extracted anew",
+        *shown,
+        *([f"  and {more:,} more"] if more > 0 else []),
+    ]
 
 
 def _feature_file(store: FeatureStore, slice_id: SliceId) -> str:

@@ -3,7 +3,6 @@ an autoscaler."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -176,26 +175,6 @@ def test_a_node_that_leaves_in_the_middle_changes_nothing(nodes, corpus, expecte
     leaving = next(iter(nodes.worker_nodes))
     said = run_on(nodes.address, config, lambda: nodes.remove_node(leaving))
     add_node(nodes)
-    check(config, expected)
-    assert "Traceback" not in said
-
-
-def test_an_actor_and_a_worker_that_are_killed_in_the_middle_change_nothing(nodes, corpus, expected, tmp_path):
-    def kill() -> None:
-        killed = set()
-        for name in ("ray::MapWorker", "ray::MapBatches(prepare_unit)"):
-            victims: list[psutil.Process] = []
-            wait_for(
-                lambda name=name, victims=victims: bool(
-                    victims.extend(p for r in raylets(nodes) for p in below(r, name)) or victims
-                )
-            )
-            victims[0].send_signal(signal.SIGKILL)
-            killed.add(name)
-        assert len(killed) == 2
-
-    config = config_in(tmp_path, corpus)
-    said = run_on(nodes.address, config, kill)
     check(config, expected)
     assert "Traceback" not in said
 
