@@ -132,11 +132,15 @@ class Console:
 
 
 def shown(text: str) -> str:
-    """Any text on one line of a terminal: without secrets, and what is no printable character (escape sequences, line
-    breaks, halves of characters) written as Python escapes it. Ids and names are chosen by others."""
+    """Any text on one line of a terminal: without secrets, and as `one_line`. Ids and names are chosen by others."""
+    return one_line(redact(text))
+
+
+def one_line(text: str) -> str:
+    """What is no printable character (escape sequences, line breaks, halves of characters) written as Python, JSON and
+    YAML escape it."""
     return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in redact(text)
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
 
 

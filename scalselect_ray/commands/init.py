@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from scalselect_ray.commands.own_names import own_names
 from scalselect_ray.config import CorpusConfig, SourceConfig
 from scalselect_ray.config_files import parse_config
-from scalselect_ray.console import Console, counted
+from scalselect_ray.console import Console, counted, one_line
 from scalselect_ray.corpus import (
     Broken,
     CorpusFile,
@@ -424,7 +424,7 @@ def _yaml(seen: Sequence[Seen], model: str | None, output: str) -> str:
         "prefix.",
         f"output: {_quoted(output)}",
     ]
-    return "\n".join(lines) + "\n"
+    return "".join(f"{one_line(line)}\n" for line in lines)  # comments quote rows and names of others
 
 
 def _root_lines(item: Seen) -> list[str]:
