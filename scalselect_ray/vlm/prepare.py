@@ -19,6 +19,7 @@ from scalselect_ray.corpus import MAX_PIXELS, ImagePlaceholder, Reason, Sample, 
 from scalselect_ray.errors import ModelError
 from scalselect_ray.vlm.checkpoint import Checkpoint, own_values, skeleton
 from scalselect_ray.vlm.families import vision_token_ids
+from scalselect_ray.vlm.texts import Rendering, rendering
 
 TokenRule = Literal["reference", "strict"]
 _PATCHES = 1024  # along a side of an image
@@ -124,10 +125,11 @@ class Preparer:
     def __call__(self, sample: Sample, images: Sequence[Image.Image]) -> Prepared:
         """`images` are those of `sample`, decoded, RGB, in order. Raises SampleRejectedError."""
         self._check_size(sample, images)
-        text, assistant, user = self._render(sample.turns)
+        rendered = rendering(sample.turns, self._apply_template)
+        self._check_tokens(sample, rendered)
         try:
             batch = self._processor(
-                text=[text],
+                text=[rendered.text],
                 images=self._family.images_argument(images),
                 images_kwargs=self._images_kwargs,
                 return_offsets_mapping=True,
@@ -150,9 +152,11 @@ class Preparer:
         expansions = batch["text_replacement_offsets"][0]
         offsets = np.asarray(batch["offset_mapping"][0])
         if self._tokens == "reference":
-            query = ~vision & ~_overlaps(offsets, _expanded(assistant, expansions))
+            query = ~vision & ~_overlaps(offsets, _expanded(rendered.ranges["assistant"], expansions))
         else:
-            query = ~np.isin(input_ids, [self._image_token]) & _overlaps(offsets, _expanded(user, expansions))
+            query = ~np.isin(input_ids, [self._image_token]) & _overlaps(
+                offsets, _expanded(rendered.ranges["user"], expansions)
+            )
         if not query.any():
             raise SampleRejectedError(Reason.NO_QUERY_TOKENS, "no token of this sample asks about the image")
         pixels = self._family.one_frame(inputs["pixel_values"], self._processor.image_processor)
@@ -194,64 +198,29 @@ class Preparer:
             return int(pixels * (edge / min(image.size)) ** 2)
         return int(size["height"] * size["width"])
 
-    def _render(self, turns: Sequence[Turn]) -> tuple[str, list[range], list[range]]:
-        """The conversation through the model's chat template, and where in it the assistant's and the user's texts
-        stand.
-
-        The template is rendered a second time with a mark in place of each text: what stands between the marks is the
-        template's own, so each text is found by where it stands and never by a search that could meet the same words
-        elsewhere.
-
-        A text must not speak for the template: a special token of the tokenizer that stands for media, or that the
+    def _check_tokens(self, sample: Sample, rendered: Rendering) -> None:
+        """A text must not speak for the template: a special token of the tokenizer that stands for media, or that the
         template itself writes (whose turn it is, where it ends), would be read as if the template had put it there.
         Other special tokens in a text (`</s>` of a web page, boxes of a grounding corpus) are what they are to the
         model, and change no other token's role."""
-        marks: list[str] = []
-        texts: list[tuple[str, str]] = []
-        marked: list[Turn] = []
-        for turn in turns:
-            parts: list[str | ImagePlaceholder] = []
-            for part in turn.content:
-                if isinstance(part, str):
-                    marks.append(f"\u27e6{len(marks)}\u27e7")
-                    texts.append((turn.role, part))
-                    parts.append(marks[-1])
-                else:
-                    parts.append(part)
-            marked.append(Turn(turn.role, tuple(parts)))
-        rendered = self._apply_template(turns)
-        skeleton = self._apply_template(marked)
+        text, literal = rendered.text, rendered.literal
         for token in sorted(self._special):
             if (
-                token in rendered
-                and rendered.count(token) > skeleton.count(token)
-                and (token in self._reserved or token in skeleton)
+                token in text
+                and text.count(token) > literal.count(token)
+                and (token in self._reserved or token in literal)
             ):
                 holds = next(
-                    (f"a text of the {role} holds" for role, text in texts if token in text), "the turns together make"
+                    (
+                        f"a text of the {turn.role} holds"
+                        for turn in sample.turns
+                        if any(isinstance(part, str) and token in part for part in turn.content)
+                    ),
+                    "the turns together make",
                 )
                 raise SampleRejectedError(
                     Reason.SPECIAL_TOKEN, f"{holds} {token}, which the model keeps for images or for its template"
                 )
-
-        found_ranges: dict[str, list[range]] = {"assistant": [], "user": [], "system": []}
-        at_skeleton = at_rendered = 0
-        for start_of_mark, number in sorted((skeleton.find(mark), number) for number, mark in enumerate(marks)):
-            literal = skeleton[at_skeleton:start_of_mark]
-            role, text = texts[number]
-            start = at_rendered + len(literal)
-            kept = next(
-                (form for form in (text, text.strip()) if rendered.startswith(literal + form, at_rendered)), None
-            )
-            if start_of_mark < 0 or kept is None:
-                raise SampleRejectedError(
-                    Reason.BAD_CONVERSATION, f"the model's chat template drops or rewrites a {role} turn"
-                )
-            found_ranges[role].append(range(start, start + len(kept)))
-            at_skeleton, at_rendered = start_of_mark + len(marks[number]), start + len(kept)
-        if rendered[at_rendered:] != skeleton[at_skeleton:]:
-            raise SampleRejectedError(Reason.BAD_CONVERSATION, "the model's chat template rewrites the conversation")
-        return rendered, found_ranges["assistant"], found_ranges["user"]
 
     def _apply_template(self, turns: Sequence[Turn]) -> str:
         messages = [
