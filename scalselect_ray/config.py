@@ -144,7 +144,9 @@ class CorpusConfig:
     """What to read, and how it is cut into slices."""
 
     sources: list[SourceConfig] = setting(
-        "The named parts of the corpus.", range=_at_least_one("a list with at least one source")
+        "The named parts of the corpus; or the path of a list of them: LLaMA-Factory's dataset_info.json, InternVL's "
+        "meta JSON.",
+        range=_at_least_one("a list with at least one source"),
     )
     slice_rows: int = setting(
         "Maximum rows of a slice. Another value cuts what is not committed yet.", 256, _integer(1), "rows"

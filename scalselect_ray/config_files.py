@@ -17,6 +17,7 @@ from scalselect_ray.config import ExtractorConfig, JobConfig, in_range, keys
 from scalselect_ray.errors import ConfigError, NoAnswerError
 from scalselect_ray.io import storage
 from scalselect_ray.redaction import cut, hide_environment, redact
+from scalselect_ray.source_lists import read_source_list
 
 _REFUSALS = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError)
 
@@ -56,6 +57,8 @@ def parse_config(text: str, overrides: Sequence[str] = (), where: str = "config"
             key, _, text = override.partition("=")
             parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
             OmegaConf.update(loaded, key, parsed["value"], force_add=True)  # as in a file: 1e-3 is a number
+        if isinstance(named := OmegaConf.select(loaded, "corpus.sources"), str):
+            OmegaConf.update(loaded, "corpus.sources", _listed(named))
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JobConfig), loaded))
     except _REFUSALS as error:
         written = OmegaConf.to_container(loaded, resolve=False)
@@ -67,6 +70,17 @@ def parse_config(text: str, overrides: Sequence[str] = (), where: str = "config"
     for name, content in _environment(loaded).items():
         hide_environment(name, content)
     return replace(_absolute(config), written=_kept(loaded))
+
+
+def _listed(uri: str) -> Any:
+    """The sources of a list that a config names. Raises ConfigError."""
+    found = read_source_list(uri)
+    if found is None:
+        raise ConfigError(
+            f"corpus.sources is {_shown(uri)}; expected a list of sources, or the path of LLaMA-Factory's "
+            "dataset_info.json or of InternVL's meta JSON"
+        )
+    return _escaped(found.sources)
 
 
 def check_extractor(extractor: ExtractorConfig) -> None:

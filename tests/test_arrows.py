@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "scalselect_ray"
 OUTSIDE = {"ray", "torch", "transformers"}
-PURE = "redaction errors console io config config_files selection subspace corpus vlm store"  # no Ray
+PURE = "redaction errors console io config source_lists config_files selection subspace corpus vlm store"  # no Ray
 MAY_IMPORT = {
     # no Ray, no stage, no verb
     "redaction": "",
@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "console": "redaction",
     "io": "errors",
     "config": "errors",
-    "config_files": "redaction errors io config",
+    "source_lists": "errors io",
+    "config_files": "redaction errors io config source_lists",
     "selection": "errors",
     "subspace": "errors",
     "corpus": "redaction errors io",

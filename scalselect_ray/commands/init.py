@@ -30,6 +30,7 @@ from scalselect_ray.corpus.images import from_base64, link_on
 from scalselect_ray.corpus.planning import passed_over_text
 from scalselect_ray.errors import ConfigError, CorpusError, ModelError, NoAnswerError
 from scalselect_ray.io import storage
+from scalselect_ray.source_lists import read_source_list
 
 _ROWS, _BYTES = 64, 1 << 24  # of one range of a file
 _RANGES, _MORE_ROWS = 12, 8  # ranges of a file that are looked at, and rows of those after the first
@@ -45,7 +46,7 @@ class Seen:
     """What a look at one path of the corpus shows."""
 
     name: str
-    path: str
+    paths: list[str]
     files: int
     bytes: int
     rows: int | None  # a guess; None: nothing to guess by
@@ -76,7 +77,20 @@ def init(paths: Sequence[str], model: str | None, out: str, console: Console) ->
     model = _known_model(model)
     seen: list[Seen] = []
     for path in paths:
-        seen.append(_look(path, _name(path, {other.name for other in seen})))
+        listed = read_source_list(path)
+        if listed is None:
+            seen.append(_look(SourceConfig(name=_name(path, {other.name for other in seen}), paths=[path])))
+            continue
+        left_out = dict(listed.left_out)
+        for source in listed.sources:
+            try:
+                seen.append(_look(SourceConfig(**source)))
+            except CorpusError as error:
+                left_out[source["name"]] = str(error)
+        if len(left_out) == len(listed.left_out) + len(listed.sources):
+            raise CorpusError(f"{path}: none of its data sets can be read; {next(iter(left_out.values()))}")
+        for name, why in left_out.items():
+            console.warn(f"{path}: {name} is left out: {why}")
     text = _yaml(seen, model, storage.join(uri.rpartition("/")[0], "selection"))
     parse_config(text, [] if model else ["extractor.model=owner/name"], where=out)  # what is written is sound
     storage.write(uri, text.encode())
@@ -96,8 +110,7 @@ def _plain(item: Seen) -> dict[str, Any]:
     found = {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(item).items()}
     return {
         **found,
-        "path": item.path,
-        "image_root": item.image_root,
+        "path": item.paths[0],
     }
 
 
@@ -131,12 +144,14 @@ def _name(path: str, taken: set[str]) -> str:
     )
 
 
-def _look(path: str, name: str) -> Seen:
+def _look(source: SourceConfig) -> Seen:
     """Raises CorpusError when nothing of it can be read."""
-    source = SourceConfig(name=name, paths=[path])
+    name, path = source.name, ", ".join(source.paths)
     corpus = list_corpus(CorpusConfig(sources=[source], slice_rows=_ROWS, slice_bytes=_BYTES))
     files = corpus.files
-    seen = Seen(name, storage.absolute(path), len(files), sum(file.file.size for file in files), None)
+    seen = Seen(
+        name, list(map(storage.absolute, source.paths)), len(files), sum(file.file.size for file in files), None
+    )
     seen.passed_over = corpus.passed_over.get(name, Counter())
     rows_by_byte: list[tuple[int, int]] = []
     rows: list[tuple[str, object]] = []  # (folder of the file, a row of it)
@@ -156,8 +171,8 @@ def _look(path: str, name: str) -> Seen:
     if not rows:
         raise CorpusError(unreadable[0] if unreadable else f"{path}: its first files hold no rows")
     records = [record for _, record in rows]
-    best = _reading(records, {})
-    if best.usable < len(rows):  # perhaps under names of its own
+    best = _reading(records, source.columns)
+    if best.usable < len(rows) and not source.columns:  # perhaps under names of its own
         own = _reading(records, own_names(records))
         best = own if own.usable > best.usable else best
     seen.columns, seen.usable, seen.rejects, seen.example = best.columns, best.usable, best.rejects, best.example
@@ -176,7 +191,7 @@ def _look(path: str, name: str) -> Seen:
     seen.rows = round(counts * seen.bytes / size) if size else None
     references = [(rows[number][0], reference) for number, reference in best.references]
     if references:
-        _find_root(seen, references)
+        _find_root(seen, references, source.image_root)
     return seen
 
 
@@ -283,12 +298,12 @@ def _image_kind(value: object) -> str:
     return "base64" if from_base64(value) is not None else "paths"
 
 
-def _find_root(seen: Seen, references: Sequence[tuple[str, str]]) -> None:
-    """The folder below which most of the images are, of those where images of a corpus usually lie; and the folders
-    where its links lead."""
+def _find_root(seen: Seen, references: Sequence[tuple[str, str]], given: str | None) -> None:
+    """The folder below which most of the images are, the one that is given or of those where images of a corpus usually
+    lie; and the folders where its links lead."""
     some = _spread(references, _IMAGES)
     best = -1
-    for root in _roots(some):
+    for root in _roots(some) if given is None else [storage.absolute(given)]:
         found = [_lies_in(root, path) for _, path in some]
         there = len(found) - found.count(None)
         seen.tried.append(root)
@@ -298,7 +313,7 @@ def _find_root(seen: Seen, references: Sequence[tuple[str, str]]) -> None:
         if there == len(some):
             break
     seen.found = (max(best, 0), len(some))
-    if best <= 0:
+    if best <= 0 and given is None:
         seen.image_root = None
 
 
@@ -394,7 +409,7 @@ def _yaml(seen: Sequence[Seen], model: str | None, output: str) -> str:
         lines += [
             f"    - name: {json.dumps(item.name)}",
             "      # Files, folders (every corpus file below) or globs; any fsspec URI.",
-            f"      paths: [{_quoted(item.path)}]",
+            f"      paths: [{', '.join(map(_quoted, item.paths))}]",
             *_root_lines(item),
             *_column_lines(item),
         ]

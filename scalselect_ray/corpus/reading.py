@@ -92,7 +92,7 @@ def samples_of(part: Slice | CorpusFile) -> Callable[[int, Sequence[object]], li
 
     def sample(row: int, record: object) -> Sample | Reject:
         if isinstance(record, Broken):
-            return Reject(row, None, record.reason, plain(record.message))
+            return Reject(row, None, record.reason, plain(record.message), record.lost_bytes)
         try:
             return normalise(row, record, resolve, columns=columns)
         except SampleRejectedError as error:

@@ -380,7 +380,7 @@ def exists(uri: str) -> bool:
     fs.invalidate_cache(path)
     try:
         patiently(uri, lambda: fs.info(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return True
 

@@ -50,6 +50,7 @@ class Broken:
 
     message: str
     reason: Reason = Reason.BROKEN_ROW
+    lost_bytes: int = 0  # where it stands for many rows
 
 
 def parse_row(data: bytes) -> object:

@@ -292,7 +292,8 @@ def _record(tar: tarfile.TarFile, group: _Group, fields: Collection[str] = FIELD
     has_row = False
     for member, read in group.members:
         name, _, kind = _extension(member).rpartition(".")
-        if kind not in _IMAGES and (kind not in ("json", "txt") or (name and name not in fields)):
+        is_field = not name or (name in fields and "." not in name)
+        if kind not in _IMAGES and (kind not in ("json", "txt") or not is_field):
             unread.append(member.name)
             continue
         data = read if read is not None else _content(tar, member)
@@ -311,7 +312,7 @@ def _record(tar: tarfile.TarFile, group: _Group, fields: Collection[str] = FIELD
         else:
             beside[name or "txt"] = value
     if not has_row:
-        return Broken(_no_row(group))
+        return _no_row(group)
     for name, value in beside.items():
         record.setdefault(name, value)
     record.setdefault("id", record.get("key", group.key))
@@ -320,13 +321,18 @@ def _record(tar: tarfile.TarFile, group: _Group, fields: Collection[str] = FIELD
     return record
 
 
-def _no_row(group: _Group) -> str:
+def _no_row(group: _Group) -> Broken:
     names = [*(member.name for member, _ in group.members), *group.links]
     shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
-    cure = ""
-    if any(_extension(member).endswith((".json", ".txt")) for member, _ in group.members):
-        cure = "; a key ends at the first dot of a name: rename the members, so that each sample has one of its own"
-    return f"{group.key}: no .json or .txt member with the conversation among {shown}{cure}"
+    message = f"{group.key}: no .json or .txt member with the conversation among {shown}"
+    rows = sum(_extension(member).endswith((".json", ".txt")) for member, _ in group.members)
+    if not rows:
+        return Broken(message)
+    return Broken(
+        f"{message}; a key ends at the first dot of a name: rename the members, so that each of about {rows:,} samples "
+        "has one of its own",
+        lost_bytes=group.size if rows > 1 else 0,
+    )
 
 
 def _members(tar: tarfile.TarFile, group: _Group) -> list[tuple[str, bytes]]:
