@@ -13,8 +13,8 @@ from scalselect_ray.corpus.formats import (
     Cutting,
     RowRange,
     UnreadableFileError,
-    format_of,
     is_corpus_file,
+    scan,
 )
 from scalselect_ray.corpus.slices import Slice, SliceId, is_complete, without_overlaps
 from scalselect_ray.errors import CorpusChangedError, CorpusError, NoAnswerError, StorageError
@@ -167,7 +167,7 @@ def plan_file(file: CorpusFile, kept: Sequence[SliceId] = ()) -> list[Slice]:
     cutting = Cutting(file.slice_rows, file.slice_bytes, {slice_id.first_row: slice_id.stop_row for slice_id in kept})
     try:
         try:
-            for range_ in format_of(file.file).scan(file.file, cutting):
+            for range_ in scan(file.file, cutting):
                 ranges.append(range_)
         except UnreadableFileError as error:
             problem = str(error)

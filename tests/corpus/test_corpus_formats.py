@@ -106,5 +106,9 @@ def test_a_format_says_what_it_is(known):
 @pytest.mark.parametrize("head", [b"", b"<html>", b"\x00" * 600, b"\x1f\x8b\x08broken"])
 def test_what_is_of_no_format_names_those_there_are(head, tmp_path):
     (tmp_path / "a.json").write_bytes(head)
-    with pytest.raises(UnreadableFileError, match=r"broken gzip|JSON lines, JSON list, Parquet or WebDataset tar"):
+    with pytest.raises(
+        UnreadableFileError,
+        match=r"broken gzip|JSON lines, JSON list, JSON object, Parquet or "
+        "WebDataset tar",
+    ):
         format_of(storage.stat(str(tmp_path / "a.json")))

@@ -1,10 +1,12 @@
 """Files to slices to rows: each row once, however the file is cut, whatever is wrong with it."""
 
+import bz2
 import errno
 import gzip
 import io
 import itertools
 import json
+import lzma
 import tarfile
 import tracemalloc
 from dataclasses import dataclass, field, replace
@@ -78,6 +80,18 @@ FILES = {
     "a.parquet": parquet_bytes(),
     "a.tar": tar_bytes(),
     "a.tar.gz": tar_bytes("w:gz"),
+    "a.jsonl.bz2": bz2.compress(LINES),
+    "a.ndjson.xz": lzma.compress(LINES),
+    "A.JSONL.ZST": pa.Codec("zstd").compress(LINES, asbytes=True),
+    "a.tar.bz2": tar_bytes("w:bz2"),
+    "a.tar.xz": tar_bytes("w:xz"),
+    "a.tar.zst": pa.Codec("zstd").compress(tar_bytes(), asbytes=True),
+    "object.json": json.dumps({"version": "1", "info": {"n": [1, 2]}, "data": ROWS, "license": "x"}, indent=1).encode(),
+    "compact-object.json": json.dumps({"examples of mine": ROWS}).encode(),
+    "list.jsonl": json.dumps(ROWS).encode(),  # by their bytes, whatever they are called
+    "lines.json.gz": gzip.compress(LINES),
+    "packed.jsonl": gzip.compress(LINES),
+    "unpacked.jsonl.gz": LINES,
 }
 
 

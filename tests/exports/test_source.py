@@ -1,8 +1,10 @@
 """The corpus less what was not chosen: the same files with the same bytes a row."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -34,9 +36,23 @@ def lines(path: Path) -> list[bytes]:
     return ROWS
 
 
-def gzipped_lines(path: Path) -> list[bytes]:
-    path.write_bytes(gzip.compress(b"\n".join(ROWS)))
+PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
+def packed_lines(path: Path) -> list[bytes]:
+    path.write_bytes(PACK[path.suffix](b"\n".join(ROWS)))
     return ROWS
+
+
+def json_object(path: Path) -> list[object]:
+    path.write_bytes(b'{"v": [1], "data": [' + b", ".join(ROWS) + b'], "z": {"ends": "]}"}}')
+    return [json.loads(row) for row in ROWS]
+
+
+def object_rows(data: bytes) -> list[object]:
+    made = json.loads(data)
+    assert (made["v"], made["z"]) == ([1], {"ends": "]}"})
+    return made["data"]
 
 
 def json_list(path: Path) -> list[bytes]:
@@ -85,7 +101,10 @@ def parquet_rows(data: bytes) -> list[dict[str, object]]:
 
 KINDS: dict[str, tuple[Callable[[Path], list], Callable[[bytes], list]]] = {
     "a.jsonl": (lines, text_rows),
-    "a.jsonl.gz": (gzipped_lines, lambda data: text_rows(gzip.decompress(data))),
+    "a.jsonl.gz": (packed_lines, lambda data: text_rows(gzip.decompress(data))),
+    "a.jsonl.bz2": (packed_lines, lambda data: text_rows(bz2.decompress(data))),
+    "a.jsonl.xz": (packed_lines, lambda data: text_rows(lzma.decompress(data))),
+    "object.json": (json_object, object_rows),
     "a.json": (json_list, text_rows),
     "a.parquet": (table, parquet_rows),
     "a.tar": (tar, tar_rows),

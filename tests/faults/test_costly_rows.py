@@ -103,7 +103,7 @@ class _Counted:
 
 @pytest.mark.parametrize("name", LONG)
 def test_work_grows_with_the_bytes_of_a_file_alone(name, tmp_path, monkeypatch):
-    for module, window in ((json_list, "_WINDOW"), (jsonl, "_WINDOW"), (jsonl, "_GZIP_WINDOW")):
+    for module, window in ((json_list, "WINDOW"), (jsonl, "_WINDOW"), (jsonl, "_PACKED_WINDOW")):
         monkeypatch.setattr(module, window, 1 << 8)
     work = Work(monkeypatch)
     done = []

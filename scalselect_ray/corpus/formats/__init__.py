@@ -5,8 +5,11 @@ import importlib
 import os
 import pkgutil
 import stat
+from collections.abc import Iterator
 
 from scalselect_ray.corpus.formats.base import Broken, Cutting, Format, RowRange, UnreadableFileError
+from scalselect_ray.corpus.formats.packed import inflated_head, is_packed
+from scalselect_ray.corpus.formats.strangers import lfs_bytes, named
 from scalselect_ray.io import storage
 
 __all__ = [
@@ -19,6 +22,7 @@ __all__ = [
     "UnreadableFileError",
     "format_of",
     "is_corpus_file",
+    "scan",
 ]
 
 FORMATS: tuple[Format, ...] = tuple(
@@ -35,7 +39,9 @@ _NO_FILES = {
     stat.S_ISBLK: "block device",
 }
 _NOT_CORPUS = ("dataset_info.json", "_stats.json", "state.json", "dataset_infos.json")
-SUFFIXES_TEXT = ".json, .jsonl, .parquet, .tar, each also .gz but Parquet"
+_HEAD = 4096  # bytes by which a format is told
+_EMPTY = 1 << 16  # bytes that a file without rows may have: a tar without members is some zeros
+SUFFIXES_TEXT = ".json, .jsonl, .tar (each also .gz, .bz2, .xz, .zst), .parquet"
 
 
 def is_corpus_file(name: str) -> bool:
@@ -52,13 +58,36 @@ def format_of(file: storage.FileInfo) -> Format:
         kind = next((name for test, name in _NO_FILES.items() if test(mode)), "")
         if kind:
             raise UnreadableFileError(f"it is a {kind} and not a file: it was not opened")
-    named = [known for known in FORMATS if file.uri.lower().endswith(known.suffixes)]
-    if len(named) == 1:
-        return named[0]
-    head = storage.read_start(file.uri, 4096)
-    for known in FORMATS:
-        if known.begins(head):
+    small = file.uri.lower()
+    candidates = [known for known in FORMATS if small.endswith(known.suffixes)]
+    if len(candidates) == 1:
+        return candidates[0]
+    head = storage.read_start(file.uri, _HEAD)
+    what = named(head)
+    packed = not what and is_packed(head)
+    begins = inflated_head(file, _HEAD) if packed else head
+    for known in (*candidates, *FORMATS):
+        if known.packed == packed and not what and known.begins(begins):
             return known
-    what = "the file is empty" if not head else f"starts with {head[:16]!r}"
+    for known in candidates:
+        if known.packed == packed and not what and small.endswith(known.taken):
+            return known
+    what = what or ("the file is empty" if not begins else f"starts with {begins[:16]!r}")
     titles = sorted({known.title for known in FORMATS})
-    raise UnreadableFileError(f"not {', '.join(titles[:-1])} or {titles[-1]}: {what}")
+    raise UnreadableFileError(f"not {', '.join(titles[:-1])} or {titles[-1]}: {what}", lfs_bytes(head))
+
+
+def scan(file: storage.FileInfo, cutting: Cutting) -> Iterator[RowRange]:
+    """The ranges of a file in order. Raises as `Format.scan`, and says what a file is that stands for another."""
+    form, is_first = format_of(file), True
+    try:
+        for range_ in form.scan(file, cutting):
+            is_first = False
+            yield range_
+    except UnreadableFileError as error:
+        head = storage.read_start(file.uri, _HEAD) if is_first else b""
+        if what := named(head):
+            raise UnreadableFileError(f"no {form.title}: {what}", lfs_bytes(head)) from error
+        raise
+    if is_first and file.size > _EMPTY and (what := named(storage.read_start(file.uri, _HEAD))):
+        raise UnreadableFileError(f"no {form.title}: {what}")

@@ -1,6 +1,7 @@
 """What a corpus format is: how a file is cut into ranges of rows, and how these are read."""
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from scalselect_ray.io.storage import FileInfo
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_ROW_BYTES = 1 << 28  # a longer row is no sample but an attack or an accident
+_TURNS = re.compile(rb'\[\s*\{\s*"(?:from|role|value|content)"\s*:')
 MAX_ROW_VALUES = 1 << 18  # texts, numbers, lists and objects of a row, so that it takes no gigabytes once parsed
 
 
@@ -95,6 +97,8 @@ class Format(ABC):
 
     title: ClassVar[str]  # for people, such as "JSON lines"
     suffixes: ClassVar[tuple[str, ...]]  # of its files' names; where several formats share one, `begins` decides
+    taken: ClassVar[tuple[str, ...]] = ()  # suffixes of files that it reads however they begin, if no other knows them
+    packed: ClassVar[bool] = False  # its files are compressed, and `begins` is given what is in them
     sequential: ClassVar[bool] = False  # a stream, which can only be read from its start
     indexed: ClassVar[bool] = False  # `scan` costs little: the file says by itself where its rows are
 
@@ -124,6 +128,15 @@ def text_begins(head: bytes, character: bytes) -> bool:
     """Whether a text with these first bytes begins with `character`, blanks aside. A tar begins with a name, which is
     no text."""
     return head[257:262] != b"ustar" and head.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(character)
+
+
+def lines_begin(head: bytes) -> bool:
+    """Whether these first bytes, which begin with a bracket, are of a text with a row on each line: objects, or lists
+    of turns (a list of rows on a line is one of several lists that were joined)."""
+    first, *others = head.removeprefix(BYTE_ORDER_MARK).lstrip().splitlines() or [b""]
+    if first.startswith(b"["):
+        return _TURNS.match(first) is not None
+    return any(line.strip() for line in others) and isinstance(parse_row(first), dict)
 
 
 def cut(sizes: Iterator[tuple[int, int]], cutting: Cutting) -> Iterator[RowRange]:

@@ -4,8 +4,8 @@ that it ends in are in memory."""
 import itertools
 import json
 import re
-from collections.abc import Collection, Container, Iterator, Sequence
-from typing import BinaryIO
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from typing import BinaryIO, ClassVar
 
 from scalselect_ray.corpus.fields import FIELDS
 from scalselect_ray.corpus.formats.base import (
@@ -19,16 +19,17 @@ from scalselect_ray.corpus.formats.base import (
     UnreadableFileError,
     count_values,
     cut,
+    lines_begin,
     parse_row,
     text_begins,
     too_long,
 )
-from scalselect_ray.corpus.formats.gzipped import inflated_head
+from scalselect_ray.corpus.formats.packed import SUFFIXES
 from scalselect_ray.corpus.sample import Reason
 from scalselect_ray.io import storage
 from scalselect_ray.io.storage import FileInfo
 
-_WINDOW = 1 << 22  # bytes read at once
+WINDOW = 1 << 22  # bytes read at once
 _BETWEEN = re.compile(rb"[ \t\r\n,]*+")
 _VALUE = re.compile(rb"[-0-9tfnNI]")  # what a number, true, false or null begins with
 _SCALAR = re.compile(rb'[^ \t\r\n,\[\]{}"]*+')  # a number, true, false or null
@@ -55,13 +56,14 @@ class JsonList(Format):
     """Slices are byte ranges of the file between the array's commas."""
 
     title = "JSON list"
-    suffixes = (".json", ".json.gz")
+    suffixes: ClassVar[tuple[str, ...]] = (".json", ".jsonl", ".ndjson")
 
     def begins(self, head: bytes) -> bool:
-        inflated = inflated_head(head)
-        if inflated is not None and text_begins(inflated, b"["):
-            raise UnreadableFileError("a gzipped JSON list cannot be cut into slices: unpack it, or write JSON lines")
-        return text_begins(head, b"[")
+        return text_begins(head, b"[") and not lines_begin(head)
+
+    def opens(self, file: FileInfo) -> int:
+        """The byte at which the list begins."""
+        return 0
 
     def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[RowRange]:
         return cut(_elements(file), cutting)
@@ -74,7 +76,8 @@ class JsonList(Format):
             if size > MAX_ROW_BYTES and range_.stop_row - range_.first_row == 1:
                 yield range_, [too_long(size)]
                 continue
-            yield range_, _parsed(file, storage.read_bytes(file.uri, range_.start_byte, range_.stop_byte))
+            block = storage.read_bytes(file.uri, range_.start_byte, range_.stop_byte)
+            yield range_, _parsed(block, lambda: border(file, self.opens(file)))
 
     def copy_rows(self, file: FileInfo, ranges: Sequence[RowRange], rows: Container[int], stream: BinaryIO) -> int:
         count = 0
@@ -83,7 +86,7 @@ class JsonList(Format):
             if not wanted:
                 continue
             block = storage.read_bytes(file.uri, range_.start_byte, range_.stop_byte)
-            places = _places(file, block)
+            places = _places(block, border(file, self.opens(file)))
             for start, stop in (places[row - range_.first_row] for row in wanted):
                 stream.write((b",\n" if count else b"[\n") + block[start:stop].strip())
                 count += 1
@@ -91,19 +94,32 @@ class JsonList(Format):
         return count
 
 
-def _parsed(file: FileInfo, block: bytes) -> list[object]:
-    """The rows that lie in the bytes of a range of a file."""
+class PackedJsonList(JsonList):
+    """A list in a packed stream, which nothing could begin to read in its midst: no file is of this format."""
+
+    suffixes = tuple(name + packed for name in JsonList.suffixes for packed in SUFFIXES)
+    packed = True
+    copy_rows = Format.copy_rows
+
+    def begins(self, head: bytes) -> bool:
+        if super().begins(head):
+            raise UnreadableFileError("a packed JSON list cannot be cut into slices: unpack it, or write JSON lines")
+        return False
+
+
+def _parsed(block: bytes, border: Callable[[], re.Pattern[bytes] | None]) -> list[object]:
+    """The rows that lie in the bytes of a range."""
     if len(block) <= MAX_ROW_BYTES and count_values(block) <= MAX_ROW_VALUES:
         try:
             return list(json.loads(b"[" + block + b"]"))
         except (ValueError, RecursionError):  # one row of them is broken, or what stands between them
             pass
-    return [parse_row(block[start:stop]) for start, stop in _places(file, block)]
+    return [parse_row(block[start:stop]) for start, stop in _places(block, border())]
 
 
-def _places(file: FileInfo, block: bytes) -> list[tuple[int, int]]:
-    """(start, stop) of each row in the bytes of a range of a file."""
-    elements = Elements(_border(file), listed=True)
+def _places(block: bytes, border: re.Pattern[bytes] | None) -> list[tuple[int, int]]:
+    """(start, stop) of each row in the bytes of a range."""
+    elements = Elements(border, listed=True)
     found = [*elements.feed(block), *elements.end()]
     if elements.has_begun:  # it was broken, and ended where the next one begins
         found.append((elements.stop, len(block)))
@@ -112,9 +128,9 @@ def _places(file: FileInfo, block: bytes) -> list[tuple[int, int]]:
 
 def _elements(file: FileInfo) -> Iterator[tuple[int, int]]:
     """(start, stop) byte of each element. Raises UnreadableFileError where the list breaks off."""
-    elements = Elements(_border(file))
+    elements = Elements(border(file))
     with storage.open_read(file.uri) as stream:
-        while block := stream.read(_WINDOW):
+        while block := stream.read(WINDOW):
             yield from elements.feed(block)
     yield from elements.end()
     if elements.listed:
@@ -123,13 +139,13 @@ def _elements(file: FileInfo) -> Iterator[tuple[int, int]]:
         yield elements.stop, file.size
 
 
-def _border(file: FileInfo) -> re.Pattern[bytes] | None:
-    """What stands between two rows of a file: a comma, and what the second begins with, the first key of one of the
-    file's first rows. None where these are no objects.
+def border(file: FileInfo, opens: int = 0) -> re.Pattern[bytes] | None:
+    """What stands between two rows of the list that begins at byte `opens` of a file: a comma, and what the second
+    begins with, the first key of one of the file's first rows. None where these are no objects.
 
     Inside a string each quote would have a backslash before it: a row with a border in it has objects that begin as
     rows do, or is broken."""
-    head = storage.read_bytes(file.uri, 0, min(file.size, _WINDOW))
+    head = storage.read_bytes(file.uri, opens, min(file.size, opens + WINDOW))
     elements = Elements()
     starts = [start for start, _ in itertools.islice(elements.feed(head), _LEARNT)]
     found = [_FIRST_KEY.match(head, start) for start in starts]
@@ -326,4 +342,4 @@ def _is_json(data: bytes) -> bool:
     return not isinstance(row, Broken) or row.reason is Reason.TOO_COSTLY
 
 
-FORMATS = (JsonList(),)
+FORMATS = (JsonList(), PackedJsonList())

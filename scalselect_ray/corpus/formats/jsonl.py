@@ -1,4 +1,4 @@
-"""JSON lines, plain (slices are byte ranges) or gzipped (read as one stream). A row is a line that is not blank."""
+"""JSON lines, plain (slices are byte ranges) or packed (read as one stream). A row is a line that is not blank."""
 
 import contextlib
 import io
@@ -16,16 +16,17 @@ from scalselect_ray.corpus.formats.base import (
     RowRange,
     UnreadableFileError,
     cut,
+    lines_begin,
     parse_row,
     text_begins,
     too_long,
 )
-from scalselect_ray.corpus.formats.gzipped import deflated, inflated, inflated_head
+from scalselect_ray.corpus.formats.packed import SUFFIXES, deflated, inflated
 from scalselect_ray.io import storage
 from scalselect_ray.io.storage import FileInfo
 
 _WINDOW = 1 << 23  # bytes read at once
-_GZIP_WINDOW = 1 << 16  # the same; rows that end in it are lost where the gzip breaks
+_PACKED_WINDOW = 1 << 16  # the same; rows that end in it are lost where it breaks
 _BLANKS = re.compile(rb"\s*+")
 
 
@@ -34,9 +35,10 @@ class JsonLines(Format):
 
     title = "JSON lines"
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
+    taken: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson")
 
     def begins(self, head: bytes) -> bool:
-        return text_begins(head, b"{")
+        return text_begins(head, b"{") or (text_begins(head, b"[") and lines_begin(head))
 
     def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[RowRange]:
         for range_ in cut(((start, stop) for start, stop, _ in self._lines(file)), cutting):
@@ -50,7 +52,7 @@ class JsonLines(Format):
 
     def copy_rows(self, file: FileInfo, ranges: Sequence[RowRange], rows: Container[int], stream: BinaryIO) -> int:
         count = 0
-        with deflated(stream) if self.sequential else contextlib.nullcontext(stream) as written:
+        with deflated(stream, file) if self.sequential else contextlib.nullcontext(stream) as written:
             for range_, lines in self._raw(file, ranges):
                 for row, line in enumerate(lines, start=range_.first_row):
                     if row in rows and not isinstance(line, Broken):
@@ -90,7 +92,7 @@ class JsonLines(Format):
             pieces: list[bytes] = []
             while True:
                 try:
-                    block = stream.read1(_GZIP_WINDOW if self.sequential else _WINDOW)
+                    block = stream.read1(_PACKED_WINDOW if self.sequential else _WINDOW)
                 except UnreadableFileError as error:
                     raise UnreadableFileError(f"after row {row - 1}: {error}", file.size - read) from error
                 if not block:
@@ -119,15 +121,12 @@ class JsonLines(Format):
                 yield start, start + size, b"".join(pieces) if pieces else None
 
 
-class GzippedJsonLines(JsonLines):
-    """JSON lines in one gzip stream."""
+class PackedJsonLines(JsonLines):
+    """JSON lines in one packed stream."""
 
-    suffixes = (".jsonl.gz", ".ndjson.gz", ".json.gz")
-    sequential = True
-
-    def begins(self, head: bytes) -> bool:
-        inflated = inflated_head(head)
-        return inflated is not None and text_begins(inflated, b"{")
+    suffixes = tuple(name + packed for name in JsonLines.suffixes for packed in SUFFIXES)
+    taken = tuple(name + packed for name in JsonLines.taken for packed in SUFFIXES)
+    packed = sequential = True
 
 
-FORMATS = (JsonLines(), GzippedJsonLines())
+FORMATS = (JsonLines(), PackedJsonLines())

@@ -19,7 +19,7 @@ from scalselect_ray.corpus.formats.base import (
     cut,
     parse_row,
 )
-from scalselect_ray.corpus.formats.gzipped import deflated, inflated, inflated_head, max_inflated
+from scalselect_ray.corpus.formats.packed import SUFFIXES, deflated, inflated, max_inflated
 from scalselect_ray.corpus.sample import Reason, Record
 from scalselect_ray.errors import StorageError
 from scalselect_ray.io import storage
@@ -113,7 +113,7 @@ class WebDataset(Format):
     def copy_rows(self, file: FileInfo, ranges: Sequence[RowRange], rows: Container[int], stream: BinaryIO) -> int:
         """Members keep their order and their headers; links, which no row is made of, stay only in a plain tar."""
         count = 0
-        with deflated(stream) if self.sequential else contextlib.nullcontext(stream) as written:
+        with deflated(stream, file) if self.sequential else contextlib.nullcontext(stream) as written:
             for range_, groups in self._read(file, ranges, _raw, lambda name, size: b""):
                 for row, data in enumerate(groups, start=range_.first_row):
                     if row in rows and data:
@@ -181,15 +181,11 @@ class WebDataset(Format):
             raise UnreadableFileError(f"broken tar: {error}") from error
 
 
-class GzippedWebDataset(WebDataset):
-    """A tar in one gzip stream."""
+class PackedWebDataset(WebDataset):
+    """A tar in one packed stream."""
 
-    suffixes = (".tar.gz", ".tgz")
-    sequential = True
-
-    def begins(self, head: bytes) -> bool:
-        inflated = inflated_head(head)
-        return inflated is not None and super().begins(inflated)
+    suffixes = (*(".tar" + packed for packed in SUFFIXES), ".tgz", ".tbz2", ".txz", ".tzst")
+    packed = sequential = True
 
 
 class _Header(tarfile.TarInfo):
@@ -406,4 +402,4 @@ def _listed(named: object) -> list[Any]:
     return named if isinstance(named, list) else [named] if named else []
 
 
-FORMATS = (WebDataset(), GzippedWebDataset())
+FORMATS = (WebDataset(), PackedWebDataset())
