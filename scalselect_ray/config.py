@@ -137,6 +137,14 @@ class SourceConfig:
         {},
         _MAPPED,
     )
+    limit: int | None = setting(
+        "At most so many rows, for trials: the first, in the order of the files' URIs. What is extracted of them "
+        "serves "
+        "runs with another limit, or none. Null: all.",
+        None,
+        _integer(1),
+        "rows",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

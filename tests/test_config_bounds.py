@@ -20,6 +20,8 @@ AMOUNT = (["0", "0.5", "1", "2", "100000"], ["-1", "-0.1", "1.5", ".nan", ".inf"
 BOUNDS = {  # key: what it takes, what it refuses
     "corpus.slice_rows": COUNT,
     "corpus.slice_bytes": COUNT,
+    "corpus.sources.0.columns": (["{}", "{messages: talk, role_tag: who}"], ["{turns: talk}", "{messages: ''}"]),
+    "corpus.sources.0.limit": (["null", *COUNT[0]], COUNT[1]),
     "extractor.attention_threshold": SHARE,
     "extractor.batch_tokens": COUNT,
     "extractor.max_length": (["null", *COUNT[0]], COUNT[1]),

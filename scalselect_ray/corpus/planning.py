@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from scalselect_ray.corpus.formats import (
     is_corpus_file,
     scan,
 )
-from scalselect_ray.corpus.slices import Slice, SliceId, is_complete, without_overlaps
+from scalselect_ray.corpus.slices import Slice, SliceId, first_rows, is_complete, without_overlaps
 from scalselect_ray.errors import CorpusChangedError, CorpusError, NoAnswerError, StorageError
 from scalselect_ray.io import storage
 from scalselect_ray.io.listing import Listing, expand
@@ -37,6 +37,8 @@ class Source(Protocol):
     def image_root(self) -> str | None: ...
     @property
     def columns(self) -> Columns: ...
+    @property
+    def limit(self) -> int | None: ...
 
 
 class CorpusSettings(Protocol):
@@ -63,11 +65,12 @@ class CorpusFile:
     slice_bytes: int  # maximum of a slice, where the rows' sizes are known
     columns: Columns = field(default_factory=dict, hash=False)  # the corpus's own names
     image_links: Sequence[str] = ()  # folders where links inside the image root may lead
+    limit: int | None = None  # rows of its source, the first ones, that are read at most
 
     @property
     def key(self) -> str:
-        """16 hexadecimal digits. How the file is cut is no part of it: each slice says which rows it has. Nor is where
-        links may lead: it decides whether a picture is read, and not which one."""
+        """16 hexadecimal digits. How the file is cut, and how many of its rows are read, is no part of it: each slice
+        says which rows it has. Nor is where links may lead: it decides whether a picture is read, and not which one."""
         file = self.file
         named = (sorted(self.columns.items()),) if self.columns else ()
         identity = (_PLAN_VERSION, self.source, file.uri, file.size, file.version, self.image_root, *named)
@@ -111,6 +114,7 @@ def list_corpus(corpus: CorpusSettings) -> Corpus:
                     corpus.slice_bytes,
                     columns=dict(source.columns),
                     image_links=tuple(map(storage.absolute, corpus.image_links)),
+                    limit=source.limit,
                 )
             passed_over.setdefault(source.name, Counter()).update(listing.passed_over)
             linked += listing.linked
@@ -157,14 +161,18 @@ def _nothing(pattern: str, listing: Listing) -> str:
 
 def plan_file(file: CorpusFile, kept: Sequence[SliceId] = ()) -> list[Slice]:
     """The slices of one file, in order; those of it that are there already (`kept`) stay as they are. Reads the whole
-    file for JSON and tar, only the footer for Parquet.
+    file for JSON and tar, only the footer for Parquet. With a `limit` the slices of its first rows; they are slices of
+    the whole file, which another limit has as well.
 
     A file whose bytes cannot be read, or not to their end, has a last slice with a `problem`. Raises CorpusChangedError
     where the file is gone or is not, or not all the while, the version that was listed; CorpusError; StorageError.
     """
     ranges: list[RowRange] = []
     problem, lost_bytes = None, 0
-    cutting = Cutting(file.slice_rows, file.slice_bytes, {slice_id.first_row: slice_id.stop_row for slice_id in kept})
+    known = {slice_id.first_row: slice_id.stop_row for slice_id in kept}
+    if file.limit is not None:
+        known = {first: stop for first, stop in known.items() if stop <= file.limit} | {file.limit: file.limit + 1}
+    cutting = Cutting(file.slice_rows, file.slice_bytes, known)
     try:
         try:
             for range_ in scan(file.file, cutting):
@@ -204,6 +212,7 @@ def plan_file(file: CorpusFile, kept: Sequence[SliceId] = ()) -> list[Slice]:
             lost_bytes=lost_bytes if range_ is ranges[-1] else 0,
         )
         for range_ in ranges
+        if file.limit is None or range_.first_row < file.limit
     ]
 
 
@@ -247,7 +256,8 @@ def make_plan(
     passed_over: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Plan:
     """Slices of the corpus against what is committed. A file whose slices are all committed is not even opened; of
-    another, what is committed stays as it was cut.
+    another, what is committed stays as it was cut. Of a source with a limit the files are planned one after the other,
+    and those behind the limit are no part of the plan.
 
     `plan_files` answers None for a file that is not the listed one any more. Raises CorpusChangedError with all of
     these."""
@@ -255,23 +265,36 @@ def make_plan(
     for slice_id in committed:
         found.setdefault(slice_id.file_key, []).append(slice_id)
     done = {file.key: without_overlaps(found.get(file.key, [])) for file in files}
-    open_files = [(file, done[file.key]) for file in files if not is_complete(done[file.key])]
-    answers = plan_files(open_files)
     planned: dict[str, list[Slice]] = {}
-    for (file, _), slices in zip(open_files, answers, strict=True):
-        if slices is not None:
-            planned[file.key] = slices
-    if changed := [file.file.uri for file, _ in open_files if file.key not in planned]:
-        raise CorpusChangedError(changed)
+
+    def plan(open_files: Sequence[OpenFile]) -> None:
+        answers = plan_files(open_files)
+        planned.update(
+            (file.key, slices) for (file, _), slices in zip(open_files, answers, strict=True) if slices is not None
+        )
+        if changed := [file.file.uri for file, _ in open_files if file.key not in planned]:
+            raise CorpusChangedError(changed)
+
+    plan([(file, done[file.key]) for file in files if file.limit is None and not is_complete(done[file.key])])
+    left = {file.source: file.limit for file in files if file.limit is not None}
+    read: list[CorpusFile] = []
     slice_ids: list[SliceId] = []
     todo: list[Slice] = []
     for file in files:
-        if file.key in planned:
-            slice_ids += [slice_.id for slice_ in planned[file.key]]
-            todo += [slice_ for slice_ in planned[file.key] if slice_.id not in committed]
-        else:
-            slice_ids += done[file.key]
-    return Plan(list(files), slice_ids, todo, passed_over or {})
+        limit = left.get(file.source)
+        if limit == 0:
+            continue
+        if limit is not None:
+            done[file.key] = first_rows(done[file.key], limit)
+            if not is_complete(done[file.key], limit):
+                plan([(replace(file, limit=limit), done[file.key])])
+        ids = [slice_.id for slice_ in planned[file.key]] if file.key in planned else done[file.key]
+        todo += [slice_ for slice_ in planned.get(file.key, []) if slice_.id not in committed]
+        if limit is not None:
+            left[file.source] = limit - sum(slice_id.rows for slice_id in ids)
+        slice_ids += ids
+        read.append(file)
+    return Plan(read, slice_ids, todo, passed_over or {})
 
 
 def plan_open_file(file: CorpusFile, kept: Sequence[SliceId]) -> list[Slice] | None:

@@ -94,9 +94,18 @@ def without_overlaps(slice_ids: Iterable[SliceId]) -> list[SliceId]:
     return kept
 
 
-def is_complete(slice_ids: Sequence[SliceId]) -> bool:
-    """Whether slices of one file, in order and without overlaps, cover all its rows."""
-    return bool(slice_ids) and sum(slice_id.rows for slice_id in slice_ids) == slice_ids[0].file_rows
+def first_rows(slice_ids: Sequence[SliceId], limit: int) -> list[SliceId]:
+    """Of slices of one file those that lie in its first rows."""
+    return [slice_id for slice_id in slice_ids if slice_id.stop_row <= limit]
+
+
+def is_complete(slice_ids: Sequence[SliceId], limit: int | None = None) -> bool:
+    """Whether slices of one file, in order and without overlaps, cover all its rows, or the first of them up to a
+    limit."""
+    if not slice_ids:
+        return False
+    rows = slice_ids[0].file_rows if limit is None else min(limit, slice_ids[0].file_rows)
+    return sum(slice_id.rows for slice_id in slice_ids) == rows
 
 
 def reading_units(slices: Sequence[Slice]) -> list[list[Slice]]:

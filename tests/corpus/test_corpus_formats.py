@@ -54,7 +54,7 @@ from scalselect_ray.corpus.formats import format_of
 from types import SimpleNamespace
 
 folder = sys.argv[1]
-source = SimpleNamespace(name="s", paths=[folder], image_root=None, columns={})
+source = SimpleNamespace(name="s", paths=[folder], image_root=None, columns={}, limit=None)
 files = list_files(CorpusConfig(sources=[source], slice_rows=2, slice_bytes=1 << 20))
 seen = init([folder], None, folder + "/config.yaml", Console())
 print(json.dumps({

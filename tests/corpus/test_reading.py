@@ -50,6 +50,7 @@ class Source:
     name: str = "s"
     image_root: str | None = None
     columns: dict = field(default_factory=dict)
+    limit: int | None = None
     extra: list = field(default_factory=list)
 
 
