@@ -24,6 +24,8 @@ from scalselect_ray.vlm.texts import Rendering, rendering
 TokenRule = Literal["reference", "strict"]
 _PATCHES = 1024  # along a side of an image
 _TOKEN_CHARACTERS = 64  # a text with more a token is not tokenized to find out that it is too long
+_LONG_CHARACTERS = 8  # one with more a token is tokenized in pieces first, no further than it must be
+_PIECE = 1 << 16  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,8 @@ class Preparer:
                 Reason.TOO_LONG,
                 f"{characters:,} characters in {len(parts):,} parts, more than the limit of {self._max_length} tokens",
             )
+        if characters > _LONG_CHARACTERS * self._max_length:
+            self._check_long_text([part for part in parts if isinstance(part, str)], characters)
         pixels = sum(map(self._scaled_pixels, images))
         if pixels > MAX_PIXELS:
             sizes = ", ".join(f"{image.width}x{image.height}" for image in images[:10])
@@ -186,6 +190,19 @@ class Preparer:
                 Reason.IMAGE_TOO_LARGE,
                 f"{sizes}: {pixels:,} pixels at the size of the model's images, above {MAX_PIXELS:,}",
             )
+
+    def _check_long_text(self, texts: Sequence[str], characters: int) -> None:
+        """Tokenizing takes time and memory in proportion to a text: one that is far too long is left in the midst."""
+        pieces = (text[start : start + _PIECE] for text in texts for start in range(0, len(text), _PIECE))
+        tokens = 0
+        for piece in pieces:
+            tokens += len(self._processor.tokenizer(piece, add_special_tokens=False)["input_ids"])
+            if tokens > 2 * self._max_length:  # at the edges of pieces there are a few more than in the whole
+                raise SampleRejectedError(
+                    Reason.TOO_LONG,
+                    f"{characters:,} characters, of which the first are {tokens:,} tokens, more than the limit of "
+                    f"{self._max_length}",
+                )
 
     def _scaled_pixels(self, image: Image.Image) -> int:
         """About so many pixels of the image when the processor has scaled it: one of 1x60000 pixels can become

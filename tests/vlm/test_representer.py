@@ -1,16 +1,17 @@
 """Samples on which a model's own code fails, in whatever way."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from conftest import GOLDEN
 
 from scalselect_ray.config import ExtractorConfig
-from scalselect_ray.corpus import Reason, SampleRejectedError, normalise, resolver
+from scalselect_ray.corpus import Reason, Sample, SampleRejectedError, normalise, resolver
 from scalselect_ray.errors import ModelError, StorageError
-from scalselect_ray.vlm import Extractor, Preparer
-from scalselect_ray.vlm.representer import Representer, prepare_sample
+from scalselect_ray.vlm import Extractor, Prepared, Preparer
+from scalselect_ray.vlm.representer import Representer, make_preparer, prepare_sample
 
 FOLDER = GOLDEN / "llava"
 ROWS = json.loads((FOLDER / "samples.json").read_text())[:3]
@@ -70,3 +71,30 @@ def test_what_is_no_fault_of_the_sample_rejects_none(represent, monkeypatch, err
     monkeypatch.setattr(Preparer, "__call__", fails)
     with pytest.raises(type(error)):
         represent(SAMPLES)
+
+
+@pytest.mark.parametrize("text", ["word " * 400_000, "a" * 2_000_000, "é\n" * 1_000_000], ids=len)
+def test_a_text_that_is_far_too_long_is_left_in_the_midst(text):
+    """Of two million characters that may be 131,072 tokens no more than those are tokenized twice."""
+    preparer = make_preparer(ExtractorConfig(model=str(FOLDER / "model"), max_length=131_072))
+    answer = prepare_sample(preparer, sample_of(f"{text}x")).outcome
+    assert isinstance(answer, SampleRejectedError)
+    assert answer.reason == Reason.TOO_LONG
+    first = int(re.search(r"the first are ([\d,]+) tokens", answer.message)[1].replace(",", ""))
+    assert 2 * 131_072 < first < 3 * 131_072
+
+
+def test_a_long_text_of_few_tokens_is_prepared():
+    """The longest token of the vocabulary, again and again."""
+    preparer = make_preparer(ExtractorConfig(model=str(FOLDER / "model"), max_length=3000))
+    longest = max(preparer._processor.tokenizer.get_vocab(), key=len)
+    text = longest.replace("\u0120", " ") * 2800
+    tokens = len(preparer._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+    answer = prepare_sample(preparer, sample_of(text)).outcome
+    assert tokens < 2900, longest
+    assert isinstance(answer, Prepared)
+
+
+def sample_of(text: str) -> Sample:
+    turns = [{"from": "human", "value": f"<image>\n{text}"}, {"from": "gpt", "value": "."}]
+    return normalise(0, {"image": ROWS[0]["images"][0], "conversations": turns}, resolver(str(FOLDER)))
