@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "report": "redaction errors console io corpus vlm store",
     # Ray
     "cluster": f"{PURE} ray",
-    "exports/flow exports/chosen": f"{PURE} cluster exports ray",
+    "exports/flow exports/parts exports/sorting exports/chosen": f"{PURE} cluster exports ray",
     "report/gather report/samples report/compare report/write": f"{PURE} cluster report ray",
     "stages": f"{PURE} cluster report/write report/compare ray torch",
     # the method, and the ways in

@@ -16,7 +16,7 @@ from mixed_corpus import Selected
 from scalselect_ray.cli import main
 from scalselect_ray.console import Console
 from scalselect_ray.errors import OutputError
-from scalselect_ray.exports import flow
+from scalselect_ray.exports import flow, parts, sorting
 from scalselect_ray.exports.formats.webdataset import WebDatasetShards
 from scalselect_ray.io import storage
 from scalselect_ray.store.layout import Output
@@ -38,8 +38,8 @@ def test_how_the_work_is_cut_changes_no_byte(name, mixed, tmp_path, monkeypatch)
     monkeypatch.setattr(WebDatasetShards, "part_rows", 20)
     images = ["--images", "copy"] if name == "llava" else []
     assert export(mixed, name, tmp_path / "a" / "x", *images) == 0
-    monkeypatch.setattr(flow, "_TASK_ROWS", 3)
-    monkeypatch.setattr(flow, "_PART_ROWS", 7)
+    monkeypatch.setattr(sorting, "_TASK_ROWS", 3)
+    monkeypatch.setattr(parts, "_PART_ROWS", 7)
     assert export(mixed, name, tmp_path / "b" / "x", *images) == 0
     first, second = files(tmp_path / "a" / "x"), files(tmp_path / "b" / "x")
     first.pop("export.json"), second.pop("export.json")

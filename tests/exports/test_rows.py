@@ -14,7 +14,7 @@ from PIL import Image
 from scalselect_ray.corpus import CorpusFile, ImagePlaceholder, Turn, normalise, plan_file, resolver
 from scalselect_ray.corpus.formats.webdataset import WebDataset
 from scalselect_ray.errors import ConfigError, CorpusChangedError
-from scalselect_ray.exports import FORMATS, flow
+from scalselect_ray.exports import FORMATS, parts
 from scalselect_ray.exports.base import (
     ExportImage,
     ExportRow,
@@ -210,8 +210,8 @@ def test_members_of_a_tar_that_changes_meanwhile_are_not_exported(gone, tar, mon
 
 
 def test_keys_of_a_tar_that_changes_meanwhile_are_not_exported(tar, monkeypatch):
-    monkeypatch.setattr(flow.ray, "get", lambda refs: [])
-    keys = flow._from_tar(storage.stat(str(tar)), None, 0, [])
+    monkeypatch.setattr(parts.ray, "get", lambda refs: [])
+    keys = parts._from_tar(storage.stat(str(tar)), None, 0, [])
     assert next(keys) == ("a", False)
     replaced(tar, gone=False)
     with pytest.raises(CorpusChangedError, match=r"a\.tar"):
