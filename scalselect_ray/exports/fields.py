@@ -13,11 +13,13 @@ from typing import Any
 
 from scalselect_ray.corpus import ImageRef, Sample, SampleRejectedError, normalise
 from scalselect_ray.corpus.conversation import ImageResolver
-from scalselect_ray.corpus.fields import Columns, unread_of
+from scalselect_ray.corpus.fields import Columns, unread_of, wanted
 from scalselect_ray.corpus.sample import Record
 
 Path = tuple[str | int, ...]  # keys and numbers that lead to a value
 TURN_KEYS = frozenset({"role", "from", "content", "value"})  # what a turn itself says
+TOO_DEEP = "(all, of rows with more than 100 lists and objects inside each other)"
+_MOST_DEPTH = 100  # of lists and objects in a row: each is a few calls inside each other
 _TURN_LISTS = ("messages", "conversations")
 
 
@@ -41,10 +43,12 @@ def read_fields(
 
     Raises SampleRejectedError."""
     whole: object = {"conversations": record} if isinstance(record, list) else record
-    if isinstance(record, Record):  # of a table, where a row has the fields of all others
-        whole = _without_nulls(record)
     places: dict[int, Path] = {}
-    own = _owned(whole, (), places)
+    try:
+        # A row of a table has the fields of all others, as nulls.
+        own = _owned(_without_nulls(whole) if isinstance(record, Record) else whole, (), places)
+    except RecursionError:
+        return normalise(row, record, resolve, verbatim=True, columns=columns), Fields(no_json=(TOO_DEEP,))
     asked: list[Path | None] = []
     resolved = _once(resolve)
 
@@ -60,7 +64,12 @@ def read_fields(
     bytes_at = {place for place, image in zip(known, sample.images, strict=False) if image.data is not None}
     no_json = [_member(name) for name in unread_of(record)]
     kept = _as_json(own, (), bytes_at, set(known), no_json)
-    unread = tuple(name for name in own if name in kept and _says_nothing(row, own, name, resolved, sample, columns))
+    read = wanted(columns)
+    unread = tuple(
+        name
+        for name in kept
+        if name not in read or _says_nothing(row, own, name, resolved, sample, columns)  # at most some forty times
+    )
     return sample, Fields(kept, known, unread, tuple(dict.fromkeys(no_json)))
 
 
@@ -117,6 +126,8 @@ class _Text(str):
 def _owned(value: object, place: Path, places: dict[int, Path]) -> object:
     """A copy of which each object stands in one place, as `places` has it by `id`. Bytes are not copied."""
     made = value
+    if len(place) > _MOST_DEPTH:
+        raise RecursionError
     if isinstance(value, Mapping):
         made = {str(key): _owned(item, (*place, str(key)), places) for key, item in value.items()}
     elif isinstance(value, (list, tuple)):

@@ -13,6 +13,7 @@ from scalselect_ray.corpus import CorpusFile, Slice, SliceId, plan_file, reading
 from scalselect_ray.errors import CorpusError
 from scalselect_ray.exports.base import SPOOL, ExportRow, Format, Images, NotExportableError
 from scalselect_ray.exports.chosen import FILE_ROWS, ChosenRows, RowIndex, count_wanted, wanted
+from scalselect_ray.exports.fields import NO_FIELDS
 from scalselect_ray.exports.rows import copy_images, read_rows, stored_digests
 from scalselect_ray.exports.spool import SortedRun, SortedRunWriter
 from scalselect_ray.exports.work import Export
@@ -108,4 +109,6 @@ def _checked(row: ExportRow, known: Format) -> ExportRow:
             known.check(row)
     except NotExportableError as error:
         row = replace(row, problem=str(error))
-    return row if row.problem is None and known.modes else replace(row, turns=(), images=(), members=())
+    return (
+        row if row.problem is None and known.modes else replace(row, turns=(), images=(), members=(), fields=NO_FIELDS)
+    )

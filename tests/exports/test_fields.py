@@ -34,6 +34,7 @@ LLAVA_ROW = {
     "weight": 0.5,
     "meta": {"x": [1, None, "\ud800"], IMAGE: IMAGE},
 }
+SAID: Any = LLAVA_ROW["conversations"]
 MESSAGES_ROW = {
     "messages": [
         {"role": "user", "content": "<image>Find <ref-object>"},
@@ -215,3 +216,26 @@ def test_a_million_names_are_no_million_lines():
 
 def test_fields_are_known_by_value():
     assert exported(LLAVA_ROW).fields == Fields(LLAVA_ROW, (("image",),), ("weight", "meta"), ())
+
+
+def test_a_row_of_many_or_deep_fields_costs_no_more_than_its_size(monkeypatch):
+    """Fields that no sample is made of are not tried one by one, and none is so deep that the program ends."""
+    from scalselect_ray.exports import fields
+
+    asked = []
+    original = fields.normalise
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        asked.append(arguments[0])
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(fields, "normalise", counted)
+    many = {f"k{number}": number for number in range(5000)}
+    assert row_of("llava", LLAVA_ROW | many)[0] == LLAVA_ROW | many
+    assert len(asked) < 10
+    deep: Any = "x"
+    for _ in range(800):
+        deep = [deep]
+    made, lost = row_of("llava", LLAVA_ROW | {"deep": deep})
+    assert made["conversations"] == [{key: turn[key] for key in ("from", "value")} for turn in SAID]
+    assert list(lost) == [fields.TOO_DEEP]
