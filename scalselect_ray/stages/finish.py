@@ -25,7 +25,9 @@ def finish(job: Job, run: Run, reduced: Reduced, scores: Scores, selection: Sele
     storage.write(run.folder.config, to_yaml(job.config).encode())
     write_files(files_of(run.plan), run.folder)
     record = _record(job, run, reduced, scores, selection)
-    write_report(job.output, record, job.console)
+    with job.stages("report", 1, "page") as stage:
+        write_report(job.output, record, job.console)
+        stage.advance(1)
     Runs(job.output).finish(record)
     return record
 
