@@ -5,9 +5,11 @@ again, so that it is not found at the door.
 """
 
 import base64
+import bz2
 import gzip
 import io
 import json
+import lzma
 import random
 import struct
 import tarfile
@@ -99,7 +101,19 @@ def corpora() -> dict[str, bytes]:
     pq.write_table(pa.Table.from_pylist(structs), parquet, row_group_size=4)
     plain = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(structs), plain, row_group_size=7, compression="none", use_dictionary=False)
+    table = pa.Table.from_pylist(structs)
+    stream, packed = io.BytesIO(), io.BytesIO()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table, max_chunksize=4)
+    with pa.ipc.new_file(packed, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table, max_chunksize=7)
     return {
+        "stream.arrow": stream.getvalue(),
+        "packed.feather": packed.getvalue(),
+        "object.json": json.dumps({"version": 1, "data": ROWS, "more": [1]}, indent=1).encode(),
+        "packed.jsonl.zst": pa.Codec("zstd").compress(lines, asbytes=True),
+        "packed.jsonl.bz2": bz2.compress(lines),
+        "shard.tar.xz": lzma.compress(_tar(picture)),
         "list.json": json.dumps(ROWS, indent=1, ensure_ascii=False).encode(),
         "lines.jsonl": lines,
         "inline.jsonl": "".join(json.dumps(row) + "\n" for row in inline).encode(),

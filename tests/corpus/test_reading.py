@@ -71,6 +71,16 @@ def parquet_bytes() -> bytes:
     return sink.getvalue()
 
 
+def arrow_bytes(is_file: bool, codec: str | None = None, encode: bool = False) -> bytes:
+    sink = io.BytesIO()
+    table = pa.Table.from_pylist([{**row, "scene": "heavy"} for row in ROWS])
+    table = table.set_column(1, "image", table["image"].dictionary_encode()) if encode else table
+    options = pa.ipc.IpcWriteOptions(compression=codec)
+    with (pa.ipc.new_file if is_file else pa.ipc.new_stream)(sink, table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=6)
+    return sink.getvalue()
+
+
 LINES = "".join(json.dumps(row) + "\n\n" for row in ROWS).encode()
 FILES = {
     "a.json": json.dumps(ROWS, indent=2, ensure_ascii=False).encode(),
@@ -81,6 +91,11 @@ FILES = {
     "a.parquet": parquet_bytes(),
     "a.tar": tar_bytes(),
     "a.tar.gz": tar_bytes("w:gz"),
+    "a.arrow": arrow_bytes(is_file=False),
+    "file.arrow": arrow_bytes(is_file=True, encode=True),
+    "a.feather": arrow_bytes(is_file=True, codec="lz4"),
+    "packed.ipc": arrow_bytes(is_file=False, codec="zstd", encode=True),
+    "no-suffix": arrow_bytes(is_file=False),
     "a.jsonl.bz2": bz2.compress(LINES),
     "a.ndjson.xz": lzma.compress(LINES),
     "A.JSONL.ZST": pa.Codec("zstd").compress(LINES, asbytes=True),

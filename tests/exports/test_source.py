@@ -95,6 +95,23 @@ def text_rows(data: bytes) -> list[bytes]:
     return [line.strip(b",") for line in data.splitlines() if line.startswith(b"{")]
 
 
+def arrow(path: Path) -> list[dict[str, object]]:
+    rows = [{**json.loads(row), "emb": [0.5, number], "at": None} for number, row in enumerate(ROWS)]
+    made = pa.Table.from_pylist(rows).append_column("kind", pa.array(["a"] * COUNT).dictionary_encode())
+    made = made.replace_schema_metadata({"huggingface": "{}", "own": "x"})
+    with (pa.ipc.new_stream if path.suffix == ".arrow" else pa.ipc.new_file)(path, made.schema) as writer:
+        writer.write_table(made, max_chunksize=5)
+    return made.to_pylist()
+
+
+def arrow_rows(data: bytes) -> list[dict[str, object]]:
+    if not data:
+        return []
+    made = (pa.ipc.open_file if data.startswith(b"ARROW1") else pa.ipc.open_stream)(data).read_all()
+    assert made.schema.metadata == {b"huggingface": b"{}", b"own": b"x"}
+    return made.to_pylist()
+
+
 def parquet_rows(data: bytes) -> list[dict[str, object]]:
     return pq.read_table(io.BytesIO(data)).to_pylist()
 
@@ -107,6 +124,8 @@ KINDS: dict[str, tuple[Callable[[Path], list], Callable[[bytes], list]]] = {
     "object.json": (json_object, object_rows),
     "a.json": (json_list, text_rows),
     "a.parquet": (table, parquet_rows),
+    "a.arrow": (arrow, arrow_rows),
+    "a.feather": (arrow, arrow_rows),
     "a.tar": (tar, tar_rows),
     "a.tar.gz": (tar, lambda data: tar_rows(gzip.decompress(data))),
 }

@@ -4,6 +4,7 @@
 import importlib
 import os
 import pkgutil
+import re
 import stat
 from collections.abc import Iterator
 
@@ -39,15 +40,20 @@ _NO_FILES = {
     stat.S_ISBLK: "block device",
 }
 _NOT_CORPUS = ("dataset_info.json", "_stats.json", "state.json", "dataset_infos.json")
+_CACHED = re.compile(r"cache-.*\.arrow$")  # what `datasets` keeps beside its data: copies of it
 _HEAD = 4096  # bytes by which a format is told
 _EMPTY = 1 << 16  # bytes that a file without rows may have: a tar without members is some zeros
-SUFFIXES_TEXT = ".json, .jsonl, .tar (each also .gz, .bz2, .xz, .zst), .parquet"
+SUFFIXES_TEXT = ".json, .jsonl, .tar (each also .gz, .bz2, .xz, .zst), .parquet, .arrow, .feather"
 
 
 def is_corpus_file(name: str) -> bool:
     """Whether a file found in a folder looks like a part of a corpus, by its name alone."""
     small = name.lower()
-    return any(small.endswith(known.suffixes) for known in FORMATS) and not small.endswith(_NOT_CORPUS)
+    return (
+        any(small.endswith(known.suffixes) for known in FORMATS)
+        and not small.endswith(_NOT_CORPUS)
+        and not _CACHED.match(name)
+    )
 
 
 def format_of(file: storage.FileInfo) -> Format:

@@ -1,5 +1,6 @@
 """Arrow arrays to Python objects: what they would take is known before they are made, and equal values are shared."""
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -9,8 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, MAX_ROW_VALUES
-from scalselect_ray.corpus.sample import Record
+from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, MAX_ROW_VALUES, Broken
+from scalselect_ray.corpus.sample import Reason, Record
 
 _VALUE_BYTES = MAX_ROW_BYTES // MAX_ROW_VALUES  # what a value counts for beside its own bytes
 Sizes = npt.NDArray[np.int64]
@@ -26,6 +27,36 @@ def rows(batch: pa.RecordBatch) -> list[Record]:
     """The rows as `to_pylist` gives them, but values of a dictionary that are equal are one object. Raises ValueError
     or OverflowError where a value is none of Python's."""
     return [Record(zip(batch.schema.names, row, strict=True)) for row in _zipped(batch.columns, len(batch))]
+
+
+def records(batch: pa.RecordBatch, unread: tuple[str, ...]) -> Iterator[object]:
+    """The rows, with the names of what stands beside them; `Broken` where one is too large, or has a value that is
+    none, such as a text in another encoding."""
+    if not batch.num_columns:
+        for _ in range(len(batch)):
+            yield _with_unread(Record(), unread)
+        return
+    sizes = row_sizes(batch)
+    if len(batch) and sizes.max() <= MAX_ROW_BYTES:
+        with contextlib.suppress(ValueError, OverflowError):
+            yield from [_with_unread(record, unread) for record in rows(batch)]
+            return
+    for index, size in enumerate(sizes.tolist()):
+        if size > MAX_ROW_BYTES:
+            yield Broken(
+                f"the row takes {size:,} bytes (1,024 for each value in it), above the limit of {MAX_ROW_BYTES:,}",
+                Reason.TOO_COSTLY,
+            )
+            continue
+        try:
+            yield _with_unread(rows(batch.slice(index, 1))[0], unread)
+        except (ValueError, OverflowError) as error:
+            yield Broken(f"a value cannot be read: {error}")
+
+
+def _with_unread(record: Record, unread: tuple[str, ...]) -> Record:
+    record.unread = unread
+    return record
 
 
 def _sizes(array: pa.Array) -> Sizes:

@@ -1,6 +1,8 @@
 """What a corpus format is: how a file is cut into ranges of rows, and how these are read."""
 
+import bisect
 import json
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
@@ -9,6 +11,7 @@ from typing import BinaryIO, ClassVar, NamedTuple
 
 from scalselect_ray.corpus.fields import FIELDS
 from scalselect_ray.corpus.sample import Reason
+from scalselect_ray.errors import StorageError
 from scalselect_ray.io.storage import FileInfo
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -166,3 +169,43 @@ def cut(sizes: Iterator[tuple[int, int]], cutting: Cutting) -> Iterator[RowRange
         yield RowRange(first, row, begin, end)
     if problem is not None:
         raise problem
+
+
+def ranges_of_groups(groups: Sequence[tuple[int, int]], cutting: Cutting) -> Iterator[RowRange]:
+    """Ranges from the (rows, bytes) of groups of rows that are read as one: whole groups where these are near the
+    wanted size, else parts of one, which have the same bytes. The bytes of a range are counted from the first group."""
+    at, firsts = 0, sorted(cutting.kept)
+    for range_ in _whole_or_parts(groups, cutting.max_rows, cutting.max_bytes):
+        at = max(at, range_.first_row)
+        while at < range_.stop_row:  # what lies in a kept range goes, the rest ends at it
+            following = firsts[bisect.bisect_right(firsts, at) :][:1]
+            stop = cutting.kept.get(at) or min([range_.stop_row, *following])
+            yield RowRange(at, stop, range_.start_byte, range_.stop_byte)
+            at = stop
+
+
+def _whole_or_parts(groups: Sequence[tuple[int, int]], max_rows: int, max_bytes: int) -> Iterator[RowRange]:
+    first = begin = end = 0
+    pending = pending_bytes = 0
+    for rows, size in groups:
+        parts = max(math.ceil(rows / max_rows), math.ceil(size / max_bytes), 1)
+        parts = min(parts, max(rows, 1))
+        if pending and (pending + rows > max_rows or pending_bytes + size > max_bytes):
+            yield RowRange(first, first + pending, begin, end)
+            first, begin, pending, pending_bytes = first + pending, end, 0, 0
+        end = begin + pending_bytes + size
+        if parts == 1:
+            pending, pending_bytes = pending + rows, pending_bytes + size
+            continue
+        for part in range(parts):  # a large group, in equal parts
+            start, stop = (first + rows * edge // parts for edge in (part, part + 1))
+            if stop > start:
+                yield RowRange(start, stop, begin, end)
+        first, begin = first + rows, end
+    if pending:
+        yield RowRange(first, first + pending, begin, end)
+
+
+def is_trouble(error: Exception) -> bool:
+    """Whether it is the disk or the store that fails, and not what the file holds: Arrow raises an OSError for both."""
+    return isinstance(error, StorageError) or (isinstance(error, OSError) and bool(error.errno))

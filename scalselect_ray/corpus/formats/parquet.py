@@ -1,12 +1,9 @@
 """Parquet: slices are rows, whole row groups where these are near the wanted size; only the columns of a sample are
 read."""
 
-import bisect
-import contextlib
 import io
 import itertools
-import math
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
@@ -14,10 +11,17 @@ import pyarrow.parquet as pq
 
 from scalselect_ray.corpus.fields import FIELDS, every_field
 from scalselect_ray.corpus.formats import arrow_values
-from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Broken, Cutting, Format, RowRange, UnreadableFileError
+from scalselect_ray.corpus.formats.base import (
+    Broken,
+    Cutting,
+    Format,
+    RowRange,
+    UnreadableFileError,
+    is_trouble,
+    ranges_of_groups,
+)
 from scalselect_ray.corpus.formats.parquet_footer import Chunk, columns_of
 from scalselect_ray.corpus.sample import Reason, Record
-from scalselect_ray.errors import StorageError
 from scalselect_ray.io import storage
 from scalselect_ray.io.storage import FileInfo
 
@@ -54,7 +58,8 @@ class Parquet(Format):
             raise UnreadableFileError(
                 f"broken Parquet: its footer claims {metadata.num_rows:,} rows in {file.size:,} bytes"
             )
-        return _around(_ranges(metadata, cutting.max_rows, cutting.max_bytes), cutting.kept)
+        groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+        return ranges_of_groups([(group.num_rows, group.total_byte_size) for group in groups], cutting)
 
     def read(
         self, file: FileInfo, ranges: Sequence[RowRange], fields: Collection[str] = FIELDS
@@ -80,7 +85,7 @@ class Parquet(Format):
                 with pq.ParquetWriter(stream, parquet.schema_arrow, compression=codec) as writer:
                     return sum(_copied(writer, batches) for batches in _chosen(opened, parquet, rows))
             except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-                if _is_trouble(error):
+                if is_trouble(error):
                     raise
                 raise UnreadableFileError(f"it cannot be copied: {error}") from error
 
@@ -93,41 +98,6 @@ class _File(NamedTuple):
     columns: list[str]  # those that are read
     unread: tuple[str, ...]  # the others
     batch_rows: int  # that are Arrow arrays at once
-
-
-def _ranges(metadata: pq.FileMetaData, max_rows: int, max_bytes: int) -> Iterator[RowRange]:
-    first = begin = end = 0
-    pending = pending_bytes = 0
-    for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
-        parts = max(math.ceil(group.num_rows / max_rows), math.ceil(group.total_byte_size / max_bytes), 1)
-        parts = min(parts, max(group.num_rows, 1))
-        if pending and (pending + group.num_rows > max_rows or pending_bytes + group.total_byte_size > max_bytes):
-            yield RowRange(first, first + pending, begin, end)
-            first, begin, pending, pending_bytes = first + pending, end, 0, 0
-        end = begin + pending_bytes + group.total_byte_size
-        if parts == 1:
-            pending, pending_bytes = pending + group.num_rows, pending_bytes + group.total_byte_size
-            continue
-        for part in range(parts):  # a large group, in equal parts
-            start, stop = (first + group.num_rows * edge // parts for edge in (part, part + 1))
-            if stop > start:
-                yield RowRange(start, stop, begin, end)
-        first, begin = first + group.num_rows, end
-    if pending:
-        yield RowRange(first, first + pending, begin, end)
-
-
-def _around(ranges: Iterator[RowRange], kept: Mapping[int, int]) -> Iterator[RowRange]:
-    """The same rows with the ranges of `kept` (first row to stop row) as they are: what lies in one of them goes, the
-    rest ends at it."""
-    at, firsts = 0, sorted(kept)
-    for range_ in ranges:
-        at = max(at, range_.first_row)
-        while at < range_.stop_row:
-            following = firsts[bisect.bisect_right(firsts, at) :][:1]
-            stop = kept.get(at) or min([range_.stop_row, *following])
-            yield RowRange(at, stop, range_.start_byte, range_.stop_byte)
-            at = stop
 
 
 def _open(stream: BinaryIO, rows: int, fields: Collection[str] = FIELDS) -> _File:
@@ -143,7 +113,7 @@ def _open(stream: BinaryIO, rows: int, fields: Collection[str] = FIELDS) -> _Fil
         parquet = pq.ParquetFile(stream, metadata=metadata, read_dictionary=with_dictionary, pre_buffer=True)
         names = parquet.schema_arrow.names
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        if _is_trouble(error):
+        if is_trouble(error):
             raise
         raise UnreadableFileError(f"broken Parquet: {error}") from error
     return _File(
@@ -183,11 +153,6 @@ def _with_dictionary(metadata: pq.FileMetaData, chunks: tuple[tuple[Chunk, ...],
     return sorted(found)
 
 
-def _is_trouble(error: Exception) -> bool:
-    """Whether it is the disk or the store that fails, and not what the file holds: Arrow raises an OSError for both."""
-    return isinstance(error, StorageError) or (isinstance(error, OSError) and bool(error.errno))
-
-
 def _without(file: _File) -> Record:
     """What each row is of a file that has none of a sample's columns."""
     record = Record()
@@ -208,7 +173,7 @@ def _rows(file: _File, first: int, stop: int) -> Iterator[object]:
                     yield record
                     at += 1
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            if _is_trouble(error):
+            if is_trouble(error):
                 raise
             problem = str(error)
         for _ in range(at, end):
@@ -224,10 +189,7 @@ def _group_rows(file: _File, group: int, start: int, stop: int) -> Iterator[obje
     for batch in file.parquet.iter_batches(batch_size=file.batch_rows, row_groups=[group], columns=file.columns):
         if at + len(batch) > start:
             wanted = batch.slice(max(0, start - at), min(len(batch), stop - at) - max(0, start - at))
-            for record in _records(wanted, arrow_values.row_sizes(wanted)):
-                if isinstance(record, Record):
-                    record.unread = file.unread
-                yield record
+            yield from arrow_values.records(wanted, file.unread)
         at += len(batch)
         if at >= stop:
             return
@@ -271,25 +233,6 @@ def _too_costly(file: _File, group: int) -> str:
         if chunk.values > _FREE_VALUES + _ROW_VALUES * rows:
             return f"column {chunk.path} has {chunk.values:,} values in {rows:,} rows: a bomb"
     return ""
-
-
-def _records(batch: pa.RecordBatch, sizes: arrow_values.Sizes) -> Iterator[object]:
-    """The rows; `Broken` where one is too large, or has a value that is none, such as a text in another encoding."""
-    if len(batch) and sizes.max() <= MAX_ROW_BYTES:
-        with contextlib.suppress(ValueError, OverflowError):
-            yield from arrow_values.rows(batch)
-            return
-    for index, size in enumerate(sizes.tolist()):
-        if size > MAX_ROW_BYTES:
-            yield Broken(
-                f"the row takes {size:,} bytes (1,024 for each value in it), above the limit of {MAX_ROW_BYTES:,}",
-                Reason.TOO_COSTLY,
-            )
-            continue
-        try:
-            yield arrow_values.rows(batch.slice(index, 1))[0]
-        except (ValueError, OverflowError) as error:
-            yield Broken(f"a value cannot be read: {error}")
 
 
 FORMATS = (Parquet(),)
