@@ -170,6 +170,8 @@ class Format(ABC):
 
     about: ClassVar[str]
     """One line for people."""
+    keeps: ClassVar[str] = ""
+    """Which rows it holds as they came, with all their fields, in words."""
     needs: ClassVar[Literal["manifest", "rows", "members", "shards", "files"]] = "rows"
     """What `write` gets: tables of the manifest; `ExportRow`s; these with the members of WebDataset samples; (key,
     chosen) of each sample of a shard; or the numbers of the chosen rows of a file."""

@@ -74,7 +74,10 @@ def _format_of(name: str, images: str | None, raw: bool) -> tuple[Format, Images
     """The format of this name, and what becomes of images. Raises ConfigError."""
     known = FORMATS.get(name)
     if known is None:
-        listed = [f"  {known_name:<15}{each.about}" for known_name, each in FORMATS.items()]
+        listed = [
+            f"  {known_name:<15}{each.about}{f'; {each.keeps} with all fields' if each.keeps else ''}"
+            for known_name, each in FORMATS.items()
+        ]
         raise ConfigError(f"'{name}' is no export format; these are:", *listed)
     if images is not None and images not in known.modes:
         can = f"only {' or '.join(known.modes)}" if known.modes else "it names no images"

@@ -16,6 +16,7 @@ from scalselect_ray.corpus import CorpusFile, plan_file, resolver
 from scalselect_ray.exports import FORMATS
 from scalselect_ray.exports.base import ExportImage, ExportRow, ImagePaths, NotExportableError, PartReport
 from scalselect_ray.exports.fields import Fields, read_fields
+from scalselect_ray.exports.formats.json_files import JsonFile
 from scalselect_ray.exports.formats.webdataset import _as_it_came
 from scalselect_ray.exports.rows import read_rows
 from scalselect_ray.exports.spool import from_stored, to_stored
@@ -212,6 +213,12 @@ def test_a_million_names_are_no_million_lines():
     assert report.left_behind["always"] == 1000
     assert len(report.left_behind) < 200
     assert sum(report.left_behind.values()) == 2000
+
+
+def test_a_format_says_which_rows_it_holds_as_they_came():
+    for name, form in FORMATS.items():
+        if isinstance(form, JsonFile):
+            assert form.keeps == (f"rows of {form.layout.turns}" if form.verbatim else ""), name
 
 
 def test_fields_are_known_by_value():

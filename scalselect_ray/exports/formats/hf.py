@@ -38,6 +38,7 @@ _SCHEMA = pa.schema(
 
 class HuggingFace(Format):
     about = "Hugging Face datasets, TRL: Parquet with images"
+    keeps = "any row"
     modes = (Images.REFERENCE, Images.COPY)
     embeds = True
     part_rows = 5000

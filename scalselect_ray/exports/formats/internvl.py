@@ -12,6 +12,7 @@ from scalselect_ray.io import storage
 
 class InternVL(JsonFile):
     about = "InternVL: meta.json and JSON lines"
+    keeps = "rows of conversations"
 
     def check(self, row: ExportRow) -> None:
         check_counts(row, ("user",))

@@ -6,6 +6,7 @@ from scalselect_ray.exports.formats.json_files import JsonFile, check_counts, ch
 
 class Llava(JsonFile):
     about = "LLaVA 1.5: one JSON list"
+    keeps = "rows of conversations"
     file = "data.json"
     no_system = "LLaVA has one of its own"
 

@@ -9,6 +9,7 @@ from scalselect_ray.io import storage
 
 class LlavaNext(JsonFile):
     about = "LLaVA-NeXT, LLaVA-OneVision: datasets.yaml and JSON lines"
+    keeps = "rows of conversations"
     no_system = "LLaVA-NeXT has one of its own"
 
     def check(self, row: ExportRow) -> None:

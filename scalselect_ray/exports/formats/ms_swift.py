@@ -11,6 +11,7 @@ _OBJECTS = {"<ref-object>": "ref", "<bbox>": "bbox"}  # a placeholder in a text,
 
 class MsSwift(TableFile):
     about = "ms-swift: JSON lines"
+    keeps = "rows of messages"
     layout = MESSAGES
     reads_system = True
     places = (

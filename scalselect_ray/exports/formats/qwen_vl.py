@@ -10,6 +10,7 @@ from scalselect_ray.io import storage
 
 class QwenVL(JsonFile):
     about = "Qwen-VL finetuning: JSON lines and the entry to paste"
+    keeps = "rows of conversations"
     no_system = "the trainer takes every turn that is not the user's for an answer"
 
     def check(self, row: ExportRow) -> None:

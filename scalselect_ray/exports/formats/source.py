@@ -26,6 +26,7 @@ class ChosenRows(NamedTuple):
 
 class Source(Format):
     about = "the corpus itself, less what was not chosen: rows and files as they are"
+    keeps = "any row"
     needs = "files"
     modes = (Images.REFERENCE,)
 

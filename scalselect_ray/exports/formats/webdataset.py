@@ -20,6 +20,7 @@ _LISTED = ("image", "images")  # the fields of a record by which a reader of tar
 
 class WebDatasetShards(Format):
     about = "WebDataset: new tars with the original bytes"
+    keeps = "any row"
     needs = "members"
     modes = (Images.COPY,)
     embeds = True
