@@ -3,18 +3,27 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scalselect_ray.corpus import CorpusFile, plan_file, resolver
+from scalselect_ray.corpus import CorpusFile, SampleRejectedError, plan_file, resolver
+from scalselect_ray.corpus.sample import Record
 from scalselect_ray.exports import FORMATS
-from scalselect_ray.exports.base import ExportImage, ExportRow, ImagePaths, NotExportableError, PartReport
+from scalselect_ray.exports.base import (
+    ExportImage,
+    ExportRow,
+    ImagePaths,
+    NotExportableError,
+    PartReport,
+    text_of,
+)
 from scalselect_ray.exports.fields import Fields, read_fields
 from scalselect_ray.exports.formats.json_files import JsonFile
 from scalselect_ray.exports.formats.webdataset import _as_it_came
@@ -54,7 +63,7 @@ def exported(record: Any) -> ExportRow:
     """A row as an export reads it and stores it meanwhile."""
     sample, fields = read_fields(0, record, resolver("/r"))
     images = tuple(ExportImage(image.name, "/r", image.uri, None, image.data) for image in sample.images)
-    known = record.get("id") if isinstance(record, dict) else None
+    known = record["id"] if isinstance(record.get("id"), (str, int)) else sample.id
     row = ExportRow(1, "s", "/c/x.json", 0, known, 0.5, turns=sample.turns, images=images, fields=fields)
     return from_stored(to_stored(1, row))
 
@@ -143,6 +152,85 @@ def test_any_stray_field_goes_along_or_is_counted(strays):
     assert set(lost) == {"id", "weight", "meta"} | {
         name for name, value in strays.items() if value not in (None, "", [], {})
     }
+
+
+TEXTS = st.sampled_from(["<image>", "Hi <image>\n", "A", "", "\ud800", IMAGE, "none", "data:image/png;base64,aGk="])
+CONTENTS = st.recursive(
+    TEXTS | st.none() | st.binary(max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["type", "text", "image", "image_url", "url", "bytes", "path", "<image_00>"]), inner
+        )
+    ),
+    max_leaves=6,
+)
+TURN = st.dictionaries(st.sampled_from(["role", "from", "content", "value", "loss", "system"]), CONTENTS, max_size=4)
+PROPER = st.fixed_dictionaries(
+    {"from": st.sampled_from(["human", "gpt", "user", "system"]), "value": TEXTS | st.lists(CONTENTS, max_size=3)},
+    optional={"loss": st.booleans(), "role": TEXTS, "content": CONTENTS},
+)
+RECORDS = st.dictionaries(
+    st.sampled_from(["messages", "conversations", "image", "images", "system", "prompt", "completion", "id", "x"]),
+    CONTENTS | st.lists(TURN, max_size=3) | st.lists(PROPER, min_size=2, max_size=4),
+    min_size=1,
+    max_size=5,
+)
+GOOD = st.sampled_from(["Q", "A ", "see <image>", "\n"])
+PICTURE = {"type": "image", "image": IMAGE}
+SEEN = GOOD | st.lists(st.just(PICTURE) | GOOD.map(lambda text: {"type": "text", "text": text}), min_size=1, max_size=3)
+
+
+def conversation(key: str, role: str, text: str, said: list, more: list) -> dict[str, Any]:
+    names = {"role": ("user", "assistant"), "from": ("human", "gpt")}[role]
+    return {key: [{role: names[number % 2], text: each, **more[number % 2]} for number, each in enumerate(said)]}
+
+
+TALKS = st.builds(
+    lambda talk, images, more: talk | images | more,
+    st.builds(
+        conversation,
+        st.sampled_from(["messages", "conversations"]),
+        st.sampled_from(["role", "from"]),
+        st.sampled_from(["content", "value"]),
+        st.builds(lambda first, second: [first, *second], SEEN, st.lists(GOOD, min_size=1, max_size=3)),
+        st.lists(
+            st.dictionaries(st.sampled_from(["loss", "weight", "system"]), st.integers(0, 1)), min_size=2, max_size=2
+        ),
+    ),
+    st.sampled_from([{}, {"image": IMAGE}, {"images": [IMAGE]}, {"image": "", "images": [{"path": IMAGE}]}])
+    | st.sampled_from(
+        [{"images": [IMAGE, "c.png"]}, {"image": {"bytes": "aGk="}}, {"image": "data:image/png;base64,aGk="}]
+    ),
+    st.dictionaries(st.sampled_from(["system", "image", "stray", "id", "objects", "tools"]), CONTENTS, max_size=2),
+)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(record=RECORDS | TALKS, as_table=st.booleans())
+def test_whatever_a_row_holds_it_goes_out_or_is_left_out_with_a_reason(record, as_table):
+    try:
+        row = exported(Record(record) if as_table else record)
+    except SampleRejectedError:
+        return
+    images = tuple(replace(image, data=image.data or b"") for image in row.images)
+    names = [f"{number}.png" for number in range(len(images))]
+    json.dumps(_as_it_came(replace(row, images=images), names))
+    if any(image.uri is None for image in row.images):
+        row = replace(row, images=tuple(ExportImage(image.name, copy="images/0.png") for image in row.images))
+    for form in (form for form in FORMATS.values() if isinstance(form, JsonFile)):
+        try:
+            form.check(row)
+        except NotExportableError:
+            continue
+        made = form.row(row, PartReport(ImagePaths("/r/out", "/r", sole_root=False)))
+        read = json.loads(json.dumps(made))
+        named = read.get("images", read.get("image", []))
+        assert len([named] if isinstance(named, str) else named) == len(row.images)
+        said = [turn[form.layout.text] for turn in read[form.layout.turns]]
+        expected = [turn for turn in row.turns if not (turn.role == "system" and form.no_system)]
+        assert said == [text_of(turn) for turn in expected] or form.reads_system
+        assert all(turn[form.layout.role] in form.layout.roles.values() for turn in read[form.layout.turns])
 
 
 def inline(path: str) -> dict[str, Any]:
