@@ -28,6 +28,7 @@ def finished(name: str, rows: list[dict[str, Any]], folder: Path) -> tuple[list[
         parts.append(str(part))
     finish = Finish(ImagePaths(str(folder), str(folder), True), parts, [1] * len(rows), "run")
     finish.carried.update(name for row in rows for name in row if name not in ("messages", "images"))
+    finish.carried.update(f"messages[].{name}" for row in rows for turn in row["messages"] for name in turn)
     usage = FORMATS[name].finish(finish)
     return [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()], usage
 
@@ -42,7 +43,7 @@ def test_rows_that_fit_stay_as_they_are(tmp_path):
 
 def test_a_field_of_two_kinds_or_after_the_columns_are_settled_is_left_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(json_files, "FIRST_BYTES", 400)
-    told = {"role": "assistant", "content": "A", "loss": False}
+    told = {"role": "assistant", "content": "A", "loss": False, "mood": "good"}
     early = [{"messages": TURNS, "images": [], "id": number, "mixed": mixed} for number, mixed in enumerate([1, "b"])]
     early += [{"messages": TURNS, "images": [], "id": 2, "seen": {"a": 1}, "pad": "x" * 400}]
     late = [
@@ -51,9 +52,28 @@ def test_a_field_of_two_kinds_or_after_the_columns_are_settled_is_left_behind(tm
     ]
     rows, usage = finished("ms-swift", early + late, tmp_path)
     assert [row.keys() for row in rows[:2]] == [{"messages", "images", "id"}] * 2
-    assert rows[3] == {"messages": TURNS, "images": ["a.png"], "id": None, "seen": {"a": 2}}
+    answer = {"role": "assistant", "content": "A", "loss": False}
+    assert rows[3] == {"messages": [TURNS[0], answer], "images": ["a.png"], "id": None, "seen": {"a": 2}}
     assert rows[4] == {"messages": TURNS, "images": ["a.png"], "id": None, "seen": {"a": None}}
-    assert usage.left_behind == {"mixed": 2, "messages[].loss": 1, "id": 2, "seen.b": 1, "seen.a": 1, "new": 1}
+    assert usage.left_behind == {"mixed": 2, "messages[].mood": 1, "id": 2, "seen.b": 1, "seen.a": 1, "new": 1}
+
+
+def test_an_answer_that_is_not_to_be_learnt_is_never_learnt_for_coming_late(tmp_path):
+    """A user's turn, which is never learnt, has the field first and settles its type."""
+    wrong = {"role": "assistant", "content": "draft", "loss": False}
+    rows = [{"messages": TURNS, "images": [], "pad": "x" * 100_000} for _ in range(120)]
+    written, usage = finished("ms-swift", [*rows, {"messages": [TURNS[0], wrong], "images": []}], tmp_path)
+    assert written[-1]["messages"] == [TURNS[0], wrong]
+    assert written[0]["messages"] == [{**TURNS[0], "loss": False}, TURNS[1]]
+    assert written[1]["messages"] == TURNS
+    assert not usage.left_behind
+    read = datasets.load_dataset(
+        "json", data_files=str(tmp_path / "data.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert read[-1]["messages"][1]["loss"] is False
+    assert read[0]["messages"][1].get("loss") is None
+    early, _ = finished("ms-swift", [{"messages": [TURNS[0], wrong], "images": []}, rows[0]], tmp_path)
+    assert early[1] == rows[0]
 
 
 def test_the_reader_of_the_trainers_takes_what_is_written(tmp_path):

@@ -78,6 +78,8 @@ class JsonFile(Format):
             report.notes[f"rows lost their system turn: {self.no_system}"] += 1
         made = self._as_it_came(row, turns, report) if as_it_came else self._made_anew(row, turns, report)
         report.carried.update(key for key in self.places if made.get(key) is not None)
+        of_turns = {key for turn in turns for key in self.turn_places if turn.get(key) is not None}
+        report.carried.update(f"{self.layout.turns}[].{key}" for key in of_turns)
         lost = [] if as_it_came else self._lost_of_turns(name, own)
         report.leave_behind([*row.fields.no_json, *self._lost(row, made), *lost])
         return made
@@ -162,6 +164,10 @@ class TableFile(JsonFile):
     """JSON lines that the trainer reads to a table with `datasets`: rows keep what fits into the columns of the first
     of them."""
 
+    settling: ClassVar[Mapping[str, Any]] = {}
+    """Fields of a turn that may first come late, and what they are in the first turn of the first row then: a value
+    that says nothing there, and settles the column."""
+
     def always(self, finish: Finish) -> dict[str, Any]:
         """Fields that every row has, and what they are where a row has none."""
         return {}
@@ -175,11 +181,21 @@ class TableFile(JsonFile):
             size += len(line)
             if size > FIRST_BYTES:
                 break
+        said = f"{self.layout.turns}[]"
+        columns = shape[self.layout.turns][0]
+        late = {
+            name: value
+            for name, value in self.settling.items()
+            if finish.carried[f"{said}.{name}"] and columns.get(name) is None
+        }
+        columns |= {name: shape_of(value) for name, value in late.items()}
         report = PartReport(finish.paths)
         file = storage.join(finish.target, self.file)
         with storage.open_write(file) as stream:
             for line in lines_of(finish.parts):
                 row = {**usual, **json.loads(line)}
+                row[self.layout.turns][0] |= late
+                late = {}
                 lost: set[str] = set()
                 stream.write(json.dumps(fitted(row, shape, "", lost)).encode() + b"\n")
                 report.leave_behind(lost)

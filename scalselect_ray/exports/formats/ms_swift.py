@@ -1,7 +1,7 @@
 """ms-swift: JSON lines of messages and images."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from scalselect_ray.exports.base import ExportRow, Finish, NotExportableError, PartReport, Usage, text_of
 from scalselect_ray.exports.formats.json_files import MESSAGES, TableFile, check_counts
@@ -25,6 +25,7 @@ class MsSwift(TableFile):
         "rejected_messages",
     )
     turn_places = ("loss", "loss_scale", "weight")
+    settling: ClassVar[Mapping[str, Any]] = {"loss": False}  # read of answers alone; a user begins, or a system turn
 
     def check(self, row: ExportRow) -> None:
         check_counts(row, ("system", "user", "assistant"), ("<video>", "<audio>"))
