@@ -25,7 +25,7 @@ from scalselect_ray.corpus import (
 )
 from scalselect_ray.corpus.conversation import layout_of
 from scalselect_ray.corpus.fields import LAYOUTS, every_field, image_in, renamed
-from scalselect_ray.corpus.formats import FORMATS, Cutting, Format, RowRange, UnreadableFileError, format_of
+from scalselect_ray.corpus.formats import FORMATS, Cutting, Format, RowRange, UnreadableFileError, format_of, scan
 from scalselect_ray.corpus.images import from_base64, link_on
 from scalselect_ray.corpus.planning import passed_over_text
 from scalselect_ray.errors import ConfigError, CorpusError, ModelError, NoAnswerError
@@ -209,7 +209,7 @@ def _some_rows(form: Format, file: CorpusFile) -> tuple[list[object], tuple[int,
     last = RowRange(0, 0, 0, file.file.size)
     counted = None
     try:
-        for number, range_ in enumerate(form.scan(file.file, Cutting(_ROWS, _BYTES))):
+        for number, range_ in enumerate(scan(file.file, Cutting(_ROWS, _BYTES))):
             counted = counted or (range_.stop_row, range_.stop_byte - range_.start_byte)
             last = range_
             if number & (number - 1) == 0:  # 0, 1, 2, 4, 8, ...

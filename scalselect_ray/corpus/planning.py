@@ -13,6 +13,7 @@ from scalselect_ray.corpus.formats import (
     Cutting,
     RowRange,
     UnreadableFileError,
+    digest_of,
     is_corpus_file,
     scan,
 )
@@ -210,6 +211,7 @@ def plan_file(file: CorpusFile, kept: Sequence[SliceId] = ()) -> list[Slice]:
             image_links=file.image_links,
             problem=problem if range_ is ranges[-1] else None,
             lost_bytes=lost_bytes if range_ is ranges[-1] else 0,
+            digest=range_.digest,
         )
         for range_ in ranges
         if file.limit is None or range_.first_row < file.limit
@@ -227,6 +229,15 @@ def check_unchanged(file: storage.FileInfo) -> None:
         raise CorpusChangedError([file.uri])
 
 
+def check_bytes(slice_: Slice) -> None:
+    """That the bytes of a slice are those that were planned, where that is told: a file may be replaced by one of the
+    same size and time. Raises CorpusChangedError, OSError."""
+    file = storage.FileInfo(slice_.shard, slice_.size, slice_.version)
+    range_ = RowRange(slice_.first_row, slice_.stop_row, slice_.start_byte, slice_.stop_byte)
+    if slice_.digest and digest_of(file, range_) != slice_.digest:
+        raise CorpusChangedError([file.uri])
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a corpus is made of, and what of it is still to do."""
@@ -234,6 +245,7 @@ class Plan:
     files: list[CorpusFile]
     slice_ids: list[SliceId]  # of the whole corpus, in the order of (shard, row)
     todo: list[Slice]
+    kept: list[Slice] = field(default_factory=list)  # committed slices of files of which others are to do
     passed_over: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # as in `Corpus`
 
     @cached_property
@@ -280,6 +292,7 @@ def make_plan(
     read: list[CorpusFile] = []
     slice_ids: list[SliceId] = []
     todo: list[Slice] = []
+    kept: list[Slice] = []
     for file in files:
         limit = left.get(file.source)
         if limit == 0:
@@ -290,11 +303,12 @@ def make_plan(
                 plan([(replace(file, limit=limit), done[file.key])])
         ids = [slice_.id for slice_ in planned[file.key]] if file.key in planned else done[file.key]
         todo += [slice_ for slice_ in planned.get(file.key, []) if slice_.id not in committed]
+        kept += [slice_ for slice_ in planned.get(file.key, []) if slice_.id in committed]
         if limit is not None:
             left[file.source] = limit - sum(slice_id.rows for slice_id in ids)
         slice_ids += ids
         read.append(file)
-    return Plan(read, slice_ids, todo, passed_over or {})
+    return Plan(read, slice_ids, todo, kept, passed_over or {})
 
 
 def plan_open_file(file: CorpusFile, kept: Sequence[SliceId]) -> list[Slice] | None:

@@ -6,7 +6,7 @@ from scalselect_ray.corpus.conversation import known_id, normalise
 from scalselect_ray.corpus.fields import every_field, renamed, wanted
 from scalselect_ray.corpus.formats import Broken, Cutting, RowRange, UnreadableFileError, format_of
 from scalselect_ray.corpus.images import resolver
-from scalselect_ray.corpus.planning import CorpusFile, check_unchanged
+from scalselect_ray.corpus.planning import CorpusFile, check_bytes, check_unchanged
 from scalselect_ray.corpus.sample import Reason, Reject, Sample, SampleRejectedError, plain
 from scalselect_ray.corpus.slices import Slice
 from scalselect_ray.errors import CorpusChangedError, CorpusError, StorageError
@@ -30,9 +30,12 @@ def read_records(slices: Sequence[Slice], whole: bool = False) -> Iterator[tuple
                 if len(records) != range_.stop_row - range_.first_row:
                     raise UnreadableFileError(f"{len(records)} rows where {range_.stop_row - range_.first_row} were")
                 check_unchanged(file)  # what is handed on was read from the version that names its slice
+                check_bytes(slice_)
                 yield slice_, records
         except UnreadableFileError as error:
             check_unchanged(file)
+            for slice_ in slices:
+                check_bytes(slice_)
             raise CorpusError(f"{file.uri} could be read when it was planned, and now not: {error}") from error
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise CorpusChangedError([file.uri]) from error

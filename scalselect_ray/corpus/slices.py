@@ -69,6 +69,7 @@ class Slice:
     image_links: Sequence[str] = ()  # folders where links inside the image root may lead
     problem: str | None = None
     lost_bytes: int = 0  # that could not be read
+    digest: str = ""  # of its bytes, as `formats.digest_of` tells it; empty where it does not
 
     @property
     def id(self) -> SliceId:

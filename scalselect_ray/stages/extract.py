@@ -353,7 +353,7 @@ class ExtractSlices:
 
     def _commit(self, slice_: Slice, table: pa.Table) -> pa.Table:
         started = time.perf_counter()
-        size = self._store.commit(slice_.id, table)
+        size = self._store.commit(slice_.id, table, slice_.digest)
         metrics.committed(table, size)
         metrics.step_done("commit", slice_.source, time.perf_counter() - started)
         reasons = table["reason"].to_pylist()

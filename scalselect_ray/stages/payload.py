@@ -36,9 +36,9 @@ def payloads(slice_: Slice, rows: Iterable[PreparedRow]) -> Iterator[tuple[Slice
         held.append((key, outcome))
         size += sum(array.nbytes for array in outcome.images.values()) if isinstance(outcome, Prepared) else 0
         if size >= MAX_BYTES and row + 1 < slice_.stop_row:
-            yield replace(slice_, first_row=first, stop_row=row + 1), pack(held)
+            yield replace(slice_, first_row=first, stop_row=row + 1, digest=""), pack(held)
             held, first, size = [], row + 1, 0
-    yield replace(slice_, first_row=first), pack(held)
+    yield replace(slice_, first_row=first, digest=slice_.digest if first == slice_.first_row else ""), pack(held)
 
 
 def pack(rows: Sequence[PreparedRow]) -> bytes:

@@ -28,6 +28,7 @@ def plan(job: Job) -> Plan:
     except CorpusChangedError as error:
         job.console.warn(f"{error.uris[0]} changed while the corpus was planned: the corpus is listed anew")
         found = _plan(job)
+    job.store.check_rows(found.kept)
     _check(found, job)
     job.console.note(_what_is_to_do(found, job))
     return found

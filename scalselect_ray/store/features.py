@@ -4,6 +4,7 @@ is done."""
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalselect_ray.corpus.slices import SliceId
+from scalselect_ray.corpus.slices import Slice, SliceId
 from scalselect_ray.errors import DamagedObjectError, StorageError
 from scalselect_ray.io import checksum, storage
 from scalselect_ray.redaction import to_json
@@ -27,6 +28,7 @@ LOST_BYTES = "lost_bytes"
 _ADDED = {IMAGES_DIGEST: pa.string(), LOST_BYTES: pa.int64()}
 """Columns that files of version 0.1 do not have: they are read as nulls."""
 
+_THREADS = 16  # that look into feature files
 COUNTS = ("num_tokens", "num_vision_tokens", "num_query_tokens", "num_attended_tokens")
 
 
@@ -67,10 +69,11 @@ class FeatureStore:
                     found.add(SliceId.parse(name.removesuffix(".parquet")))
         return found
 
-    def commit(self, slice_id: SliceId, table: pa.Table) -> int:
-        """Writes one slice's features whole, and returns the bytes. Writing a slice again writes the same bytes."""
+    def commit(self, slice_id: SliceId, table: pa.Table, digest: str = "") -> int:
+        """Writes one slice's features whole, and returns the bytes. Writing a slice again writes the same bytes.
+        `digest`: of the rows that they are of, as `Slice` has it."""
         sink = io.BytesIO()
-        table = table.replace_schema_metadata(self._metadata(slice_id))
+        table = table.replace_schema_metadata(self._metadata(slice_id) | ({"digest": digest} if digest else {}))
         with pq.ParquetWriter(
             sink,
             table.schema,
@@ -133,6 +136,21 @@ class FeatureStore:
             raise
         except (pa.ArrowException, OSError):
             return None
+
+    def check_rows(self, slices: Sequence[Slice]) -> None:
+        """That committed slices are of the bytes that these have, where both tell. Raises DamagedObjectError with all
+        that are not, StorageError."""
+
+        def digest(slice_: Slice) -> str:
+            table = self.peek(slice_.id, ["row"]) if slice_.digest else None
+            return (table.schema.metadata or {}).get(b"digest", b"").decode() if table is not None else ""
+
+        with ThreadPoolExecutor(_THREADS) as threads:
+            stored = list(threads.map(digest, slices))
+        others = [slice_ for slice_, known in zip(slices, stored, strict=True) if known and known != slice_.digest]
+        if others:
+            damage = {self._uri(slice_.id): f"{slice_.shard} has other bytes now" for slice_ in others}
+            raise DamagedObjectError(*next(iter(damage.items())), damage)
 
     def _metadata(self, slice_id: SliceId) -> dict[str, str]:
         return {"format": format_name("features"), "slice": str(slice_id), "extractor": self.extractor_id}

@@ -73,6 +73,52 @@ def test_a_file_that_changes_after_it_was_planned_hands_on_nothing(name, change:
         next(read_slices(planned[:1]))
 
 
+def replaced_in_the_middle(path: Path, old: bytes, new: bytes) -> None:
+    """Other bytes of the same size, at the same time: as `cp -p` and rsync leave them, or a clock of whole seconds."""
+    before, content = path.stat(), path.read_bytes()
+    assert len(old) == len(new)
+    assert old in content
+    path.write_bytes(content.replace(old, new))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("name", ["list.json", "lines.jsonl", "object.json"])
+@pytest.mark.parametrize("new", [b'"from": "humat"', b'"from": "hum"}\n'], ids=["readable", "broken"])
+def test_a_file_of_the_same_size_and_time_is_found_by_its_bytes(name, new, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(FILES[name])
+    planned = plan_file(list_files(corpus(path))[0])
+    assert all(slice_.digest for slice_ in planned)
+    replaced_in_the_middle(path, b'"from": "human"', new)
+    for slice_ in planned:
+        with pytest.raises(CorpusChangedError, match=name):
+            list(read_slices([slice_]))
+    with pytest.raises(CorpusChangedError, match=name):
+        list(read_slices(planned))
+    again = plan_file(list_files(corpus(path))[0])
+    assert {slice_.file_key for slice_ in again} == {slice_.file_key for slice_ in planned}, "its key cannot tell"
+    assert [len(rows) for _, rows in read_slices(again)] == [slice_.rows for slice_ in again]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_is_committed_of_other_bytes_is_made_anew_and_what_has_not_changed_stays(job, capsys):
+    """Of a run that was interrupted: one slice is missing, so the file is looked at."""
+    config, path = job
+    assert main(["run", str(config)]) == 0
+    features = sorted((config.parent / "output").glob("features/*/*.parquet"))
+    before = {feature: feature.stat().st_mtime_ns for feature in features}
+    features[-1].unlink()
+    old, new = str(ROWS[4]["id"]), "x" * len(str(ROWS[4]["id"]))
+    replaced_in_the_middle(path, json.dumps(old).encode(), json.dumps(new).encode())
+    assert main(["run", str(config)]) == 0
+    assert "has other bytes now" in capsys.readouterr().err
+    assert ids(config.parent / "output") == [new if name == old else name for name in expected(ROWS[:10])]
+    changed = [feature for feature in features if feature.stat().st_mtime_ns != before[feature]]
+    assert changed == [features[1], features[-1]]
+
+
 def test_what_is_wrong_with_a_file_is_not_committed_for_another_version(tmp_path):
     """Also the reject that stands for what cannot be read is of one version."""
     path = tmp_path / "rows.json"

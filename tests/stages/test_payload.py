@@ -82,9 +82,10 @@ def large(row: int, size: int) -> PreparedRow:
 )
 def test_a_slice_of_large_pictures_becomes_several(sizes, cuts, monkeypatch):
     monkeypatch.setattr(payload, "MAX_BYTES", 100)
-    slice_ = Slice("s", "/s", 9, "v", "/", "k", 5, 5 + len(sizes), 20, 0, 9)
+    slice_ = Slice("s", "/s", 9, "v", "/", "k", 5, 5 + len(sizes), 20, 0, 9, digest="d")
     rows = [large(row, size) for row, size in enumerate(sizes, start=5)]
     found = list(payload.payloads(slice_, iter(rows)))
     assert [(piece.first_row, piece.stop_row) for piece, _ in found] == cuts
     assert [key["row"] for _, packed in found for key, _ in unpack(packed)] == list(range(5, 5 + len(sizes)))
     assert all(piece.file_rows == 20 for piece, _ in found)
+    assert [piece.digest for piece, _ in found] == (["d"] if len(cuts) == 1 else [""] * len(cuts)), "of the whole slice"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scalselect_ray.corpus import SliceId
+from scalselect_ray.corpus import Slice, SliceId
 from scalselect_ray.errors import DamagedObjectError, OutputError
 from scalselect_ray.io import storage
 from scalselect_ray.store import layout
@@ -92,3 +92,19 @@ def test_a_file_of_another_version_is_refused_and_not_called_damaged(store, monk
     with pytest.raises(OutputError, match=r"scalselect\.features/9.*scalselect\.features/2") as raised:
         store.read(ONE)
     assert not isinstance(raised.value, DamagedObjectError), "what a later version has written is never removed"
+
+
+def test_features_of_other_bytes_are_named_where_both_tell(store):
+    slices = [
+        Slice("s", "/a.json", 9, "1", "/", "k" * 16, first, first + 1, 4, 0, 9, digest=digest)
+        for first, digest in enumerate(["aa", "bb", "cc", ""])
+    ]
+    for slice_, digest in zip(slices, ["aa", "xx", "", "dd"], strict=True):
+        store.commit(slice_.id, feature_table(ROWS, 3), digest)
+    assert store.read(slices[0].id).num_rows == len(ROWS)
+    store.check_rows([slices[0], *slices[2:]])
+    with pytest.raises(DamagedObjectError) as raised:
+        store.check_rows(slices)
+    assert raised.value.damage == {
+        store.output.feature_file(store.extractor_id, slices[1].id): "/a.json has other bytes now"
+    }

@@ -6,9 +6,10 @@ import os
 import pkgutil
 import re
 import stat
+import zlib
 from collections.abc import Iterator
 
-from scalselect_ray.corpus.formats.base import Broken, Cutting, Format, RowRange, UnreadableFileError
+from scalselect_ray.corpus.formats.base import MAX_ROW_BYTES, Broken, Cutting, Format, RowRange, UnreadableFileError
 from scalselect_ray.corpus.formats.packed import inflated_head, is_packed
 from scalselect_ray.corpus.formats.strangers import lfs_bytes, named
 from scalselect_ray.io import storage
@@ -21,6 +22,7 @@ __all__ = [
     "Format",
     "RowRange",
     "UnreadableFileError",
+    "digest_of",
     "format_of",
     "is_corpus_file",
     "scan",
@@ -83,13 +85,21 @@ def format_of(file: storage.FileInfo) -> Format:
     raise UnreadableFileError(f"not {', '.join(titles[:-1])} or {titles[-1]}: {what}", lfs_bytes(head))
 
 
+def digest_of(file: storage.FileInfo, range_: RowRange) -> str:
+    """What tells the bytes of a range from others of the same size and time, in a file of this machine: a store has
+    versions of its own. Empty where it is not told. Raises OSError."""
+    if not storage.is_local(file.uri) or range_.stop_byte - range_.start_byte > MAX_ROW_BYTES:
+        return ""
+    return f"{zlib.crc32(storage.read_bytes(file.uri, range_.start_byte, range_.stop_byte)):08x}"
+
+
 def scan(file: storage.FileInfo, cutting: Cutting) -> Iterator[RowRange]:
     """The ranges of a file in order. Raises as `Format.scan`, and says what a file is that stands for another."""
     form, is_first = format_of(file), True
     try:
         for range_ in form.scan(file, cutting):
             is_first = False
-            yield range_
+            yield range_._replace(digest=digest_of(file, range_)) if form.scanned else range_
     except UnreadableFileError as error:
         head = storage.read_start(file.uri, _HEAD) if is_first else b""
         if what := named(head):

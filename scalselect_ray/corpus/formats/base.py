@@ -31,6 +31,7 @@ class RowRange(NamedTuple):
     stop_row: int
     start_byte: int
     stop_byte: int
+    digest: str = ""  # of these bytes, where `scan` of this package gives it
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ class Format(ABC):
     taken: ClassVar[tuple[str, ...]] = ()  # suffixes of files that it reads however they begin, if no other knows them
     packed: ClassVar[bool] = False  # its files are compressed, and `begins` is given what is in them
     sequential: ClassVar[bool] = False  # a stream, which can only be read from its start
+    scanned: ClassVar[bool] = False  # `scan` reads every byte of a range, so that it costs little to do so once more
     indexed: ClassVar[bool] = False  # `scan` costs little: the file says by itself where its rows are
 
     @abstractmethod

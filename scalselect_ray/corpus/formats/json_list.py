@@ -57,6 +57,7 @@ class JsonList(Format):
 
     title = "JSON list"
     suffixes: ClassVar[tuple[str, ...]] = (".json", ".jsonl", ".ndjson")
+    scanned = True
 
     def begins(self, head: bytes) -> bool:
         return text_begins(head, b"[") and not lines_begin(head)

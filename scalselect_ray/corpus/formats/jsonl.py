@@ -36,6 +36,7 @@ class JsonLines(Format):
     title = "JSON lines"
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
     taken: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson")
+    scanned = True
 
     def begins(self, head: bytes) -> bool:
         return text_begins(head, b"{") or (text_begins(head, b"[") and lines_begin(head))
@@ -127,6 +128,7 @@ class PackedJsonLines(JsonLines):
     suffixes = tuple(name + packed for name in JsonLines.suffixes for packed in SUFFIXES)
     taken = tuple(name + packed for name in JsonLines.taken for packed in SUFFIXES)
     packed = sequential = True
+    scanned = False
 
 
 FORMATS = (JsonLines(), PackedJsonLines())
