@@ -36,6 +36,7 @@ def check_shared(config: JobConfig, files: Sequence[CorpusFile], store: FeatureS
         (OutputError, "output", storage.join(store.folder, "extractor.json")),
         (ModelError, "extractor.model", config.extractor.model),
         *((CorpusError, f"the corpus of source '{source}'", uri) for source, uri in first_files.items()),
+        *((CorpusError, "corpus.image_links", folder) for folder in config.corpus.image_links),
         *((CorpusError, f"image_root of source '{name}'", root) for name, root in roots.items() if root),
     ]
     local = [item for item in seen if storage.is_local(item[2]) and os.path.exists(item[2])]

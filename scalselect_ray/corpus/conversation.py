@@ -378,6 +378,9 @@ def _image_fields(record: Mapping[str, Any]) -> tuple[list[object], dict[str, ob
         value = record.get(name)
         if _is_null(value):
             continue
+        if isinstance(value, str) and value.lstrip().startswith("["):  # a list as a text of JSON; else it is a path
+            found = parse_row(value.encode(errors="replace"))
+            value = found if isinstance(found, list) else value
         if isinstance(value, Mapping) and all(isinstance(key, str) and _MARK.fullmatch(key) for key in value):
             marked = {key: image for key, image in value.items() if not _is_null(image)}
             return list(marked.values()), marked

@@ -81,6 +81,7 @@ def pictures() -> dict[str, bytes]:
         "a.bmp": ("RGB", "BMP", {}),
         "a.tif": ("RGB", "TIFF", {"compression": "tiff_lzw"}),
         "a.ppm": ("RGB", "PPM", {}),
+        "a.avif": ("RGB", "AVIF", {}),
     }
     made = {}
     for name, (mode, form, options) in kinds.items():
@@ -116,6 +117,7 @@ def corpora() -> dict[str, bytes]:
         "shard.tar.xz": lzma.compress(_tar(picture)),
         "list.json": json.dumps(ROWS, indent=1, ensure_ascii=False).encode(),
         "lines.jsonl": lines,
+        "layouts.jsonl": "".join(json.dumps(row) + "\n" for row in _layouts(picture)).encode(),
         "inline.jsonl": "".join(json.dumps(row) + "\n" for row in inline).encode(),
         "packed.jsonl.gz": gzip.compress(lines, mtime=0),
         "snappy.parquet": parquet.getvalue(),
@@ -123,6 +125,26 @@ def corpora() -> dict[str, bytes]:
         "shard.tar": _tar(picture),
         "shard.tar.gz": gzip.compress(_tar(picture), mtime=0),
     }
+
+
+def _layouts(picture: bytes) -> list[dict[str, Any]]:
+    """Rows of many layouts."""
+    asked, answered, image = "What is <image>?", "A cat.", base64.b64encode(picture).decode()
+    turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": answered}]
+    typed = [{"type": "image", "source": {"type": "base64", "data": image}}, {"type": "text", "text": "What?"}]
+    return [
+        {"image": image, "system": "Be brief.", "conversations": turns},
+        {"images": [image], "prompt": [{"role": "user", "content": asked}], "completion": answered},
+        {"images": [{"bytes": image}], "history": [["Hi", "Hello"]], "query": asked, "response": answered},
+        {"image": image, "instruction": "What is", "input": "<image>?", "output": answered},
+        {"image": image, "conversations": json.dumps(turns)},
+        {"image": image, "texts": {"user": [asked], "assistant": [answered]}},
+        {"messages": [{"role": "user", "content": typed}, {"role": "assistant", "content": answered}]},
+        {
+            "image": {"<image>": image},
+            "messages": [{"role": "user", "content": asked}, {"role": "bot", "content": "!"}],
+        },
+    ]
 
 
 def mutated(name: str, content: bytes, dice: random.Random) -> bytes:

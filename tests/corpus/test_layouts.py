@@ -80,6 +80,7 @@ LAYOUTS = {
         {"image": "a.png", "texts": json.dumps([{"user": ASKED, "assistant": ANSWERED}])},
         SEEN,
     ),
+    "images as a text of JSON": ({"images": '["a.png"]', "conversations": TURNS}, SEEN),
     "an object of lists": (
         {"image": "a.png", "conversations": {"from": ["human", "gpt"], "value": [f"<image>{ASKED}", ANSWERED]}},
         SEEN,
