@@ -63,6 +63,8 @@ def parse_config(text: str, overrides: Sequence[str] = (), where: str = "config"
     except _REFUSALS as error:
         written = OmegaConf.to_container(loaded, resolve=False)
         raise ConfigError(_as_written(f"{where}: {_refused(error, written)}", loaded)) from None
+    except ConfigError as error:
+        raise ConfigError(_as_written(f"{where}: {error}", loaded)) from None
     assert isinstance(config, JobConfig)
     for kept, key, value, expected in [*in_range(config), *config.rules()]:
         if not kept:

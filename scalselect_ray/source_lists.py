@@ -30,10 +30,10 @@ def read_source_list(uri: str) -> SourceList | None:
         return None
     try:
         head = storage.read_start(uri, _MOST_BYTES + 1)
-    except StorageError:
-        raise
-    except OSError:  # no file: a folder, a pattern
-        return None
+    except (OSError, ValueError) as error:
+        if isinstance(error, StorageError) and not storage.is_local(uri):
+            raise
+        return None  # no file: a folder, a pattern, what can be no name
     if len(head) > _MOST_BYTES or not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         return None
     try:

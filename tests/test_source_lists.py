@@ -98,8 +98,12 @@ def test_a_meta_file_of_internvl_is_a_source_list(folder: Path):
 def test_what_is_no_list_of_data_sets_is_said(tmp_path: Path, text: str):
     (tmp_path / "a.json").write_text(text)
     assert read_source_list(str(tmp_path / "a.json")) is None
-    for path in (tmp_path / "a.json", tmp_path / "nowhere.json", tmp_path):
-        with pytest.raises(ConfigError, match="expected a list of sources, or the path of"):
+    for path in (tmp_path / "a.json", tmp_path / "nowhere.json", tmp_path, tmp_path / f"{'n' * 300}.json"):
+        with pytest.raises(
+            ConfigError,
+            match=r"^config: corpus\.sources is .* expected a list of sources, or the "
+            "path",
+        ):
             parse_config(f"corpus: {{sources: {path}}}")
 
 
