@@ -126,7 +126,10 @@ class SourceConfig:
     """One named part of the corpus."""
 
     name: str = setting("Part of a sample's identity, and differs from all others.", range=_filled("a name"))
-    paths: list[str] = setting("URIs, globs or folders.", range=_at_least_one("a list with at least one path"))
+    paths: list[str] = setting(
+        "Files, folders and patterns (*, **, [ab], {a,b}, {000..099}); any fsspec URI.",
+        range=_at_least_one("a list with at least one path"),
+    )
     image_root: str | None = setting(
         "Where relative image paths are joined; null: the folder of the file that names them.", None
     )
