@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalselect_ray.corpus import ImagePlaceholder, ImageRef, Reason, SampleRejectedError
+from scalselect_ray.corpus import ImagePlaceholder, ImageRef, Reason, SampleRejectedError, fields, resolver
 from scalselect_ray.corpus.conversation import normalise
 
 
@@ -145,36 +145,32 @@ def test_what_cannot_be_used_says_why(record, reason, message):
 
 KEYS = st.sampled_from(
     [
-        "messages",
-        "conversations",
-        "texts",
-        "conversation",
-        "role",
-        "content",
-        "from",
-        "value",
-        "image",
-        "images",
-        "type",
-        "id",
+        *fields.FIELDS,
+        *("role", "content", "from", "value", "type", "text", "user", "assistant", "human", "gpt"),
+        *("image_url", "url", "bytes", "path", "source", "base64", "<image>", "<image_1>"),
     ]
 )
 JSON = st.recursive(
     st.none()
     | st.booleans()
     | st.floats()
-    | st.sampled_from(["human", "gpt", "<image>", "text", "image"])
+    | st.sampled_from(
+        ["human", "gpt", "<image>", "text", "image", '[{"from": "human", "value": "<image>"}]', "iVBORw0KGgo="]
+    )
     | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
     max_leaves=20,
 )
 
 
-@settings(deadline=None)
-@given(JSON)
-def test_any_row_is_a_sample_or_a_reject(record):
+COLUMNS = st.dictionaries(st.sampled_from(fields.COLUMNS), KEYS, max_size=3)
+
+
+@settings(deadline=None, max_examples=400)
+@given(JSON, COLUMNS, st.sampled_from([resolve, resolver("/images"), resolver(None)]))
+def test_any_row_is_a_sample_or_a_reject(record, columns, resolve_image):
     try:
-        sample = normalise(0, record, resolve)
+        sample = normalise(0, record, resolve_image, columns=columns)
     except SampleRejectedError:
         return
     places = [part.index for turn in sample.turns for part in turn.content if isinstance(part, ImagePlaceholder)]
