@@ -4,6 +4,7 @@ Each key stands in one place with its text, default, range and unit: `scalselect
 and their messages are made from there. Rules between keys are the `rules` of the class that has the keys."""
 
 import math
+import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING as NO_DEFAULT
@@ -178,6 +179,11 @@ class CorpusConfig:
     def rules(self) -> Iterator[Rule]:
         names = [source.name for source in self.sources]
         yield len(set(names)) == len(names), "corpus.sources[].name", names, "names that differ"
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a model that is no folder is named as the hub names it, owner/name: `./x`, `../x` and `~/x` are paths."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model) is not None
 
 
 @dataclass(frozen=True, kw_only=True)

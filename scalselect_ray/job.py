@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from scalselect_ray.cluster.metrics import Stages
 from scalselect_ray.cluster.preflight import check_resources, check_shared
-from scalselect_ray.cluster.session import own_errors, session
+from scalselect_ray.cluster.session import cluster_gpus, own_errors, session
 from scalselect_ray.config import JobConfig
 from scalselect_ray.console import Console
 from scalselect_ray.corpus import list_corpus
@@ -26,7 +26,7 @@ from scalselect_ray.stages.select import select
 from scalselect_ray.store.features import FeatureStore
 from scalselect_ray.store.layout import Output
 from scalselect_ray.store.record import RunRecord
-from scalselect_ray.vlm.representer import description_of, id_of, make_preparer
+from scalselect_ray.vlm.representer import description_of, id_of, make_preparer, slow_on_cpu, try_model
 
 
 def run(config: JobConfig, console: Console | None = None) -> RunRecord:
@@ -37,11 +37,14 @@ def run(config: JobConfig, console: Console | None = None) -> RunRecord:
     console = console or Console()
     corpus = list_corpus(config.corpus)  # a wrong path is told before a model is fetched and read
     check_links(config.output, corpus)
-    store = open_store(config)
+    store = open_store(config, console)
     mended: set[str] = set()
     with session(console) as may_grow:
         check_resources(config.workers, may_grow)
         check_shared(config, corpus.files, store)
+        slow = slow_on_cpu(config.extractor)
+        if slow and not (cluster_gpus() or config.workers.gpus_per_extractor):
+            console.warn(slow)
         while True:
             try:
                 with own_errors():
@@ -63,14 +66,18 @@ def _run(job: Job) -> RunRecord:
     return finish(job, run, reduced, scores, selection)
 
 
-def open_store(config: JobConfig) -> FeatureStore:
+def open_store(config: JobConfig, console: Console) -> FeatureStore:
     """The feature store of the config's extractor, described there. Raises ModelError, OutputError."""
     check_apart(config.output, config.corpus)
     with _usable_output():
         storage.check_folder(config.output)
-    make_preparer(config.extractor)  # fails now or in every worker
+    preparer = make_preparer(config.extractor)  # fails now or in every worker
+    for line in preparer.filled:
+        console.note(f"extractor.model: {line}")
     description = description_of(config.extractor)
     store = FeatureStore(Output(config.output), id_of(description))
+    if not store.is_described():  # what is, was tried
+        try_model(config.extractor, preparer)
     with _usable_output():
         store.describe({"model": config.extractor.model, **description})
     return store

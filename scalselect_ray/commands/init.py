@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from scalselect_ray.commands.own_names import own_names
-from scalselect_ray.config import CorpusConfig, SourceConfig
+from scalselect_ray.config import CorpusConfig, SourceConfig, is_hub_id
 from scalselect_ray.config_files import parse_config
 from scalselect_ray.console import Console, counted, one_line
 from scalselect_ray.corpus import (
@@ -118,15 +118,16 @@ def _known_model(model: str | None) -> str | None:
     """The model as a config names it. Raises ModelError when it can be no model."""
     if model is None or not storage.is_local(model):
         return model
-    if not os.path.isdir(model):
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+    folder = storage.absolute(model)
+    if not os.path.isdir(folder):
+        if is_hub_id(model):
             return model
         raise ModelError(f"--model {model}: no such folder (nor is it a hub id of the form owner/name)")
-    if not os.path.isfile(os.path.join(model, "config.json")):
+    if not os.path.isfile(os.path.join(folder, "config.json")):
         raise ModelError(
             f"--model {model}: no config.json in this folder; expected a folder written by save_pretrained"
         )
-    return storage.absolute(model)
+    return folder
 
 
 def _name(path: str, taken: set[str]) -> str:

@@ -34,10 +34,11 @@ def plan(config: JobConfig, console: Console, verified_share: float | None = Non
     committed slices are still the same. Nothing is written but the extractor's description."""
     from scalselect_ray.job import open_store
     from scalselect_ray.stages.extract import extractor_bytes
+    from scalselect_ray.vlm.representer import slow_on_cpu
 
     corpus = list_corpus(config.corpus)
     check_links(config.output, corpus)
-    store = open_store(config)
+    store = open_store(config, console)
     plan = make_plan(corpus.files, store.committed(), plan_here, corpus.passed_over)
     sources = _by_source(plan)
     console.table(
@@ -54,6 +55,9 @@ def plan(config: JobConfig, console: Console, verified_share: float | None = Non
     console.note(
         f"each extractor takes about {memory / (1 << 30):.1f} GiB: the front of the model, and a batch of samples"
     )
+    slow = slow_on_cpu(config.extractor)
+    if slow and plan.todo_rows and not (_gpu_here() or config.workers.gpus_per_extractor):
+        console.warn(slow)
     rate, basis = _rate(config, plan, store, console)
     verified = {} if verified_share is None else {"verified": verify(plan, store, verified_share, console)}
     return {
@@ -68,6 +72,12 @@ def plan(config: JobConfig, console: Console, verified_share: float | None = Non
         "passed_over": {source: dict(passed_over) for source, passed_over in plan.passed_over.items()},
         **verified,
     }
+
+
+def _gpu_here() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _by_source(plan: Plan) -> dict[str, dict[str, int]]:

@@ -50,6 +50,10 @@ class FeatureStore:
         if not storage.is_local(uri) or not storage.exists(uri):
             storage.write(uri, to_json(description, indent=2).encode())
 
+    def is_described(self) -> bool:
+        """Whether `describe` was called before, by whatever run. Raises StorageError."""
+        return storage.exists(self.output.extractor(self.extractor_id))
+
     def differences(self) -> str:
         """What tells this extractor from the one in the same output that is most like it; empty when it is the only
         one."""

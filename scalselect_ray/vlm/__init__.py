@@ -2,6 +2,7 @@
 
 from scalselect_ray.vlm.checkpoint import (
     Checkpoint,
+    check_tensors,
     description_fingerprint,
     fingerprint,
     front_bytes,
@@ -18,6 +19,7 @@ __all__ = [
     "Prepared",
     "Preparer",
     "Representation",
+    "check_tensors",
     "description_fingerprint",
     "fingerprint",
     "front_bytes",

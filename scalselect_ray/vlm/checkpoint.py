@@ -13,18 +13,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from scalselect_ray.config import is_hub_id
 from scalselect_ray.errors import ModelError, ScalSelectError, StorageError
 from scalselect_ray.io import storage
 from scalselect_ray.io.safetensors_header import read_header
 from scalselect_ray.vlm import model_cache
 from scalselect_ray.vlm.families import Family, family_of
+from scalselect_ray.vlm.model_folder import DESCRIPTION, description_files, hub_id, link_to_nothing, look_through
 
 # Loading a front leaves most of a checkpoint unread: transformers' report of that is long, and what matters is checked
 # below.
@@ -33,14 +34,13 @@ transformers_logging.disable_progress_bar()
 
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
-_DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model")  # config, processor, tokenizer, chat template
 _PLAIN_TOWERS = (
     "clip_vision_model",
     "siglip_vision_model",
 )  # whose hidden states are the layers' outputs, the last one's as well
 _ATTENTION = "sdpa"
-_LOOPED = ("layers", "depth", "experts", "blocks")  # a module is made for each
-_SIDES = ("height", "width", "image_size", "patch_size", "temporal_patch_size", "merge_size", "spatial_merge_size")
+_NO_SAFETENSORS = "not a safetensors file, or not all of it: get it again (git lfs pull, where it is a pointer)"
+_FLOATS = ("BF16", "F16", "F32", "F64")
 _MAX_SAID = 1000  # characters of what a library says
 _LATER_LAYER = re.compile(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.[1-9]\d*\.|(?:^|\.)lm_head\.")
 
@@ -62,12 +62,9 @@ def open_checkpoint(model: str, revision: str | None = None, *, weights: bool = 
     ModelError.
     """
     folder = _local_folder(model, revision, weights)
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{model}: no config.json in the model folder; expected a folder written by save_pretrained")
-    _look_through(folder, model)
+    family = family_of(look_through(folder, model), model)
     with own_values(f"{model}: config.json cannot be used"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        family = family_of(config, model)
         for each in (config, config.vision_config, config.text_config):
             each._attn_implementation = _ATTENTION  # which attention computes is for us to choose
         keep_front(config)
@@ -86,40 +83,6 @@ def own_values(problem: str) -> Iterator[None]:
         if isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime":  # a panic of the tokenizers
             raise ModelError(f"{problem}: {type(error).__name__}: {str(error)[:_MAX_SAID]}") from error
         raise
-
-
-def _look_through(folder: Path, name: str) -> None:
-    """Raises ModelError when a description file of the checkpoint names code that comes with it (`auto_map`), or a
-    number of things that nobody could make: that many would be made before anything is checked."""
-    named: list[object] = []
-    path = folder
-
-    def look(described: dict[str, Any]) -> dict[str, Any]:
-        named.append(described.get("auto_map"))
-        for key, value in described.items():
-            most = _most(key)
-            if isinstance(value, int | float) and abs(value) > most:
-                raise ModelError(f"{name}: {path.name}: {key} is {str(value)[:40]}; expected at most {most:,}")
-        return described
-
-    for path in sorted(folder.glob("*config.json")):
-        try:
-            json.loads(path.read_bytes(), object_hook=look)
-        except (ValueError, RecursionError) as error:
-            raise ModelError(f"{name}: {path.name} is not JSON: {error}") from error
-        if any(named):
-            raise ModelError(
-                f"{name}: {path.name} asks for code that comes with the checkpoint (auto_map). Code from a checkpoint "
-                "is never run, and "
-                "there is no option for it: use a checkpoint in the format of transformers' own classes"
-            )
-
-
-def _most(key: str) -> float:
-    """The largest number that a checkpoint may have under a key, whatever file it stands in."""
-    if any(word in key for word in _LOOPED):
-        return 1000
-    return 1 << 16 if key.startswith("num_") or key in _SIDES else math.inf
 
 
 def keep_front(config: PretrainedConfig) -> None:
@@ -142,7 +105,7 @@ def keep_front(config: PretrainedConfig) -> None:
 
 def load_front(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The model's front, in eval mode on `device`. Raises ModelError when a tensor is missing or has another shape."""
-    _check_count(checkpoint)
+    check_tensors(checkpoint)
     with tempfile.TemporaryDirectory() as view, own_values(f"{checkpoint.folder}: the weights cannot be loaded"):
         _link_needed(checkpoint.folder, Path(view))
         model, loading = AutoModel.from_pretrained(
@@ -153,6 +116,7 @@ def load_front(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device)
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
             attn_implementation=_ATTENTION,
         )
     problems = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
@@ -175,12 +139,21 @@ def front_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     return sum(int(parameter.numel()) for parameter in skeleton(checkpoint).parameters()) * dtype.itemsize
 
 
-def _check_count(checkpoint: Checkpoint) -> None:
-    """Raises ModelError when the front has more parameters than its tensors: memory for them is not even asked for."""
+def check_tensors(checkpoint: Checkpoint) -> None:
+    """Reads the headers of the weights alone. Raises ModelError when a weight is quantised, or when the front has more
+    parameters than its tensors: memory for them is not even asked for."""
     there = 0
     for path in _weight_files(checkpoint.folder):
-        with own_values(f"{path}: not a safetensors file"), safe_open(path, framework="np") as file:
-            there += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys() if is_needed(name))  # noqa: SIM118
+        with own_values(f"{path}: {_NO_SAFETENSORS}"), safe_open(path, framework="np") as file:
+            for name in filter(is_needed, file.keys()):
+                part = file.get_slice(name)
+                if name.endswith((".weight", ".bias")) and part.get_dtype() not in _FLOATS:
+                    raise ModelError(
+                        f"{path}: {name} is {part.get_dtype()}, expected one of {', '.join(_FLOATS)}: quantised "
+                        f"weights "
+                        "are not read; use the unquantised checkpoint"
+                    )
+                there += math.prod(part.get_shape())
     expected = front_bytes(checkpoint, torch.uint8)
     if expected > there:
         raise ModelError(
@@ -206,9 +179,10 @@ def _local_folder(model: str, revision: str | None, weights: bool) -> Path:
         return Path(storage.absolute(model))
     if "://" in model:
         return _fetch_from_bucket(model, weights)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+    if is_hub_id(model):
         return _fetch_from_hub(model, revision, weights)
-    raise ModelError(f"extractor.model: no such folder: {model} (nor is it a hub id of the form owner/name)")
+    kind = "not a folder but a file" if Path(storage.absolute(model)).is_file() else "no such folder"
+    raise ModelError(f"extractor.model: {kind}: {model} (nor is it a hub id of the form owner/name)")
 
 
 def _fetch_from_hub(repository: str, revision: str | None, weights: bool) -> Path:
@@ -219,8 +193,8 @@ def _fetch_from_hub(repository: str, revision: str | None, weights: bool) -> Pat
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
 
     try:
-        folder = fetch(list(_DESCRIPTION))
-        return fetch([*_DESCRIPTION, *needed_files([_WEIGHTS], _weight_map(folder))]) if weights else folder
+        folder = fetch(list(DESCRIPTION))
+        return fetch([*DESCRIPTION, *needed_files([_WEIGHTS], _weight_map(folder))]) if weights else folder
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"extractor.model: {repository} is no folder here and cannot be had from the hub (revision "
@@ -243,7 +217,7 @@ def _fetch_from_bucket(uri: str, weights: bool) -> Path:
         state = json.dumps(sorted((name, file.size, file.version) for name, file in files.items()))
         folder = model_cache.folder_of(f"{uri} {state}")
         for name in files:
-            if any(Path(name).match(pattern) for pattern in _DESCRIPTION):
+            if any(Path(name).match(pattern) for pattern in DESCRIPTION):
                 fetch(name)
         for name in needed_files(files, _weight_map(folder)) if weights else ():
             fetch(name)
@@ -294,9 +268,12 @@ def _weight_files(folder: Path) -> list[Path]:
             if pickled
             else ""
         )
-        raise ModelError(
-            f"{folder}: no {missing[0] if missing else _WEIGHTS}; weights are read from safetensors only{found}"
-        )
+        first = folder / (missing[0] if missing else _WEIGHTS)
+        if first.is_symlink() and not first.exists():
+            raise ModelError(f"{folder}: {first.name} {link_to_nothing(first)}")
+        if repository := hub_id(folder):
+            found = f"; the hub's cache is incomplete: hf download {repository}"
+        raise ModelError(f"{folder}: no {first.name}; weights are read from safetensors only{found}")
     return files
 
 
@@ -317,7 +294,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
         try:
             _hash_needed_tensors(path, digest)
         except (SafetensorError, ValueError, KeyError) as error:
-            raise ModelError(f"{path}: not a safetensors file: {error}") from error
+            raise ModelError(f"{path}: {_NO_SAFETENSORS}: {error}") from error
     return digest.hexdigest()
 
 
@@ -329,12 +306,9 @@ def description_fingerprint(checkpoint: Checkpoint) -> str:
 
 def _hash_description(folder: Path) -> "hashlib._Hash":
     digest = hashlib.sha256()
-    described = {path for pattern in _DESCRIPTION for path in folder.glob(pattern)} - {
-        folder / _INDEX,
-        folder / "README.txt",
-    }
-    for path in sorted(described):
-        digest.update(f"{path.name}\0".encode() + path.read_bytes())
+    for path in description_files(folder):
+        if path.name not in (_INDEX, "README.txt"):
+            digest.update(f"{path.name}\0".encode() + path.read_bytes())
     return digest
 
 

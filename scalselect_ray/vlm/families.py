@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig, ProcessorMixin
+from transformers import ProcessorMixin
 
 from scalselect_ray.errors import ModelError
 
@@ -48,6 +48,21 @@ class Family:
 
     resizable: bool = False
     """Whether the processor scales an image into `min_pixels` to `max_pixels`."""
+
+    def processor_values(self, config: Any) -> dict[str, Any]:
+        """What the processor must know of the model, by name: for folders whose processor does not say it."""
+        class_token = config.vision_config.model_type == "clip_vision_model"
+        return {
+            "patch_size": config.vision_config.patch_size,
+            "num_additional_image_tokens": int(class_token),
+            "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        }
+
+    def template_name(self, config: Any, tokenizer: Any) -> str | None:
+        """Which of the published chat templates a folder without one means; None: none."""
+        if "<|im_start|>" in tokenizer.get_vocab():
+            return "chatml"
+        return "mistral" if config.text_config.model_type == "mistral" else "vicuna"
 
     def images_argument(self, images: Sequence[Any]) -> Any:
         """The images of one sample as the processor wants them."""
@@ -136,6 +151,14 @@ class OneVisionFamily(AnyResolutionFamily):
 
     image_inputs: tuple[str, ...] = ("pixel_values", "image_sizes", "batch_num_images")
 
+    def processor_values(self, config: Any) -> dict[str, Any]:
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        return {
+            "num_image_tokens": side * side,
+            "vision_feature_select_strategy": config.vision_feature_select_strategy,
+            "vision_aspect_ratio": config.vision_aspect_ratio,
+        }
+
     def images_argument(self, images: Sequence[Any]) -> Any:
         return [list(images)]  # nested: these images belong to one sample
 
@@ -148,6 +171,12 @@ class QwenFamily(Family):
     image_inputs: tuple[str, ...] = ("pixel_values", "image_grid_thw")
     vision_marks: tuple[str, ...] = ("<|vision_start|>", "<|vision_end|>")
     resizable: bool = True
+
+    def processor_values(self, config: Any) -> dict[str, Any]:
+        return {}
+
+    def template_name(self, config: Any, tokenizer: Any) -> str | None:
+        return None
 
     def position_ids(self, model: Any, inputs: Tensors) -> torch.Tensor:
         positions, _ = model.get_rope_index(
@@ -193,14 +222,41 @@ FAMILIES: dict[str, Family] = {
 """By `model_type` of config.json."""
 
 
-def family_of(config: PretrainedConfig, model: str) -> Family:
-    """The family of a model. Raises ModelError for one that is not supported."""
-    try:
-        return FAMILIES[config.model_type]
-    except KeyError:
+_LLAVA_TYPES = ("llava_llama", "llava_mistral", "llava_mpt", "llava_qwen", "llava_qwen_moe", "llava_mixtral")
+
+
+def family_of(config: Mapping[str, Any], model: str) -> Family:
+    """The family of a model, by what its config.json says. Raises ModelError for one that is not supported."""
+    model_type = config.get("model_type")
+    if model_type is None:
+        raise ModelError(f"{model}: config.json has no model_type; expected one of {', '.join(FAMILIES)}")
+    flat = "text_config" not in config and any(name.startswith("mm_") for name in config)
+    if flat or str(model_type) in _LLAVA_TYPES:
         raise ModelError(
-            f"{model}: model_type '{config.model_type}' is not supported; supported: {', '.join(FAMILIES)}"
-        ) from None
+            f"{model}: config.json: a checkpoint in the format of the LLaVA project itself (model_type '{model_type}', "
+            f"no text_config), which transformers' own classes do not read: use its twin, {_llava_twin(config)}, or "
+            "convert yours (convert_llava_weights_to_hf.py of transformers)"
+        )
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ModelError(
+            f"{model}: config.json: model_type {str(model_type)[:60]!r} is not supported; supported: "
+            f"{', '.join(FAMILIES)}"
+        )
+    return FAMILIES[model_type]
+
+
+def _llava_twin(config: Mapping[str, Any]) -> str:
+    """The published checkpoint in the format of transformers that is nearest to one in LLaVA's own."""
+    large = config.get("hidden_size") == 5120
+    kind = f"{config.get('model_type')} {config.get('architectures')}".lower()
+    if "qwen" in kind:
+        sizes = {896: "0.5b", 3584: "7b", 8192: "72b"}
+        return f"llava-hf/llava-onevision-qwen2-{sizes.get(config.get('hidden_size', 0), '7b')}-ov-hf"
+    if "mistral" in kind:
+        return "llava-hf/llava-v1.6-mistral-7b-hf"
+    if config.get("image_aspect_ratio") == "anyres" or config.get("image_grid_pinpoints"):
+        return f"llava-hf/llava-v1.6-vicuna-{'13b' if large else '7b'}-hf"
+    return f"llava-hf/llava-1.5-{'13b' if large else '7b'}-hf"
 
 
 def vision_token_ids(family: Family, processor: ProcessorMixin) -> tuple[int, list[int]]:

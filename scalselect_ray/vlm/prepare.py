@@ -13,12 +13,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoProcessor
 
 from scalselect_ray.corpus import MAX_PIXELS, ImagePlaceholder, Reason, Sample, SampleRejectedError, Turn
 from scalselect_ray.errors import ModelError
 from scalselect_ray.vlm.checkpoint import Checkpoint, own_values, skeleton
 from scalselect_ray.vlm.families import vision_token_ids
+from scalselect_ray.vlm.patience import at_most
+from scalselect_ray.vlm.processors import load_processor
 from scalselect_ray.vlm.texts import Rendering, rendering
 
 TokenRule = Literal["reference", "strict"]
@@ -26,6 +27,7 @@ _PATCHES = 1024  # along a side of an image
 _TOKEN_CHARACTERS = 64  # a text with more a token is not tokenized to find out that it is too long
 _LONG_CHARACTERS = 8  # one with more a token is tokenized in pieces first, no further than it must be
 _PIECE = 1 << 16  # characters
+_TEMPLATE_SECONDS = 600.0  # of one sample, on however slow a machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,10 @@ class Preparer:
         self._family = checkpoint.family
         self._tokens = tokens
         self._folder = folder = checkpoint.folder
-        with own_values(f"{folder}: the processor cannot be loaded"):
-            self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        loaded = load_processor(checkpoint)
+        self.filled = loaded.filled
+        self._processor = loaded.processor
+        with own_values(f"{folder}: the processor cannot be used"):
             self._image_token, marks = vision_token_ids(self._family, self._processor)
             media = (getattr(self._processor, name, None) for name in ("image_token", "video_token", "audio_token"))
             self._reserved = {token for token in (*media, *self._family.vision_marks) if token}
@@ -127,7 +131,9 @@ class Preparer:
     def __call__(self, sample: Sample, images: Sequence[Image.Image]) -> Prepared:
         """`images` are those of `sample`, decoded, RGB, in order. Raises SampleRejectedError."""
         self._check_size(sample, images)
-        rendered = rendering(sample.turns, self._apply_template)
+        endless = SampleRejectedError(Reason.TOO_COSTLY, "the model's chat template does not end on this conversation")
+        with at_most(_TEMPLATE_SECONDS, endless):
+            rendered = rendering(sample.turns, self._apply_template)
         self._check_tokens(sample, rendered)
         try:
             batch = self._processor(

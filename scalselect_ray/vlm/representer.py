@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,14 +26,17 @@ from scalselect_ray.vlm import (
     Prepared,
     Preparer,
     Representation,
+    check_tensors,
     description_fingerprint,
     fingerprint,
+    front_bytes,
     open_checkpoint,
     share_images,
 )
 from scalselect_ray.vlm.pixels import PixelBudget
 
 _DECODED = PixelBudget(24 << 20)  # of one process, whatever the number of its threads
+_FRONT_SHARE = 4  # of this machine's memory a model's front may take a fourth to be tried
 _TOGETHER = 32  # samples whose pixels are in memory at once
 
 Outcome = Representation | SampleRejectedError
@@ -59,6 +65,44 @@ def make_extractor(extractor: ExtractorConfig) -> Extractor:
     if sample := make_preparer(extractor).made_up():
         made.try_on(sample)
     return made
+
+
+def try_model(extractor: ExtractorConfig, preparer: Preparer) -> None:
+    """Represents one made-up sample on this machine's CPU, so that a model that can represent none is told before
+    anything is paid. Where memory is short for its front, only the names and sizes of its tensors are looked at. Raises
+    ModelError."""
+    checkpoint = open_checkpoint(extractor.model, extractor.revision)
+    check_tensors(checkpoint)
+    dtype = torch.bfloat16 if extractor.dtype == "float16" else getattr(torch, extractor.dtype)  # see `slow_on_cpu`
+    sample = preparer.made_up()
+    if sample is None or _FRONT_SHARE * front_bytes(checkpoint, dtype) > _memory():
+        return
+    Extractor(
+        checkpoint,
+        dtype=dtype,
+        device=torch.device("cpu"),
+        attention_threshold=extractor.attention_threshold,
+        batch_tokens=extractor.batch_tokens,
+    ).try_on(sample)
+
+
+def slow_on_cpu(extractor: ExtractorConfig) -> str | None:
+    """What to say of the extractor where there is no GPU for it."""
+    if extractor.dtype != "float16":
+        return None
+    return (
+        "extractor.dtype: float16 on a CPU takes about 20 times as long as bfloat16, and no GPU is here: set bfloat16 "
+        "or float32 (features of another dtype are features of their own), or run where there are GPUs"
+    )
+
+
+def _memory() -> int:
+    """Bytes that this machine, or the container that this process is in, has in all."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        with suppress(OSError, ValueError):  # no such file, or `max`
+            limits.append(int(path.read_text()))
+    return min(limits)
 
 
 def description_of(extractor: ExtractorConfig) -> dict[str, Any]:

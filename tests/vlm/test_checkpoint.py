@@ -15,7 +15,8 @@ from scalselect_ray.config import ExtractorConfig
 from scalselect_ray.corpus import ImagePlaceholder, ImageRef, Sample, Turn
 from scalselect_ray.errors import ModelError
 from scalselect_ray.testing.checkpoints import qwen2_vl
-from scalselect_ray.vlm.representer import Representer, description_of, id_of, make_preparer, preparing_of
+from scalselect_ray.vlm import open_checkpoint
+from scalselect_ray.vlm.representer import Representer, description_of, id_of, make_preparer, preparing_of, slow_on_cpu
 
 MODEL = GOLDEN / "llava" / "model"
 pytestmark = pytest.mark.heavy
@@ -127,3 +128,70 @@ def test_a_template_that_fails_is_refused_before_any_sample(model):
 
 def test_a_limit_that_the_made_up_sample_exceeds_refuses_nothing(model):
     assert make_preparer(ExtractorConfig(model=str(model), max_length=2)).made_up() is None
+
+
+@pytest.mark.parametrize("name", ["./nope", "../nope", "~/nope", "nope", "/nope/at/all", "a/b/c"])
+def test_what_is_written_as_a_path_is_no_hub_id(name):
+    with pytest.raises(ModelError, match=f"no such folder: {re.escape(name)}"):
+        open_checkpoint(name)
+
+
+def test_a_folder_by_a_relative_path_or_of_the_home_folder_is_found(model, monkeypatch):
+    monkeypatch.chdir(model.parent)
+    monkeypatch.setenv("HOME", str(model.parent))
+    for name in ("./model", "model", f"../{model.parent.name}/model", "~/model"):
+        assert open_checkpoint(name).folder == model
+
+
+@pytest.mark.parametrize("lacks", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_an_incomplete_cache_of_the_hub_is_told_from_a_wrong_model(lacks, tmp_path, monkeypatch):
+    """As an interrupted download leaves it: links to blobs, of which one is not there."""
+    repository = tmp_path / "models--owner--some-model"
+    snapshot, blobs = repository / "snapshots" / ("a" * 40), repository / "blobs"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for path in MODEL.iterdir():
+        shutil.copy(path, blobs / path.name)
+        (snapshot / path.name).symlink_to(blobs / path.name)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    extractor = ExtractorConfig(model="owner/some-model")
+
+    def opened(extractor: ExtractorConfig) -> None:
+        make_preparer(extractor)
+        description_of(extractor)
+
+    opened(extractor)
+    (blobs / lacks).unlink()
+    for _ in range(2):  # with a link that leads nowhere, and without one
+        with pytest.raises(ModelError, match="incomplete: hf download owner/some-model"):
+            opened(extractor)
+        (snapshot / lacks).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "origin", "twin"),
+    [
+        ("Qwen2.5-VL-7B-Instruct-AWQ", None, "Qwen2.5-VL-7B-Instruct"),
+        ("Qwen2-VL-7B-Instruct-GPTQ-Int4", None, "Qwen2-VL-7B-Instruct"),
+        ("llava-1.5-7b-hf-bnb-4bit", None, "llava-1.5-7b-hf"),
+        ("Qwen2.5-VL-3B-Instruct-unsloth-bnb-4bit", None, "Qwen2.5-VL-3B-Instruct"),
+        ("Qwen3-VL-8B-Instruct-FP8", None, "Qwen3-VL-8B-Instruct"),
+        ("model", "Qwen/Qwen2-VL-7B-Instruct-AWQ", "Qwen/Qwen2-VL-7B-Instruct"),
+        ("model", None, None),
+    ],
+)
+def test_a_quantised_checkpoint_is_refused_with_its_twin(name, origin, twin, model):
+    changed(model, "config.json", "quantization_config", {"quant_method": "awq"})
+    changed(model, "config.json", "_name_or_path", origin)
+    model.rename(model.parent / name)
+    with pytest.raises(ModelError, match="quantization_config") as raised:
+        open_checkpoint(str(model.parent / name))
+    assert str(raised.value).endswith(f"it was made of, {twin}" if twin else "it was made of")
+
+
+def test_float16_on_a_cpu_is_said():
+    assert "bfloat16" in slow_on_cpu(ExtractorConfig(model="x", dtype="float16"))
+    assert slow_on_cpu(ExtractorConfig(model="x")) is None
