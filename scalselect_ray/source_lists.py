@@ -12,7 +12,7 @@ from scalselect_ray.io import storage
 _COLUMNS = ("prompt", "query", "response", "history", "messages", "system", "images")  # of dataset_info.json
 _TAGS = ("role_tag", "content_tag", "user_tag", "assistant_tag", "system_tag")
 _ELSEWHERE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url")  # what lies in no file here
-_MOST_BYTES = 1 << 24
+_HEAD, _MOST_BYTES = 1 << 12, 1 << 24
 
 
 class SourceList(NamedTuple):
@@ -29,7 +29,9 @@ def read_source_list(uri: str) -> SourceList | None:
     if not uri.lower().endswith(".json"):
         return None
     try:
-        head = storage.read_start(uri, _MOST_BYTES + 1)
+        head = storage.read_start(uri, _HEAD)
+        if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+            head = storage.read_start(uri, _MOST_BYTES + 1)
     except (OSError, ValueError) as error:
         if isinstance(error, StorageError) and not storage.is_local(uri):
             raise
