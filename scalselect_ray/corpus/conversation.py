@@ -4,7 +4,8 @@ Who says what stands in a list (`messages`, `conversations`, `texts`, `conversat
 `{from, value}` or as pairs `{user, assistant}` or `{human, assistant}`; or in fields of the row (`prompt` and
 `completion`, `query` and `response` with `history`, `instruction`, `input` and `output`, `question` and `answer`,
 `caption`). A list may be a text of JSON, or an object of lists; a content may be a text or a typed list. `system` is a
-turn before these. Images: `images` or `image`, one or several, or inside the turns. `fields` has all the names."""
+turn before these. Images: `images` or `image`, one or several, or inside the turns, or in a field of each turn.
+`fields` has all the names."""
 
 import functools
 import math
@@ -65,6 +66,10 @@ _PICTURES = ("image", "image_url", "input_image", "image_path", "image_file")
 _OTHER_MEDIA = re.compile(r"video|audio")
 _NO_IMAGE = {"", "none", "nan", "null"}
 _MARK = re.compile(r"<[^<>\s]+>")  # a placeholder that names its image
+# as others write PLACEHOLDER
+_OTHER_MARKS = re.compile(r"<\|?image[_ ]?(\d+)\|?>|<ImageHere>|<image_placeholder>|<img>([^<>]*)</img>")
+_IMAGE_COLUMN = re.compile(r"(?:image|img|picture|photo)(?:_?(?:url|uri|path|file|bytes|base64|\d+))?s?", re.IGNORECASE)
+_IMAGE_NAME = re.compile(r"\S{1,500}\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif)", re.IGNORECASE)
 _NAMED = 12  # fields that a message names
 
 ImageResolver = Callable[[object], ImageRef]
@@ -84,6 +89,8 @@ def normalise(
     any placeholder stand before the first user text. `verbatim`, for exports: nothing is stripped, and a sample without
     images is a sample. Raises SampleRejectedError, and nothing else whatever the row holds."""
     if isinstance(record, list):
+        if rows := _rows_in(record):
+            raise SampleRejectedError(Reason.BROKEN_ROW, f"a list of {rows:,} rows, in the place of one")
         record = {"conversations": record}
     if not isinstance(record, Mapping):
         raise SampleRejectedError(Reason.BROKEN_ROW, f"a row must be an object, found {type(record).__name__}")
@@ -92,17 +99,26 @@ def normalise(
     for name in MEDIA:
         if not _is_null(record.get(name)):
             raise SampleRejectedError(Reason.UNSUPPORTED_MEDIA, f"the row has {name}: only images are supported")
-    listed, marked = _image_fields(record)
-    reading = _Reading(columns, verbatim, marked)
+    name, listed, marked = _image_fields(record)
+    reading = _Reading(columns, verbatim, marked, has_listed=bool(listed))
     try:
         turns = [reading.turn(said) for said in _with_system(record, _said(record, reading), reading)]
         if reading.fields:
             _check_inside(turns, reading)
-            listed = reading.fields
+            name, listed = "a turn", reading.fields
+        listed = _by_index(listed, reading.indexes) or _in_texts(turns)
+        turns = _at_other_marks(turns, len(listed), verbatim)
+        _check_for_images(turns, listed, original, reading)
         turns = _numbered(turns, len(listed), verbatim)
     except SampleRejectedError as error:
         raise SampleRejectedError(error.reason, error.message + _not_read(original, reading)) from None
-    return Sample(row, known_id(record), tuple(turns), tuple(resolve_image(field) for field in listed))
+    try:
+        images = tuple(resolve_image(field) for field in listed)
+    except SampleRejectedError as error:
+        if error.reason != Reason.IMAGE_UNREADABLE:  # others name the path
+            raise
+        raise SampleRejectedError(error.reason, f"{error.message} (in {name})") from None
+    return Sample(row, known_id(record), tuple(turns), images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +128,7 @@ class _Said:
     role: object
     content: object
     where: str  # in the row, for messages
-    keys: Iterable[object] = ()  # of the turn
+    turn: Mapping[Any, Any] = field(default_factory=dict)  # with all its keys
 
 
 @dataclass
@@ -122,7 +138,10 @@ class _Reading:
     columns: Columns
     verbatim: bool
     marked: Mapping[str, object]  # images by the placeholder that stands for each
+    has_listed: bool = False  # the row has images beside its turns
     fields: list[object] = field(default_factory=list)  # images inside the turns
+    indexes: list[int | None] = field(default_factory=list)  # of the row's images, as typed content names them
+    are_texts: bool = False  # typed contents are texts of JSON
     placed: set[str] = field(default_factory=set)  # placeholders of `marked` that stand in the turns
     unused: list[str] = field(default_factory=list)  # what stands in the turns and was not read, for messages
 
@@ -141,10 +160,38 @@ class _Reading:
                 Reason.BAD_CONVERSATION,
                 f"{said.where}: unknown role {str(said.role)[:40]!r}{_keys(said)}; known: {', '.join(sorted(_ROLES))}",
             )
+        content = self._unpacked(known, said.content)
+        inside = len(self.fields)
         items: list[Content] = []
-        for piece in said.content if _is_list(said.content) else [said.content]:
+        for piece in content if _is_list(content) else [content]:
             items += self._items(known, piece, said)
-        return Turn(known, tuple(item for item in items if item != ""))
+        turn = Turn(known, tuple(item for item in items if item != ""))
+        return turn if self.has_listed or len(self.fields) > inside else self._with_own_images(turn, said)
+
+    def _unpacked(self, role: Role, content: object) -> object:
+        """A typed content that is a text of JSON, as a list; an answer only after a question that is one."""
+        if not isinstance(content, str) or not content.startswith("[") or not (role == "user" or self.are_texts):
+            return content
+        found = parse_row(content.encode(errors="replace"))
+        if not isinstance(found, list) or not found or not all(_is_typed(piece) for piece in found):
+            return content
+        self.are_texts = True
+        return found
+
+    def _with_own_images(self, turn: Turn, said: _Said) -> Turn:
+        """A turn that may name its images in a field of its own, in a row that has none beside its turns: they stand
+        where it has placeholders, else before its text."""
+        name, own, _ = _image_fields(said.turn)
+        if not own:
+            return turn
+        (placed,) = _at_other_marks([turn], len(own), self.verbatim)
+        if turn.role != "user" or _count_placeholders([placed]) not in (0, len(own)):
+            self.unused.append(f"{name} of {said.where}")
+            return turn
+        self.fields += own
+        if _count_placeholders([placed]):
+            return placed
+        return replace(turn, content=(*(ImagePlaceholder(-1, written=False) for _ in own), *turn.content))
 
     def _items(self, role: Role, piece: object, said: _Said) -> Iterable[Content]:
         kind = _kind(piece)
@@ -152,6 +199,8 @@ class _Reading:
             if not _is_null(image := image_in(piece)):
                 self.fields.append(image)
             else:
+                index = piece.get("index")
+                self.indexes.append(index if isinstance(index, int) and not isinstance(index, bool) else None)
                 others = sorted(str(key) for key, value in piece.items() if key != "type" and value is not None)
                 self.unused += [f"{name} of an image in {said.where}" for name in others]
             return [ImagePlaceholder(-1, written=False)]
@@ -190,21 +239,34 @@ def _said(record: Mapping[str, Any], reading: _Reading) -> list[_Said]:
     for name in TURNS:
         if not _is_null(record.get(name)):
             return _turns(name, record[name], reading)
-    if isinstance(record.get(CAPTIONS[0]), str):
-        return _captioned(record[CAPTIONS[0]])
+    if (caption := _text_in(record.get(CAPTIONS[0]))) is not None:
+        return _captioned(caption)
     answers = [name for name in ANSWERED if not _is_missing(record.get(name))]
     for names in ASKED:
         asked = [name for name in names if not _is_missing(record.get(name))]
         if asked and answers:
             before = [] if _is_null(record.get("history")) else _turns("history", record["history"], reading)
+            if len(asked) == 1 and (pairs := _paired(record, asked[0], answers[0])):
+                return [*before, *pairs]
             return [
                 *before,
                 *_asked(record, asked, reading),
                 *_side("assistant", answers[0], record[answers[0]], reading),
             ]
-    if isinstance(record.get(CAPTIONS[1]), str):
-        return _captioned(record[CAPTIONS[1]])
-    raise SampleRejectedError(Reason.BAD_CONVERSATION, f"no conversation: the row has none of {', '.join(LAYOUTS)}")
+    if (caption := _text_in(record.get(CAPTIONS[1]))) is not None:
+        return _captioned(caption)
+    has = [name for name in FIELDS if name not in ("id", "uid") and not _is_missing(record.get(name))]
+    raise SampleRejectedError(
+        Reason.BAD_CONVERSATION,
+        f"no conversation: the row has none of {', '.join(LAYOUTS)}" + (f"; it has {_names(has)}" if has else ""),
+    )
+
+
+def _text_in(value: object) -> str | None:
+    """A text, or the first of several; else None."""
+    if _is_list(value) and len(value):
+        value = value[0]
+    return value if isinstance(value, str) else None
 
 
 def _captioned(caption: str) -> list[_Said]:
@@ -216,6 +278,25 @@ def _asked(record: Mapping[str, Any], names: Sequence[str], reading: _Reading) -
     if len(names) > 1 and all(isinstance(record[name], str) for name in names):
         return [_Said("user", "\n".join(record[name] for name in names), " and ".join(names))]
     return [said for name in names for said in _side("user", name, record[name], reading)]
+
+
+def _paired(record: Mapping[str, Any], asked: str, answered: str) -> list[_Said]:
+    """The turns of as many questions as answers; of one of each, or of other values, nothing."""
+    questions, answers = record[asked], record[answered]
+    for texts in (questions, answers):
+        if not _is_list(texts) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+            return []
+    if len(questions) != len(answers):
+        return []
+    pairs = enumerate(zip(questions, answers, strict=True))
+    return [
+        said
+        for number, (question, answer) in pairs
+        for said in (
+            _Said("user", question, f"{asked}[{number}]"),
+            _Said("assistant", answer, f"{answered}[{number}]"),
+        )
+    ]
 
 
 def _side(role: Role, name: str, value: object, reading: _Reading) -> list[_Said]:
@@ -298,6 +379,11 @@ def _with_system(record: Mapping[str, Any], said: list[_Said], reading: _Reading
     return [_Said("system", record[name], name), *said]
 
 
+def _is_typed(piece: object) -> bool:
+    """Whether it is a piece of a typed content that says of what kind it is."""
+    return isinstance(piece, Mapping) and "type" in piece and _kind(piece) in (*_TEXTS, *_PICTURES)
+
+
 def _kind(piece: object) -> str:
     """What a piece of a content is, by its own word or by what it has; empty where neither tells."""
     if not isinstance(piece, Mapping):
@@ -372,8 +458,94 @@ def _numbered(turns: Sequence[Turn], images: int, verbatim: bool) -> list[Turn]:
     ]
 
 
-def _image_fields(record: Mapping[str, Any]) -> tuple[list[object], dict[str, object]]:
-    """The images of the row; and by the placeholder that stands for each, where the row names them so."""
+def _at_other_marks(turns: list[Turn], images: int, verbatim: bool) -> list[Turn]:
+    """The turns with placeholders where the user's texts write one otherwise for each image, in their order; as they
+    are where that is not plain."""
+    if not images or _count_placeholders(turns):
+        return turns
+    texts = [item for turn in turns if turn.role == "user" for item in turn.content if isinstance(item, str)]
+    marks = [found for text in texts for found in _OTHER_MARKS.finditer(text)]
+    numbers = [int(found[1]) for found in marks if found[1]]
+    if len(marks) != images or (numbers and numbers not in ([*range(images)], [*range(1, images + 1)])):
+        return turns
+
+    def split(text: str) -> Sequence[Content]:
+        return _split(_OTHER_MARKS.sub(PLACEHOLDER, text), verbatim)
+
+    return [
+        replace(turn, content=tuple(item for text in turn.content for item in split(str(text)) if item != ""))
+        if turn.role == "user"
+        else turn
+        for turn in turns
+    ]
+
+
+def _in_texts(turns: Sequence[Turn]) -> list[object]:
+    """The images that the user's texts name where they stand, each by its path, as the first Qwen-VL has it."""
+    if _count_placeholders(turns):
+        return []
+    return [
+        found[2]
+        for turn in turns
+        if turn.role == "user"
+        for item in turn.content
+        if isinstance(item, str)
+        for found in _OTHER_MARKS.finditer(item)
+        if found[2]
+    ]
+
+
+def _by_index(listed: list[object], indexes: Sequence[int | None]) -> list[object]:
+    """The images in the order in which typed contents name them by their number, where that is plain."""
+    if {*indexes} != {*range(len(listed))}:
+        return listed
+    return [listed[index] for index in indexes if index is not None]
+
+
+def _check_for_images(
+    turns: Sequence[Turn], listed: Sequence[object], record: Mapping[Any, Any], reading: _Reading
+) -> None:
+    """That a sample without images has none that was not read: it would go for one of text alone."""
+    if listed or _count_placeholders(turns):
+        return
+    texts = [item for turn in turns if turn.role == "user" for item in turn.content if isinstance(item, str)]
+    marks = [found[0] for text in texts if (found := _OTHER_MARKS.search(text))]
+    read = {*FIELDS, *reading.columns.values()}
+    others = [str(name) for name, value in record.items() if name not in read and _is_image(value)]
+    if not any(name in record for name in IMAGES):  # a table in which it is another column
+        others += [name for name in unread_of(record) if _IMAGE_COLUMN.fullmatch(name)]
+    if marks or reading.unused or others:
+        seen = marks[:1] or reading.unused or others
+        raise SampleRejectedError(
+            Reason.PLACEHOLDER_MISMATCH, f"no image of the row is read, though it has {_names(seen)}"
+        )
+
+
+def _is_image(value: object) -> bool:
+    """Whether it names or holds a picture, by what is plainly seen of it."""
+    if isinstance(value, Mapping):
+        value = image_in(value)
+    if isinstance(value, Mapping):  # with bytes
+        value = value.get("bytes")
+    if _is_list(value) and len(value):
+        return _is_image(value[0])
+    if isinstance(value, (bytes, bytearray)):
+        return len(value) > 0
+    return isinstance(value, str) and (_IMAGE_NAME.fullmatch(value) is not None or value.startswith("data:image"))
+
+
+def _rows_in(items: Sequence[object]) -> int:
+    """How many rows there are where one should be: none where these are turns."""
+    return (
+        len(items)
+        if items and all(isinstance(item, Mapping) and any(name in item for name in TURNS) for item in items)
+        else 0
+    )
+
+
+def _image_fields(record: Mapping[str, Any]) -> tuple[str, list[object], dict[str, object]]:
+    """The field with the images of the row, and these; and by the placeholder that stands for each, where the row names
+    them so."""
     for name in IMAGES:
         value = record.get(name)
         if _is_null(value):
@@ -383,11 +555,11 @@ def _image_fields(record: Mapping[str, Any]) -> tuple[list[object], dict[str, ob
             value = found if isinstance(found, list) else value
         if isinstance(value, Mapping) and all(isinstance(key, str) and _MARK.fullmatch(key) for key in value):
             marked = {key: image for key, image in value.items() if not _is_null(image)}
-            return list(marked.values()), marked
+            return name, list(marked.values()), marked
         fields = [field for field in (value if _is_list(value) else [value]) if not _is_null(field)]
         if fields:
-            return fields, {}
-    return [], {}
+            return name, fields, {}
+    return "", [], {}
 
 
 def _not_read(record: Mapping[Any, Any], reading: _Reading) -> str:
@@ -410,7 +582,7 @@ def _names(of: Iterable[object]) -> str:
 
 
 def _keys(said: _Said) -> str:
-    return f" (the turn has {_names(said.keys)})" if said.keys else ""
+    return f" (the turn has {_names(said.turn)})" if said.turn else ""
 
 
 def layout_of(record: object) -> str:

@@ -94,8 +94,8 @@ def replaced(record: dict[str, Any], places: Mapping[Path, Any]) -> dict[str, An
 def without(record: dict[str, Any], places: Iterable[Path]) -> dict[str, Any]:
     """A copy of a record from which the fields at some places are gone."""
     made: Any = _copied(record)
-    for place in places:
-        functools.reduce(lambda inner, key: inner[key], place[:-1], made).pop(place[-1], None)
+    for place in sorted(places, reverse=True):  # of a list, from its end
+        del functools.reduce(lambda inner, key: inner[key], place[:-1], made)[place[-1]]
     return dict(made)
 
 

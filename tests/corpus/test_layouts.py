@@ -13,7 +13,7 @@ import pytest
 
 from scalselect_ray import config
 from scalselect_ray.config import CorpusConfig, SourceConfig
-from scalselect_ray.corpus import ImagePlaceholder, Reject, Sample, fields, list_files, plan_file, read_slices
+from scalselect_ray.corpus import ImagePlaceholder, Reason, Reject, Sample, fields, list_files, plan_file, read_slices
 
 ASKED, ANSWERED = "What is it?", " A cat. "
 USER, ASSISTANT = {"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}
@@ -141,8 +141,68 @@ LAYOUTS = {
         {"image": {"<image_00>": "a.png", "<image_01>": "b.png"}, "messages": [USER, ASSISTANT]},
         [("user", (ImagePlaceholder(0), ImagePlaceholder(1), ASKED)), ("assistant", (ANSWERED,))],
     ),
+    **{
+        f"placeholders written as {first}": (
+            {**TWO, "messages": [{"role": "user", "content": f"Is {first} larger than\n{second}"}, ASSISTANT]},
+            [("user", ("Is", ImagePlaceholder(0), "larger than", ImagePlaceholder(1))), ("assistant", (ANSWERED,))],
+        )
+        for first, second in (
+            ("<|image_1|>", "<|image_2|>"),
+            ("<image_0>", "<image_1>"),
+            ("<image 1>", "<image 2>"),
+            ("<ImageHere>", "<ImageHere>"),
+            ("<image_placeholder>", "<image_placeholder>"),
+            ("<img>a.png</img>", "<img>b.png</img>"),
+        )
+    },
+    "images by their paths in the texts": ({"query": f"<img>a.png</img>\n{ASKED}", "response": ANSWERED}, SEEN),
+    "images in a field of their turn": (
+        {
+            "conversations": [
+                {"role": "User", "content": f"<image_placeholder>{ASKED}", "images": ["a.png"]},
+                {"role": "Assistant", "content": ANSWERED},
+                {"role": "User", "content": "And this?", "image": "b.png"},
+                {"role": "Assistant", "content": ANSWERED},
+            ]
+        },
+        [*SEEN, ("user", (ImagePlaceholder(1), "And this?")), ("assistant", (ANSWERED,))],
+    ),
+    "typed: images by their numbers": (
+        {
+            **TWO,
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        *({"type": "image", "index": index} for index in (1, 0)),
+                        {"type": "text", "text": ASKED},
+                    ],
+                },
+                ANSWER,
+            ],
+        },
+        [("user", (ImagePlaceholder(0), ImagePlaceholder(1), ASKED)), ("assistant", (ANSWERED,))],
+    ),
+    "typed contents as texts of JSON": (
+        {
+            "images": ["a.png"],
+            "messages": [
+                {"role": "user", "content": json.dumps([{"type": "image"}, {"type": "text", "text": ASKED}])},
+                {"role": "assistant", "content": json.dumps([{"type": "text", "text": ANSWERED}])},
+            ],
+        },
+        SEEN,
+    ),
+    "several captions": (
+        {"image": "a.png", "caption": [ANSWERED, "A pet."]},
+        [("user", (ImagePlaceholder(0),)), SEEN[1]],
+    ),
+    "as many questions as answers": (
+        {"image": "a.png", "question": ["Hi", ASKED], "answer": ["Hello", ANSWERED]},
+        [*BEFORE, *PLAIN],
+    ),
 }
-ORDER = {"images by their placeholders": ["b.png", "a.png"], "images by placeholders that stand nowhere": TWO["images"]}
+ORDER = {"images by their placeholders": ["b.png", "a.png"], "typed: images by their numbers": ["b.png", "a.png"]}
 
 
 def tar(members: dict[str, bytes]) -> bytes:
@@ -184,7 +244,7 @@ def test_a_layout_is_read_alike_from_every_container(layout: str, container: str
     (sample,) = read(path)
     assert isinstance(sample, Sample), sample
     assert [(turn.role, turn.content) for turn in sample.turns] == expected
-    names = ORDER.get(layout, ["a.png"])
+    names = ORDER.get(layout) or [name for name in TWO["images"] if name in json.dumps(row)]
     if container == "tar":
         assert [image.data for image in sample.images] == [name.encode() for name in names]
     else:
@@ -378,3 +438,50 @@ def test_members_that_were_dropped_are_named(members: dict[str, bytes | None], n
     (reject,) = read(tmp_path / "a.tar")
     assert isinstance(reject, Reject), reject
     assert not [name for name in named if name not in reject.message], reject.message
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"image_url": "https://example.org/a.jpg", "question": ASKED, "answer": ANSWERED}, "image_url"),
+        ({"photo": {"path": "a.PNG"}, "messages": [USER, ASSISTANT]}, "photo"),
+        ({"frames": ["a.webp"], "messages": [USER, ASSISTANT]}, "frames"),
+        ({"messages": [{**USER, "content": f"<image 1> {ASKED}"}, ASSISTANT]}, "<image 1>"),
+        ({"messages": [USER, {**ASSISTANT, "images": ["a.png"]}]}, "images of messages[1]"),
+    ],
+)
+def test_a_row_whose_image_is_not_read_is_not_taken_for_one_of_text_alone(row: dict, named: str, tmp_path: Path):
+    for container in ("json", "jsonl", "parquet", "tar"):
+        path = tmp_path / f"a.{container}"
+        path.write_bytes(written(row, container, with_images=False))
+        (reject,) = read(path)
+        assert isinstance(reject, Reject), reject
+        assert named in reject.message
+        if container != "parquet" or "image" in named:  # of a column that is not read there is but its name
+            assert reject.reason == Reason.PLACEHOLDER_MISMATCH, container
+    path = tmp_path / "b.jsonl"
+    path.write_bytes(written({"messages": [USER, ASSISTANT], "image": "", "source": "web", "n": 1}, "jsonl"))
+    assert [row.reason for row in read(path) if isinstance(row, Reject)] == [Reason.TEXT_ONLY]
+
+
+@pytest.mark.parametrize("row", [{"image": [1, 2], "messages": [USER, ASSISTANT]}, {"images": [{"src": "a.png"}]}])
+def test_an_image_that_is_none_is_told_with_its_field(row: dict, tmp_path: Path):
+    (tmp_path / "a.jsonl").write_bytes(written({"messages": [USER, ASSISTANT], **row}, "jsonl"))
+    (reject,) = read(tmp_path / "a.jsonl")
+    assert isinstance(reject, Reject)
+    assert f"(in {next(iter(row))})" in reject.message
+
+
+def test_a_list_of_rows_in_the_place_of_a_row_is_said(tmp_path: Path):
+    rows = [{"image": "a.png", "conversations": TURNS}] * 3
+    (tmp_path / "a.json").write_text(json.dumps([rows]))
+    (reject,) = read(tmp_path / "a.json")
+    assert isinstance(reject, Reject)
+    assert "a list of 3 rows, in the place of one" in reject.message
+
+
+def test_fields_that_make_no_conversation_are_named(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_bytes(written({"image": "a.png", "caption": {"en": ANSWERED}}, "jsonl"))
+    (reject,) = read(tmp_path / "a.jsonl")
+    assert isinstance(reject, Reject)
+    assert "it has caption, image" in reject.message

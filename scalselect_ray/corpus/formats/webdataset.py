@@ -361,14 +361,15 @@ def _put_images(record: Record, images: Mapping[str, dict[str, object]], own: Se
     def member(named: object) -> dict[str, object] | None:
         return by_name.get(posixpath.basename(named)) if isinstance(named, str) else None
 
-    for name in (*TURNS, "prompt", *own):
-        _put_inside(record.get(name), member)
+    inside = [image["path"] for name in (*TURNS, "prompt", *own) for image in _put_inside(record.get(name), member)]
     for name in own:
         listed = [member(value) for value in _listed(record.get(name))]
         if listed and all(listed):
             record[name] = listed
     named = next((record[name] for name in IMAGES if record.get(name)), None)
     record.pop("image", None)
+    if not named and images.keys() == set(inside):
+        return  # each stands in a turn that names it
     record["images"] = list(images.values())
     found = [(name, member(name)) for name in _listed(named)]
     is_whole = all(image is not None for _, image in found)
@@ -379,13 +380,20 @@ def _put_images(record: Record, images: Mapping[str, dict[str, object]], own: Se
     record.unread += tuple(f"the image {name!s} (no such member)" for name, image in found[:_NAMED] if image is None)
 
 
-def _put_inside(turns: object, member: Callable[[object], dict[str, object] | None]) -> None:
-    """Puts image members where typed contents of turns name them."""
+def _put_inside(turns: object, member: Callable[[object], dict[str, object] | None]) -> Iterator[dict[str, object]]:
+    """Puts image members where typed contents of turns name them, and where turns name theirs in a field: these are
+    given back."""
     for turn in turns if isinstance(turns, list) else ():
         for content in turn.values() if isinstance(turn, dict) else ():
             for item in content if isinstance(content, list) else ():
                 if isinstance(item, dict) and (image := member(image_in(item))) is not None:
                     item["image_url"] = image  # where it is looked for first
+        for name in IMAGES if isinstance(turn, dict) else ():
+            listed = [member(value) for value in _listed(turn.get(name))]
+            found = [image for image in listed if image is not None]
+            if found and len(found) == len(listed):
+                turn[name] = found
+                yield from found
 
 
 def _names(member: str) -> tuple[str, ...]:
