@@ -180,7 +180,7 @@ def plan_file(file: CorpusFile, kept: Sequence[SliceId] = ()) -> list[Slice]:
                 ranges.append(range_)
         except UnreadableFileError as error:
             problem = str(error)
-            rest = file.file.size - (ranges[-1].stop_byte if ranges else 0)
+            rest = max(0, file.file.size - (ranges[-1].stop_byte if ranges else 0))
             lost_bytes = rest if error.lost_bytes is None else error.lost_bytes
         check_unchanged(file.file)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:

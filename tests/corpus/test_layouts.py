@@ -485,3 +485,32 @@ def test_fields_that_make_no_conversation_are_named(tmp_path: Path):
     (reject,) = read(tmp_path / "a.jsonl")
     assert isinstance(reject, Reject)
     assert "it has caption, image" in reject.message
+
+
+def test_neighbours_of_one_key_whose_members_repeat_are_samples_of_their_own(tmp_path: Path):
+    row = json.dumps({"conversations": TURNS}).encode()
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for name, data in [("0.png", b"1"), ("0.json", row), ("0.png", b"2"), ("0.json", row)]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    samples = [sample for sample in read(tmp_path / "a.tar") if isinstance(sample, Sample)]
+    assert [[image.data for image in sample.images] for sample in samples] == [[b"1"], [b"2"]]
+
+
+@pytest.mark.parametrize("between", ["", " ", "\r", "\0" * 100])
+def test_rows_that_share_a_line_are_said_to_be_several(between: str, tmp_path: Path):
+    line = json.dumps({"image": "a.png", "conversations": TURNS})
+    (tmp_path / "a.jsonl").write_text(f"{line}\n{line}{between}{line}\n{line}\n")
+    _, reject, _ = read(tmp_path / "a.jsonl")
+    assert isinstance(reject, Reject)
+    assert "several rows in the place of one" in reject.message
+
+
+def test_no_bytes_are_lost_of_a_tar_that_is_cut_in_the_padding_of_its_last_member(tmp_path: Path):
+    whole = tar({"0.png": b"1", "0.json": json.dumps({"conversations": TURNS}).encode()})
+    (tmp_path / "a.tar").write_bytes(whole[: 3 * 512 + 200])
+    sample, reject = read(tmp_path / "a.tar")
+    assert isinstance(sample, Sample)
+    assert isinstance(reject, Reject)
+    assert reject.lost_bytes == 0

@@ -71,7 +71,14 @@ def parse_row(data: bytes) -> object:
     try:
         return json.loads(data.removeprefix(BYTE_ORDER_MARK))
     except (ValueError, RecursionError) as error:
-        return Broken(f"not JSON: {error}: {data[:60]!r}")
+        several = isinstance(error, json.JSONDecodeError) and _goes_on(error)
+        what = "several rows in the place of one, not JSON" if several else "not JSON"
+        return Broken(f"{what}: {error}: {data[:60]!r}")
+
+
+def _goes_on(error: json.JSONDecodeError) -> bool:
+    """Whether another object follows what is whole JSON."""
+    return error.msg == "Extra data" and error.doc[error.pos :].lstrip(" ,\t\r\0").startswith("{")
 
 
 def count_values(data: bytes) -> int:

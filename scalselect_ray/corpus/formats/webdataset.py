@@ -56,6 +56,7 @@ class _Group:
         self.end = first.offset  # in the tar
         self.members: list[_Member] = []
         self.links: list[str] = []  # which are passed over
+        self.names: set[str] = set()
         self.size = self.count = 0  # bytes and number of all members, also of those that are not kept
 
     def add(self, tar: tarfile.TarFile, info: tarfile.TarInfo, is_stream: bool) -> None:
@@ -65,6 +66,7 @@ class _Group:
         if self.is_too_costly():
             self.members = []
             return
+        self.names.add(info.name)
         self.members.append(_Member(info, _content(tar, info) if is_stream else None))
 
     def add_link(self, info: tarfile.TarInfo) -> None:
@@ -214,7 +216,7 @@ def _groups(tar: tarfile.TarFile, limit: int | None = None) -> Iterator[_Group]:
                 if group is not None and _key(info) == group.key:
                     group.add_link(info)
                 continue
-            if group is not None and _key(info) != group.key:
+            if group is not None and (_key(info) != group.key or info.name in group.names):  # a name twice: two samples
                 yield group
                 group = None
             group = group or _Group(info)
