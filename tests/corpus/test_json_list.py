@@ -99,6 +99,8 @@ def read(tmp_path: Path, content: bytes) -> list[object]:
         ('"images/a.jpg"', ''),
         ('"images/a.jpg"', '"images/a.jpg\n"'),
         ('"from": "human"', '"from": "human}, {"'),
+        ('"}]},', '"}]}"'),  # a quote in the place of the comma between rows
+        ('"}]},', '"}]},"'),
         ('{"from"', '"from"'),
     ],
 )  # fmt: skip

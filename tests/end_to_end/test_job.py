@@ -303,7 +303,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, capsys):
     )
     _, _, _, rejects = run(config)
     said = capsys.readouterr().err.replace("\n", "")
-    assert "torn.parquet from row 0 on: broken Parquet" in said
+    assert "torn.parquet from byte 0 (row 0) on: broken Parquet" in said
     assert "unreadable_file" in rejects["reason"].to_pylist()
 
 

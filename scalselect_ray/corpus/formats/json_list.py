@@ -31,7 +31,7 @@ from scalselect_ray.io.storage import FileInfo
 
 WINDOW = 1 << 22  # bytes read at once
 _BETWEEN = re.compile(rb"[ \t\r\n,]*+")
-_VALUE = re.compile(rb"[-0-9tfnNI]")  # what a number, true, false or null begins with
+_ROW = re.compile(rb"[-\[{0-9tfnNI]")  # what a row may begin with among objects: a text there is a quote too many
 _SCALAR = re.compile(rb'[^ \t\r\n,\[\]{}"]*+')  # a number, true, false or null
 _REST = rb'[^"\\]*+(?:\\.[^"\\]*+)*+'  # of a string
 _STRING = re.compile(_REST, re.DOTALL)
@@ -141,8 +141,8 @@ def _elements(file: FileInfo) -> Iterator[tuple[int, int]]:
 
 
 def border(file: FileInfo, opens: int = 0) -> re.Pattern[bytes] | None:
-    """What stands between two rows of the list that begins at byte `opens` of a file: a comma, and what the second
-    begins with, the first key of one of the file's first rows. None where these are no objects.
+    """What a row begins with in the list that begins at byte `opens` of a file: a bracket, and the first key of one of
+    the file's first rows. None where these are no objects.
 
     Inside a string each quote would have a backslash before it: a row with a border in it has objects that begin as
     rows do, or is broken."""
@@ -153,7 +153,7 @@ def border(file: FileInfo, opens: int = 0) -> re.Pattern[bytes] | None:
     if not any(found):  # the first row is broken, and has taken all the others along
         found = [_FIRST_KEY.search(head)]
     keys = sorted({re.escape(first.group(1)) for first in found if first})
-    return re.compile(rb",[ \t\r\n]*\{[ \t\r\n]*(?:" + b"|".join(keys) + rb")[ \t\r\n]*:") if keys else None
+    return re.compile(rb"\{[ \t\r\n]*(?:" + b"|".join(keys) + rb")[ \t\r\n]*:") if keys else None
 
 
 class Elements:
@@ -163,7 +163,7 @@ class Elements:
     Lists that were written or edited by hand are read as they are meant: commas may be missing or too many, brackets
     may close once too often, and a list may follow another. An element whose own brackets or quotes do not close would
     take all that follows along: where it is no JSON, it ends where the next begins, by `border`, and so does
-    what is no JSON from its first byte on."""
+    what is no row from its first byte on."""
 
     def __init__(self, border: re.Pattern[bytes] | None = None, listed: bool = False) -> None:
         self.rows = 0  # elements that were found
@@ -257,10 +257,10 @@ class Elements:
             if whole := _WHOLE.match(self._data, at):
                 self._at = whole.end()
                 return True
-            if self._data[at] in b'[{"':
-                self._enter(self._data[at])
-            elif self._border is not None and not _VALUE.match(self._data, at):
+            if self._border is not None and not _ROW.match(self._data, at):
                 self._is_junk = True
+            elif self._data[at] in b'[{"':
+                self._enter(self._data[at])
             else:
                 self._at, self._in_scalar = at, True
         return False
@@ -272,8 +272,8 @@ class Elements:
             self._depth += 1 if character in b"[{" else -1
 
     def _find_nested(self, stop: int | None = None) -> tuple[int, int] | None:
-        """The first border inside the open element, of which `stop` is the end where it is known: the byte at which it
-        begins, and that of the next element."""
+        """The first border inside the open element, of which `stop` is the end where it is known: the byte at which the
+        element would end, and that of the next one."""
         if self._border is None or self._begun is None or self._begun < 0:
             return None
         if self._nested is None:
@@ -281,8 +281,9 @@ class Elements:
             border = self._border.search(self._data, self._begun + max(1, self._searched - _OVERLAP), end)
             self._searched = end - self._begun
             if border is not None:
-                start = self._base + border.start()
-                self._nested = start, start + border.group().index(b"{")
+                before = self._data[max(self._begun, border.start() - _OVERLAP) : border.start()]
+                between = len(before) - len(before.rstrip(b" \t\r\n,"))
+                self._nested = self._base + border.start() - between, self._base + border.start()
         return self._nested
 
     def _is_broken(self, nested: tuple[int, int], stop: int | None = None) -> bool:
