@@ -107,6 +107,7 @@ STRANGERS = {
     "\n<HTML>\n": "an HTML page",
     '<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>': "the answer of a store, AccessDenied,",
     "\0" * 70000: "nothing but zeros",
+    "/annex/objects/SHA256E-s123--abc.tar\n": "a pointer of git-annex",
 }
 
 
@@ -120,6 +121,21 @@ def test_what_stands_where_a_corpus_file_should_is_named(content, suffix, tmp_pa
     assert row.reason == Reason.UNREADABLE_FILE
     assert STRANGERS[content] in row.message
     assert row.lost_bytes == (146946961 if content == POINTER else len(content))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_text_of_utf_16_is_named(name, encoding, tmp_path):
+    (tmp_path / name).write_bytes((lines(ROWS) if name == "a.jsonl" else json.dumps(ROWS)).encode(encoding))
+    (row,) = read(tmp_path / name)
+    assert "UTF-16" in row.message
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.parquet"])
+def test_a_packed_file_that_is_not_called_so_is_named(name, tmp_path):
+    (tmp_path / name).write_bytes(gzip.compress(bytes(range(256)) * 8))
+    (row,) = read(tmp_path / name)
+    assert "it is packed" in row.message
 
 
 def test_an_empty_tar_is_none(tmp_path):

@@ -104,6 +104,8 @@ def scan(file: storage.FileInfo, cutting: Cutting) -> Iterator[RowRange]:
         head = storage.read_start(file.uri, _HEAD) if is_first else b""
         if what := named(head):
             raise UnreadableFileError(f"no {form.title}: {what}", lfs_bytes(head)) from error
+        if is_packed(head) and not form.packed:
+            raise UnreadableFileError(f"no {form.title}: it is packed; its name must end so, as in .tar.gz") from error
         raise
     if is_first and file.size > _EMPTY and (what := named(storage.read_start(file.uri, _HEAD))):
         raise UnreadableFileError(f"no {form.title}: {what}")
