@@ -11,25 +11,32 @@ from scalselect_ray.corpus.slices import Slice, SliceId, shard_name
 
 
 class Rest(NamedTuple):
-    """What of a file could not be read: one reject stands for it."""
+    """What of a file could not be read: one reject stands for each place where that is so, most often its end."""
 
     row: int  # the first that was not read
     bytes: int
+    rejects: int = 1
+
+    def with_another(self, other: "Rest") -> "Rest":
+        return Rest(min(self.row, other.row), self.bytes + other.bytes, self.rejects + other.rejects)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LostRows:
-    """The rest of a file that could not be read, in rows."""
+    """What of a file could not be read, in rows."""
 
     source: str
     shard: str
     row: int  # the first that was lost
-    byte: int | None  # from which nothing was read; None where that is not known
-    rows: int  # about; 1 at least
+    byte: int | None  # from which nothing was read; None where that is not known, or more follows
+    rows: int  # about; as many as rejects at least
+    rejects: int = 1  # that stand for them
 
     def __str__(self) -> str:
-        where = f"row {self.row:,} on" if self.byte is None else f"byte {self.byte:,} (row {self.row:,}) on"
-        return f"about {self.rows:,} row{'s' * (self.rows != 1)} lost in {self.shard} from {where}"
+        where = f"at row {self.row:,}" if self.byte is None else f"from byte {self.byte:,} (row {self.row:,}) on"
+        more = self.rejects - 1
+        where += f" and {more:,} more place{'s' * (more != 1)}" if more else ""
+        return f"about {self.rows:,} row{'s' * (self.rows != 1)} lost in {self.shard} {where}"
 
 
 def rests_of(slices: Iterable[Slice]) -> dict[str, Rest]:
@@ -52,7 +59,9 @@ def lost_rows(files: Sequence[CorpusFile], slice_ids: Iterable[SliceId], rests: 
     of_files: dict[str, _Read] = {}
     for file in files:
         rest = rests.get(file.key)
-        read = _Read(file.file.size - rest.bytes, rest.row) if rest else _Read(file.file.size, rows[file.key])
+        read = _Read(file.file.size, rows[file.key])
+        if rest:
+            read = _Read(read.bytes - rest.bytes, read.rows - rest.rejects)
         if read.bytes > 0:
             of_files[file.key] = read
             of_sources[file.source] = read + of_sources.get(file.source, _Read(0, 0))
@@ -60,6 +69,7 @@ def lost_rows(files: Sequence[CorpusFile], slice_ids: Iterable[SliceId], rests: 
     for file in files:
         if (rest := rests.get(file.key)) is None:
             continue
+        is_end = (rest.row, rest.rejects) == (rows[file.key] - 1, 1)
         nearest = (of_files.get(file.key), of_sources.get(file.source), of_corpus)
         read = next((read for read in nearest if read and read.rows), _Read(max(rest.bytes, 1), 1))
         found.append(
@@ -67,8 +77,9 @@ def lost_rows(files: Sequence[CorpusFile], slice_ids: Iterable[SliceId], rests: 
                 source=file.source,
                 shard=shard_name(file.file.uri),
                 row=rest.row,
-                byte=file.file.size - rest.bytes if rest.bytes <= file.file.size else None,
-                rows=max(1, round(rest.bytes * read.rows / read.bytes)),
+                byte=file.file.size - rest.bytes if is_end and rest.bytes <= file.file.size else None,
+                rows=max(rest.rejects, round(rest.bytes * read.rows / read.bytes)),
+                rejects=rest.rejects,
             )
         )
     return found

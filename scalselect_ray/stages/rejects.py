@@ -47,7 +47,7 @@ def check_rejects(job: Job, plan: Plan, rejected: int, lost: Sequence[LostRows])
 
 def _hidden(lost: Sequence[LostRows]) -> int:
     """The lost rows for which no reject stands."""
-    return sum(item.rows - 1 for item in lost)
+    return sum(item.rows - item.rejects for item in lost)
 
 
 def examples(job: Job, plan: Plan) -> list[str]:

@@ -83,7 +83,10 @@ def score(job: Job, run: Run, reduced: Reduced) -> Scores:
     """
     with job.stages("score", len(run.plan.slice_ids), "slices") as stage:
         scores = score_groups(job.store, run.groups, reduced.subspace, run.folder, stage.advance)
-    rests = {key: rest for part in scores.parts for key, rest in part.rests.items()}
+    rests: dict[str, Rest] = {}
+    for part in scores.parts:
+        for key, rest in part.rests.items():
+            _note(rests, key, rest)
     scores = replace(scores, lost=lost_rows(run.plan.files, run.plan.slice_ids, rests))
     rejected = sum(count for reason, count in scores.reasons.items() if reason != Reason.TEXT_ONLY)
     check_rejects(job, run.plan, rejected, scores.lost)
@@ -118,6 +121,11 @@ def score_groups(
     return Scores(uris, parts, rejects, lost=[])
 
 
+def _note(rests: dict[str, Rest], key: str, rest: Rest) -> None:
+    """Adds a rest to those of its file."""
+    rests[key] = rests[key].with_another(rest) if key in rests else rest
+
+
 @ray.remote
 def _score_group(
     store: FeatureStore, slice_ids: list[SliceId], subspace: Subspace, uri: str
@@ -132,7 +140,7 @@ def _score_group(
         scored.append(kept.select(names).append_column("score", pa.array(values)))
         rejected.append(table.filter(pc.is_valid(table["reason"])).select(REJECTS.names))
         for lost in table.filter(pc.is_valid(table[LOST_BYTES])).select(["row", LOST_BYTES]).to_pylist():
-            rests[slice_id.file_key] = Rest(lost["row"], lost[LOST_BYTES])
+            _note(rests, slice_id.file_key, Rest(lost["row"], lost[LOST_BYTES]))
     scores = pa.concat_tables(scored).cast(SCORES)
     write_part(uri, scores)
     values = scores["score"].to_numpy()

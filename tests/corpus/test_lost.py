@@ -10,7 +10,7 @@ import pytest
 
 from scalselect_ray.config import CorpusConfig, SourceConfig
 from scalselect_ray.corpus import list_files, lost_rows, make_plan, plan_here, rests_of
-from scalselect_ray.corpus.lost import LostRows
+from scalselect_ray.corpus.lost import LostRows, Rest
 
 ROWS = [
     json.dumps({"id": number, "conversations": [{"from": "human", "value": f"What is {number * 7919 % 1009}?"}]})
@@ -18,11 +18,14 @@ ROWS = [
 ]
 
 
-def lost(tmp_path, slice_rows=64):
-    """What is lost of the two sources `good` and `bad`."""
+def planned(tmp_path):
+    """The plan of the two sources `good` and `bad`."""
     sources = [SourceConfig(name=folder.name, paths=[str(folder)]) for folder in sorted(tmp_path.iterdir())]
-    corpus = CorpusConfig(sources=sources, slice_rows=slice_rows, slice_bytes=1 << 20)
-    plan = make_plan(list_files(corpus), set(), plan_here)
+    return make_plan(list_files(CorpusConfig(sources=sources, slice_rows=64, slice_bytes=1 << 20)), set(), plan_here)
+
+
+def lost(tmp_path):
+    plan = planned(tmp_path)
     return lost_rows(plan.files, plan.slice_ids, rests_of(plan.todo))
 
 
@@ -92,5 +95,18 @@ def test_a_row_each_where_nothing_can_be_read():
 
 def test_one_row_is_said_as_one():
     assert str(LostRows(source="s", shard="a.json", row=3, byte=None, rows=1)) == (
-        "about 1 row lost in a.json from row 3 on"
+        "about 1 row lost in a.json at row 3"
     )
+
+
+def test_what_is_lost_in_several_places_is_added_up(folder, tmp_path):
+    """Rows in the midst that each stand for others, as keys of a tar with dots in them do."""
+    (folder / "rows.jsonl").write_text("\n".join(ROWS))
+    plan = planned(tmp_path)
+    (file,) = (file for file in plan.files if file.source == "bad")
+    mean = file.file.size / 400
+    rest = Rest(40, round(50 * mean)).with_another(Rest(7, round(30 * mean)))
+    (found,) = lost_rows(plan.files, plan.slice_ids, {file.key: rest})
+    assert (found.row, found.byte, found.rejects) == (7, None, 2)
+    assert found.rows == pytest.approx(80 * 398 / 320, rel=0.02), "398 rows are in what is left of the bytes"
+    assert str(found).endswith("at row 7 and 1 more place")
