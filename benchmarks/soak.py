@@ -138,7 +138,7 @@ def main() -> None:
         config = load_config(*_split(make_corpus(Path(folder), options.slices)))
         with session(Console()):
             started = time.perf_counter()
-            store = open_store(config)
+            store = open_store(config, Console())
             files = list_files(config.corpus)
             plan = make_plan(files, store.committed(), plan_here)
             print("  ".join(f"{name:>14}" for name in COLUMNS), flush=True)

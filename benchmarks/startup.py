@@ -127,17 +127,17 @@ def first_commit(config_path: str, notes: Path) -> dict[str, Any]:
 
     step("torch and transformers imported")
     from scalselect_ray import job
+    from scalselect_ray.console import Console
 
     step("Ray imported")
     forget(config.extractor.model)
     before = read_mib()
-    store = job.open_store(config)
+    store = job.open_store(config, Console())
     fingerprint_mib = read_mib() - before
     step("model checked and fingerprinted")
     forget(config.extractor.model)
     from scalselect_ray.cluster.preflight import check_shared
     from scalselect_ray.cluster.session import session
-    from scalselect_ray.console import Console
     from scalselect_ray.stages import extract
 
     def note(name: str, **facts: float) -> None:
