@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.utils import logging as transformers_logging
 
 from scalselect_ray.config import is_hub_id
-from scalselect_ray.errors import ModelError, ScalSelectError, StorageError
+from scalselect_ray.errors import ModelError, NoAnswerError, ScalSelectError, StorageError
 from scalselect_ray.io import storage
 from scalselect_ray.io.safetensors_header import read_header
 from scalselect_ray.vlm import model_cache
@@ -212,6 +212,11 @@ def _fetch_from_bucket(uri: str, weights: bool) -> Path:
 
     try:
         files = _right_inside(uri)
+    except NoAnswerError:
+        raise
+    except OSError as error:  # before any work it is the place that is wrong
+        raise ModelError(f"extractor.model: {uri} cannot be listed: {error}") from error
+    try:
         if "config.json" not in files:
             raise ModelError(f"extractor.model: no config.json right inside {uri}")
         state = json.dumps(sorted((name, file.size, file.version) for name, file in files.items()))
