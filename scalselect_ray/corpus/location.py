@@ -35,8 +35,7 @@ def check_links(output: str, corpus: Corpus) -> None:
         if storage.is_below(output, folder) or storage.is_below(folder, output):
             raise OutputError(
                 f"{output} lies where a link of the corpus leads, {folder}: the next run would read as samples what "
-                f"this "
-                "one writes. Choose an output outside the corpus, or remove the link"
+                "this one writes. Choose an output outside the corpus, or remove the link"
             )
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalselect_ray.corpus.formats import Broken, Cutting, UnreadableFileError
-from scalselect_ray.corpus.formats.json_list import Elements, JsonList
+from scalselect_ray.corpus.formats.json_list import Elements, JsonList, border
 from scalselect_ray.io import storage
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -122,6 +122,19 @@ def test_a_broken_row_takes_no_other_along(tmp_path, indent, taken, given, damag
     assert [row for row in found if row in others] == others
     assert len(ROWS) - 1 <= len(found) <= len(ROWS) + 2
     assert sum(isinstance(row, Broken) for row in found) <= 3
+
+
+def test_what_follows_a_broken_row_comes_out_long_before_the_end(tmp_path):
+    """Nothing is held back until then: a list may have any size."""
+    rows = [json.dumps(row).encode() for row in ROWS * 50]
+    rows[3] = rows[3].replace(b"}]}", b"}]")
+    content = b"[" + b", ".join(rows)
+    (tmp_path / "rows.json").write_bytes(content)
+    elements, found = Elements(border(storage.stat(str(tmp_path / "rows.json")))), []
+    for start in range(0, len(content), 1 << 14):
+        found += elements.feed(content[start : start + (1 << 14)])
+        assert len(content[: start + (1 << 14)]) - found[-1][1] < 1 << 14
+    assert len(found) >= len(rows) - 1
 
 
 def test_objects_inside_of_rows_that_begin_as_rows_do_are_no_rows(tmp_path):

@@ -9,8 +9,9 @@ import tarfile
 import pytest
 
 from scalselect_ray.config import CorpusConfig, SourceConfig
-from scalselect_ray.corpus import list_files, lost_rows, make_plan, plan_here, rests_of
+from scalselect_ray.corpus import CorpusFile, SliceId, list_files, lost_rows, make_plan, plan_here, rests_of
 from scalselect_ray.corpus.lost import LostRows, Rest
+from scalselect_ray.io.storage import FileInfo
 
 ROWS = [
     json.dumps({"id": number, "conversations": [{"from": "human", "value": f"What is {number * 7919 % 1009}?"}]})
@@ -110,3 +111,10 @@ def test_what_is_lost_in_several_places_is_added_up(folder, tmp_path):
     assert (found.row, found.byte, found.rejects) == (7, None, 2)
     assert found.rows == pytest.approx(80 * 398 / 320, rel=0.02), "398 rows are in what is left of the bytes"
     assert str(found).endswith("at row 7 and 1 more place")
+
+
+def test_a_reject_that_stands_for_others_is_no_row_that_was_read():
+    """Two rows of 50 bytes were read, and 300 bytes not."""
+    file = CorpusFile("s", FileInfo("/a.jsonl", 400, "1", 0.0), "/", 10, 1000)
+    (found,) = lost_rows([file], [SliceId(file.key, 0, 2, 3), SliceId(file.key, 2, 3, 3)], {file.key: Rest(2, 300)})
+    assert (found.rows, found.byte) == (6, 100)

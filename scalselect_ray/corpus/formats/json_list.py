@@ -291,7 +291,7 @@ class Elements:
         What may be is parsed again each time that it has doubled."""
         assert self._begun is not None
         size = (len(self._data) if stop is None else stop) - self._begun
-        if self._is_junk or size > MAX_ROW_BYTES:
+        if size > MAX_ROW_BYTES:
             return True
         while (wanted := max(2 * self._parsed, self._base + nested[1] - self._begun + _OVERLAP)) <= size:
             self._parsed = wanted
