@@ -70,7 +70,9 @@ def tensor_bytes(model: Path) -> dict[str, int]:
     for file in files:
         with file.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__" and is_needed(name)]
+        spans = [
+            entry["data_offsets"] for name, entry in header.items() if name != "__metadata__" and is_needed(name, 0)
+        ]
         needed += sum(stop - start for start, stop in spans)
     return {
         "files": len(files),

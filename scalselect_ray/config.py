@@ -90,6 +90,14 @@ _GPUS = Range(  # what Ray can give to an actor
 )
 
 
+_LAYER = Range(
+    text="an integer from 0 to 10^12, or first_attention",
+    holds=lambda value: (
+        value == "first_attention" or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST)
+    ),
+    schema={"anyOf": [{"type": "integer", "minimum": 0, "maximum": _MOST}, {"const": "first_attention"}]},
+)
+
 COLUMNS = (
     "id",
     "messages",
@@ -199,6 +207,12 @@ class ExtractorConfig:
     tokens: Literal["reference", "strict"] = setting(
         "Which tokens count: as the published implementation does, or by the paper's letter.", "reference"
     )
+    layer: Any = setting(
+        "The decoder layer that is read, from 0: the paper reads 0, another one is an extension whose cost grows with "
+        "it. first_attention: the first layer that is softmax attention, for models whose layer 0 is none.",
+        0,
+        _LAYER,
+    )
     max_length: int | None = setting(
         "Longer samples are rejected; null: the model's own limit.", None, _integer(1), "tokens"
     )
@@ -219,11 +233,11 @@ class ExtractorConfig:
     )
 
     def feature_settings(self) -> dict[str, Any]:
-        """Everything here that changes a feature, but the model itself."""
+        """Everything here that changes a feature, but the model itself and its layer."""
         return {
             item.name: getattr(self, item.name)
             for item in fields(self)
-            if item.name not in ("model", "revision", "batch_tokens")
+            if item.name not in ("model", "revision", "batch_tokens", "layer")
         }
 
     def rules(self) -> Iterator[Rule]:

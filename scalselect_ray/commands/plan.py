@@ -34,7 +34,7 @@ def plan(config: JobConfig, console: Console, verified_share: float | None = Non
     committed slices are still the same. Nothing is written but the extractor's description."""
     from scalselect_ray.job import open_store
     from scalselect_ray.stages.extract import extractor_bytes
-    from scalselect_ray.vlm.representer import slow_on_cpu
+    from scalselect_ray.vlm.representer import checkpoint_of, slow_on_cpu
 
     corpus = list_corpus(config.corpus)
     check_links(config.output, corpus)
@@ -55,6 +55,8 @@ def plan(config: JobConfig, console: Console, verified_share: float | None = Non
     console.note(
         f"each extractor takes about {memory / (1 << 30):.1f} GiB: the front of the model, and a batch of samples"
     )
+    if layer := checkpoint_of(config.extractor, weights=False).layer:
+        console.note(f"decoder layer {layer} is read: {layer + 1} layers run for every token, one sample at a time")
     slow = slow_on_cpu(config.extractor)
     if slow and plan.todo_rows and not (_gpu_here() or config.workers.gpus_per_extractor):
         console.warn(slow)

@@ -52,9 +52,9 @@ from scalselect_ray.vlm import (
     Preparer,
     Representation,
     front_bytes,
-    open_checkpoint,
 )
 from scalselect_ray.vlm.representer import (
+    checkpoint_of,
     description_of,
     id_of,
     make_extractor,
@@ -255,10 +255,7 @@ def prepared_slices(
 
 def extractor_bytes(extractor: ExtractorConfig) -> int:
     """Memory that one extraction actor takes, about: Ray is not asked for it, see `PoolSize`."""
-    return (
-        front_bytes(open_checkpoint(extractor.model, extractor.revision), getattr(torch, extractor.dtype))
-        + _ACTIVATION_BYTES
-    )
+    return front_bytes(checkpoint_of(extractor), getattr(torch, extractor.dtype)) + _ACTIVATION_BYTES
 
 
 def prepare_unit(

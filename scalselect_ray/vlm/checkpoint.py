@@ -1,4 +1,5 @@
-"""The front of a VLM from its checkpoint: vision tower, projector, embeddings and decoder layer 0, and nothing else.
+"""The front of a VLM from its checkpoint: vision tower, projector, embeddings and the decoder layers up to the one that
+is read, and nothing else.
 
 Layer 0 is all that the method reads (paper section 3.2), so the text model is built with one layer and without its
 head, and only the safetensors files (and in them only the tensors) that this front needs are fetched and read: about 1
@@ -9,14 +10,15 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from scalselect_ray.config import is_hub_id
@@ -24,8 +26,10 @@ from scalselect_ray.errors import ModelError, NoAnswerError, ScalSelectError, St
 from scalselect_ray.io import storage
 from scalselect_ray.io.safetensors_header import read_header
 from scalselect_ray.vlm import model_cache
-from scalselect_ray.vlm.families import Family, family_of
+from scalselect_ray.vlm.families import Family
 from scalselect_ray.vlm.model_folder import DESCRIPTION, description_files, hub_id, link_to_nothing, look_through
+from scalselect_ray.vlm.supported import family_of
+from scalselect_ray.vlm.watched_attention import WATCHED
 
 # Loading a front leaves most of a checkpoint unread: transformers' report of that is long, and what matters is checked
 # below.
@@ -38,11 +42,18 @@ _PLAIN_TOWERS = (
     "clip_vision_model",
     "siglip_vision_model",
 )  # whose hidden states are the layers' outputs, the last one's as well
-_ATTENTION = "sdpa"
+_ATTENTION = {"": "sdpa", "text_config": WATCHED}
 _NO_SAFETENSORS = "not a safetensors file, or not all of it: get it again (git lfs pull, where it is a pointer)"
 _FLOATS = ("BF16", "F16", "F32", "F64")
 _MAX_SAID = 1000  # characters of what a library says
-_LATER_LAYER = re.compile(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.[1-9]\d*\.|(?:^|\.)lm_head\.")
+_TEXT_LAYER = re.compile(
+    r"^(?:model\.)?(?:(?:language_model|text_model|transformer)\.)?(?:model\.)?(?:layers|blocks)\.(\d+)\."
+)
+_HEAD = re.compile(r"(?:^|\.)lm_head\.")
+SOFTMAX = ("full_attention", "sliding_attention", "chunked_attention", "attention")
+"""Kinds of layers, in `layer_types` of configs of transformers, that the method can read."""
+
+FirstAttention = Literal["first_attention"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +63,59 @@ class Checkpoint:
     folder: Path
     config: PretrainedConfig
     family: Family
+    layer: int
+    """The decoder layer that is read, from 0: the last one of the front."""
 
 
-def open_checkpoint(model: str, revision: str | None = None, *, weights: bool = True) -> Checkpoint:
+def open_checkpoint(
+    model: str, revision: str | None = None, *, layer: int | FirstAttention = 0, weights: bool = True
+) -> Checkpoint:
     """The checkpoint a config names: a local folder, a folder in a bucket, or a hub id with an optional pinned
     revision.
 
     What is not on this machine yet is fetched, without the weights that are not needed, or without any. Raises
     ModelError.
     """
-    folder = _local_folder(model, revision, weights)
+
+    def needed(folder: Path) -> set[str]:
+        return needed_files([_WEIGHTS], _weight_map(folder), _described(folder, model, layer).layer)
+
+    return _described(_local_folder(model, revision, needed if weights else None), model, layer)
+
+
+def _described(folder: Path, model: str, layer: int | FirstAttention) -> Checkpoint:
+    """The checkpoint in a folder, by its description files. Raises ModelError."""
     family = family_of(look_through(folder, model), model)
     with own_values(f"{model}: config.json cannot be used"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        for each in (config, config.vision_config, config.text_config):
-            each._attn_implementation = _ATTENTION  # which attention computes is for us to choose
-        keep_front(config)
-    return Checkpoint(folder, config, family)
+        for each in (config, *(getattr(config, name) for name in config.sub_configs)):
+            if each is not None:
+                each._attn_implementation = "sdpa"  # which attention computes is for us to choose
+        number = _layer_number(config.get_text_config(), layer, model)
+        keep_front(config, number)
+    return Checkpoint(folder, config, family, number)
+
+
+def _layer_number(text: Any, layer: int | FirstAttention, model: str) -> int:
+    """Which decoder layer is read. Raises ModelError where the text model has it not, or where it is no softmax
+    attention."""
+    kinds = list(getattr(text, "layer_types", None) or ["attention"] * text.num_hidden_layers)
+    if layer == "first_attention":
+        number = next((number for number, kind in enumerate(kinds) if kind in SOFTMAX), None)
+        if number is None:
+            raise ModelError(f"{model}: none of the {len(kinds)} layers of the language model is softmax attention")
+        return number
+    if layer >= len(kinds):
+        raise ModelError(
+            f"extractor.layer: {layer}, but {model} has {len(kinds)} decoder layers; expected 0 to {len(kinds) - 1}"
+        )
+    if kinds[layer] not in SOFTMAX:
+        raise ModelError(
+            f"{model}: layer {layer} of the language model is no softmax attention but {kinds[layer]}: it says of no "
+            "token how much it is attended to. extractor.layer: first_attention reads the first layer that does (an "
+            "extension: the paper reads layer 0)"
+        )
+    return layer
 
 
 @contextmanager
@@ -85,16 +132,25 @@ def own_values(problem: str) -> Iterator[None]:
         raise
 
 
-def keep_front(config: PretrainedConfig) -> None:
-    """Cuts a composite config down to what comes before and in decoder layer 0 (in place)."""
-    text = config.text_config
-    text.num_hidden_layers = 1
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:1]
-    if hasattr(config.vision_config, "deepstack_visual_indexes"):
-        config.vision_config.deepstack_visual_indexes = []  # DeepStack features are added after the layer: never read
+def keep_front(config: PretrainedConfig, layer: int) -> None:
+    """Cuts a composite config down to what comes before and in a decoder layer (in place)."""
+    text = config.get_text_config()
+    layers = text.num_hidden_layers
+    for name, value in vars(text).items():
+        if "layer" in name and isinstance(value, list) and len(value) == layers:  # layer_types and its like
+            setattr(text, name, value[: layer + 1])
+    text.num_hidden_layers = layer + 1
+    tower: Any = getattr(config, "vision_config", None)
+    if layer == 0 and hasattr(tower, "deepstack_visual_indexes"):
+        tower.deepstack_visual_indexes = []  # DeepStack features are added after the layer: never read
+    if getattr(tower, "model_type", None) in _PLAIN_TOWERS:
+        _cut_tower(config)
+
+
+def _cut_tower(config: PretrainedConfig) -> None:
+    """Leaves the tower the layers up to the one that LLaVA reads, the last but one."""
     layer = getattr(config, "vision_feature_layer", None)
-    if config.vision_config.model_type in _PLAIN_TOWERS and isinstance(layer, int):  # LLaVA reads the last but one
+    if isinstance(layer, int):
         layers = config.vision_config.num_hidden_layers
         used = (
             layer if layer >= 0 else layers + 1 + layer
@@ -107,7 +163,7 @@ def load_front(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device)
     """The model's front, in eval mode on `device`. Raises ModelError when a tensor is missing or has another shape."""
     check_tensors(checkpoint)
     with tempfile.TemporaryDirectory() as view, own_values(f"{checkpoint.folder}: the weights cannot be loaded"):
-        _link_needed(checkpoint.folder, Path(view))
+        _link_needed(checkpoint, Path(view))
         model, loading = AutoModel.from_pretrained(
             view,
             config=checkpoint.config,
@@ -118,8 +174,10 @@ def load_front(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device)
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told below, by name
             attn_implementation=_ATTENTION,
+            generation_config=GenerationConfig(),  # one of the folder would be looked for
         )
-    problems = sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"])
+    missing = [key for key in loading["missing_keys"] if is_needed(key, checkpoint.layer)]
+    problems = sorted(missing) + sorted(str(key) for key in loading["mismatched_keys"])
     if problems:
         raise ModelError(
             f"{checkpoint.folder}: {len(problems)} tensors are missing or have another shape than config.json says, "
@@ -136,16 +194,19 @@ def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
 
 def front_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     """Memory that the front's parameters take. Reads no weights."""
-    return sum(int(parameter.numel()) for parameter in skeleton(checkpoint).parameters()) * dtype.itemsize
+    parameters = skeleton(checkpoint).named_parameters()
+    return sum(int(part.numel()) for name, part in parameters if is_needed(name, checkpoint.layer)) * dtype.itemsize
 
 
 def check_tensors(checkpoint: Checkpoint) -> None:
     """Reads the headers of the weights alone. Raises ModelError when a weight is quantised, or when the front has more
     parameters than its tensors: memory for them is not even asked for."""
     there = 0
-    for path in _weight_files(checkpoint.folder):
+    for path in _weight_files(checkpoint):
         with own_values(f"{path}: {_NO_SAFETENSORS}"), safe_open(path, framework="np") as file:
-            for name in filter(is_needed, file.keys()):
+            for name in file.keys():  # noqa: SIM118 (it is no dict)
+                if not is_needed(name, checkpoint.layer):
+                    continue
                 part = file.get_slice(name)
                 if name.endswith((".weight", ".bias")) and part.get_dtype() not in _FLOATS:
                     raise ModelError(
@@ -162,30 +223,36 @@ def check_tensors(checkpoint: Checkpoint) -> None:
         )
 
 
-def is_needed(tensor: str) -> bool:
-    """Whether a tensor of a checkpoint, by its name, belongs to the front. True when in doubt."""
-    return not _LATER_LAYER.search(tensor)
+def is_needed(tensor: str, layer: int) -> bool:
+    """Whether a tensor of a checkpoint, by its name, belongs to the front that ends with a decoder layer. True when in
+    doubt."""
+    found = _TEXT_LAYER.match(tensor)
+    return not (int(found[1]) > layer if found else _HEAD.search(tensor))
 
 
-def needed_files(names: Iterable[str], weight_map: dict[str, str]) -> set[str]:
+def needed_files(names: Iterable[str], weight_map: dict[str, str], layer: int) -> set[str]:
     """The safetensors files that hold a needed tensor; `weight_map` is that of the index, empty when there is none."""
     if weight_map:
-        return {file for tensor, file in weight_map.items() if is_needed(tensor)}
+        return {file for tensor, file in weight_map.items() if is_needed(tensor, layer)}
     return {_WEIGHTS} & set(names)
 
 
-def _local_folder(model: str, revision: str | None, weights: bool) -> Path:
+Needed = Callable[[Path], Iterable[str]]
+"""The weight files that are needed, when the description files are in a folder."""
+
+
+def _local_folder(model: str, revision: str | None, needed: Needed | None) -> Path:
     if storage.is_local(model) and Path(storage.absolute(model)).is_dir():
         return Path(storage.absolute(model))
     if "://" in model:
-        return _fetch_from_bucket(model, weights)
+        return _fetch_from_bucket(model, needed)
     if is_hub_id(model):
-        return _fetch_from_hub(model, revision, weights)
+        return _fetch_from_hub(model, revision, needed)
     kind = "not a folder but a file" if Path(storage.absolute(model)).is_file() else "no such folder"
     raise ModelError(f"extractor.model: {kind}: {model} (nor is it a hub id of the form owner/name)")
 
 
-def _fetch_from_hub(repository: str, revision: str | None, weights: bool) -> Path:
+def _fetch_from_hub(repository: str, revision: str | None, needed: Needed | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -194,7 +261,7 @@ def _fetch_from_hub(repository: str, revision: str | None, weights: bool) -> Pat
 
     try:
         folder = fetch(list(DESCRIPTION))
-        return fetch([*DESCRIPTION, *needed_files([_WEIGHTS], _weight_map(folder))]) if weights else folder
+        return fetch([*DESCRIPTION, *needed(folder)]) if needed else folder
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"extractor.model: {repository} is no folder here and cannot be had from the hub (revision "
@@ -202,7 +269,7 @@ def _fetch_from_hub(repository: str, revision: str | None, weights: bool) -> Pat
         ) from error
 
 
-def _fetch_from_bucket(uri: str, weights: bool) -> Path:
+def _fetch_from_bucket(uri: str, needed: Needed | None) -> Path:
     new: list[Path] = []
 
     def fetch(name: str) -> None:
@@ -224,7 +291,7 @@ def _fetch_from_bucket(uri: str, weights: bool) -> Path:
         for name in files:
             if any(Path(name).match(pattern) for pattern in DESCRIPTION):
                 fetch(name)
-        for name in needed_files(files, _weight_map(folder)) if weights else ():
+        for name in set(needed(folder) if needed else ()) & files.keys():
             fetch(name)
         if new and _right_inside(uri) != files:
             raise ModelError(f"extractor.model: {uri} changed while it was fetched; run again when nobody writes there")
@@ -263,8 +330,9 @@ def _weight_map(folder: Path) -> dict[str, str]:
     return weight_map
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    files = [folder / name for name in sorted(needed_files([_WEIGHTS], _weight_map(folder)))]
+def _weight_files(checkpoint: Checkpoint) -> list[Path]:
+    folder = checkpoint.folder
+    files = [folder / name for name in sorted(needed_files([_WEIGHTS], _weight_map(folder), checkpoint.layer))]
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
@@ -282,11 +350,12 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _link_needed(folder: Path, view: Path) -> None:
+def _link_needed(checkpoint: Checkpoint, view: Path) -> None:
     """Makes `view` a checkpoint of the needed tensors: the weight files by link, and an index that names no others."""
-    for file in _weight_files(folder):
+    for file in _weight_files(checkpoint):
         (view / file.name).symlink_to(file.resolve())
-    weight_map = {tensor: file for tensor, file in _weight_map(folder).items() if is_needed(tensor)}
+    weight_map = _weight_map(checkpoint.folder)
+    weight_map = {tensor: file for tensor, file in weight_map.items() if is_needed(tensor, checkpoint.layer)}
     if weight_map:
         (view / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
@@ -295,9 +364,9 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     """A hash of all in a checkpoint that can change a feature: the description files and the bytes of every needed
     tensor."""
     digest = _hash_description(checkpoint.folder)
-    for path in _weight_files(checkpoint.folder):
+    for path in _weight_files(checkpoint):
         try:
-            _hash_needed_tensors(path, digest)
+            _hash_needed_tensors(path, checkpoint.layer, digest)
         except (SafetensorError, ValueError, KeyError) as error:
             raise ModelError(f"{path}: {_NO_SAFETENSORS}: {error}") from error
     return digest.hexdigest()
@@ -317,12 +386,12 @@ def _hash_description(folder: Path) -> "hashlib._Hash":
     return digest
 
 
-def _hash_needed_tensors(path: Path, digest: "hashlib._Hash") -> None:
+def _hash_needed_tensors(path: Path, layer: int, digest: "hashlib._Hash") -> None:
     with safe_open(path, framework="np"):  # checks the header and the file's length
         pass
     header = read_header(lambda start, stop: storage.read_bytes(str(path), start, stop))
     with path.open("rb") as file:
-        for name in sorted(filter(is_needed, header.tensors)):
+        for name in sorted(name for name in header.tensors if is_needed(name, layer)):
             start, stop = header.place(name)
             digest.update(f"{name}\0{header.tensors[name]['dtype']}\0{header.tensors[name]['shape']}\0".encode())
             file.seek(start)

@@ -1,26 +1,22 @@
-"""Prepared samples to representations, on one device (paper sections 3.2 and 3.3).
-
-The samples of a batch stand one after the other in a single row of tokens, each with its own positions, and attention
-is computed sample by sample: there is no padding, so none can be attended to and none is paid for."""
+"""Prepared samples to representations, on one device (paper sections 3.2 and 3.3)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import AttentionInterface, AutoImageProcessor
+from transformers import AutoImageProcessor
 
 from scalselect_ray.corpus import Reason, SampleRejectedError
+from scalselect_ray.vlm.attended_rows import AttendedRows, is_proven
 from scalselect_ray.vlm.checkpoint import Checkpoint, load_front, own_values
-from scalselect_ray.vlm.families import Grid
+from scalselect_ray.vlm.families import Grid, Picture
+from scalselect_ray.vlm.layers import ImageInputs, LayerReader, vision_rows
+from scalselect_ray.vlm.own_forward import OwnForward, decoder_layers
 from scalselect_ray.vlm.prepare import Prepared
-from scalselect_ray.vlm.probe import attended, attention_output, attention_received
-
-_CAPTURE = "scalselect_capture"
+from scalselect_ray.vlm.probe import attended
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +43,6 @@ class DeviceLostError(Exception):
     """The device fails whatever it is given, for as long as this process lives."""
 
 
-class _Projections(NamedTuple):
-    query_HTD: torch.Tensor  # T = tokens of the batch
-    key_KTD: torch.Tensor
-    value_KTD: torch.Tensor
-    scaling: float
-    sliding_window: int | None
-
-
-def _capture(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **settings: Any
-) -> Any:
-    """Stands in for an attention function: keeps queries, keys and values as the model's own code makes them."""
-    module.captured = _Projections(query[0], key[0], value[0], settings["scaling"], settings.get("sliding_window"))  # type: ignore[assignment]
-    return query.transpose(1, 2), None
-
-
-AttentionInterface.register(_CAPTURE, _capture)
-
-
 class Extractor:
     """Holds the front of a model on a device. Costs its weights in memory, once."""
 
@@ -86,19 +63,18 @@ class Extractor:
             self._image_processor: Any = AutoImageProcessor.from_pretrained(
                 checkpoint.folder, local_files_only=True, trust_remote_code=False
             )
-        self._model: Any = load_front(checkpoint, dtype, device)
-        self._dtype = dtype
+        model: Any = load_front(checkpoint, dtype, device)
+        self._config = model.config
+        images = ImageInputs(self._family, self._image_processor, dtype, device)
+        self._reader: LayerReader
         with own_values(f"{checkpoint.folder}: the model has no decoder layer of the kind that is read"):
-            text = self._model.language_model
-            self._rotary, self._layer, self._embed = text.rotary_emb, text.layers[0], self._model.get_input_embeddings()
-            self._output_projection = self._layer.self_attn.o_proj
-            self._layer.self_attn.o_proj = nn.Identity()  # applied below, to the attended tokens only
-            self._layer.self_attn.config._attn_implementation = _CAPTURE
+            lean = self._family.bytes_travel and checkpoint.layer == 0 and is_proven(decoder_layers(model)[0])
+            self._reader = AttendedRows(model, images) if lean else OwnForward(model, images, checkpoint.layer)
 
     @property
     def dim(self) -> int:
         """E, the length of a feature."""
-        return int(self._model.config.text_config.hidden_size)
+        return int(self._config.get_text_config().hidden_size)
 
     def __call__(self, samples: Sequence[Prepared]) -> list[Representation | SampleRejectedError]:
         """One answer a sample, in order. A sample that fails on its own is answered by the reason.
@@ -148,140 +124,37 @@ class Extractor:
 
     @torch.inference_mode()
     def _represent(self, samples: Sequence[Prepared]) -> Iterator[Representation | SampleRejectedError]:
-        """The device is waited for twice: for the attention that decides which tokens go on, and for the features."""
-        hidden_TE, projections = self._project(samples)
-        spans = [
-            range(stop - len(sample.input_ids), stop) for sample, stop in zip(samples, _stops(samples), strict=True)
-        ]
-        vision = [torch.from_numpy(np.flatnonzero(sample.vision)) for sample in samples]
-        received = self._received(samples, projections, spans, vision)
-        attended_rows = [
-            vision_V[attended(received_V, self._threshold)]
-            for vision_V, received_V in zip(vision, received, strict=True)
-        ]
-
-        contexts = []
-        for span, rows_A in zip(spans, attended_rows, strict=True):
-            query_HSD, key_KSD, value_KSD = (tensor[:, span.start : span.stop] for tensor in projections[:3])
-            contexts.append(
-                attention_output(query_HSD, key_KSD, value_KSD, rows_A, projections.scaling, projections.sliding_window)
-            )
-        # The rest of the layer works token by token: only the attended vision tokens go through it.
-        positions = torch.cat([rows_A + span.start for span, rows_A in zip(spans, attended_rows, strict=True)])
-        output_AE = hidden_TE[self._sent(positions)] + self._output_projection(torch.cat(contexts))
-        output_AE = output_AE + self._layer.mlp(self._layer.post_attention_layernorm(output_AE))
-        parts = output_AE.float().split([len(rows_A) for rows_A in attended_rows])
-        features = torch.stack([part_AE.mean(dim=0) for part_AE in parts]).cpu().numpy()
-
-        for sample, received_V, rows_A, feature in zip(samples, received, attended_rows, features, strict=True):
-            if not (np.isfinite(feature).all() and received_V.isfinite().all()):
+        for sample, reading in zip(samples, self._reader.read(samples, self._threshold), strict=True):
+            if not (np.isfinite(reading.feature_E).all() and reading.received_V.isfinite().all()):
                 yield SampleRejectedError(Reason.NON_FINITE, "the feature holds a NaN or an infinity")
                 continue
             yield Representation(
-                feature=feature,
+                feature=reading.feature_E,
                 num_tokens=len(sample.input_ids),
                 num_vision_tokens=int(sample.vision.sum()),
                 num_query_tokens=int(sample.query.sum()),
-                num_attended_tokens=len(rows_A),
+                num_attended_tokens=len(reading.rows_A),
             )
 
     @torch.inference_mode()
     def attention_maps(self, sample: Prepared, sizes: Sequence[tuple[int, int]]) -> list[AttentionMap]:
         """A map for each picture of a sample, given their (width, height); none where its tokens are not as the family
         has them. Tokens that lie on no picture are on no map."""
-        _, projections = self._project([sample])
-        vision_V = torch.from_numpy(np.flatnonzero(sample.vision))
-        (received_V,) = self._received([sample], projections, [range(len(sample.input_ids))], [vision_V])
+        vision_V, received_V = vision_rows(sample), self._reader.received(sample)
         kept_V = torch.zeros_like(vision_V, dtype=torch.bool)
         kept_V[attended(received_V, self._threshold)] = True
-        on_image_V = sample.input_ids[vision_V.numpy()] == self._model.config.image_token_id
+        on_image_V = sample.input_ids[vision_V.numpy()] == self._config.image_token_id
         received, kept = received_V.numpy()[on_image_V], kept_V.numpy()[on_image_V]
-        positions = vision_V.numpy()[on_image_V]
-        spans = [len(span) for span in np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)]
-        counts = spans if len(spans) == len(sizes) else [len(positions) // len(sizes)] * len(sizes)  # side by side: one
         maps, start = [], 0
-        for index, (count, size) in enumerate(zip(counts, sizes, strict=True)):
-            grids = self._family.grids(count, size, index, sample.images, self._image_processor, self._model.config)
+        for index, (count, size) in enumerate(zip(sample.picture_tokens, sizes, strict=True)):
+            picture = Picture(count, size, index, sample.images, self._image_processor, self._config)
+            grids = self._family.grids(picture)
             span = slice(start, start + count)
-            if sum(grid.before + grid.tokens for grid in grids) > count:
+            if not grids or sum(grid.before + grid.tokens for grid in grids) > count:
                 return []
             maps.append(on_picture(received[span], kept[span], grids))
             start += count
         return maps
-
-    def _project(self, samples: Sequence[Prepared]) -> tuple[torch.Tensor, _Projections]:
-        """The input of layer 0 (T, E), and what its attention makes of it."""
-        hidden_TE = self._embeddings(samples)
-        position_ids = self._sent(torch.from_numpy(np.concatenate([sample.position_ids for sample in samples], axis=1)))
-        rotary = self._rotary(hidden_TE[None], position_ids if len(position_ids) == 1 else position_ids[:, None])
-        self._layer.self_attn(
-            self._layer.input_layernorm(hidden_TE[None]), position_embeddings=rotary, attention_mask=None
-        )
-        projections: _Projections = self._layer.self_attn.captured
-        del self._layer.self_attn.captured
-        return hidden_TE, projections
-
-    def _embeddings(self, samples: Sequence[Prepared]) -> torch.Tensor:
-        """The input of layer 0: text embeddings, with the projected image features in place of the placeholders.
-        (T, E)."""
-        input_ids = torch.from_numpy(np.concatenate([sample.input_ids for sample in samples]))
-        positions = torch.nonzero(input_ids == self._model.config.image_token_id)[:, 0]
-        hidden_TE = self._embed(self._sent(input_ids.clamp(max=self._embed.num_embeddings - 1)))
-        hidden_TE[self._sent(positions)] = self._image_features(samples).to(hidden_TE.dtype)
-        return cast(torch.Tensor, hidden_TE)
-
-    def _image_features(self, samples: Sequence[Prepared]) -> torch.Tensor:
-        """The projected image features of all samples, one after the other. Images that are one object pass the vision
-        tower once."""
-        distinct = list({id(sample.images): sample for sample in samples}.values())
-        joined = self._family.collate([sample.images for sample in distinct])
-        images = {name: self._sent(torch.from_numpy(array)) for name, array in joined.items()}
-        images["pixel_values"] = self._family.all_frames(self._normalise(images["pixel_values"]), self._image_processor)
-        features = torch.cat(tuple(self._model.get_image_features(**images, return_dict=True).pooler_output))
-        if len(distinct) == len(samples):
-            return features
-        counts = [int((sample.input_ids == self._model.config.image_token_id).sum()) for sample in distinct]
-        parts = dict(zip((id(sample.images) for sample in distinct), torch.split(features, counts), strict=True))
-        return torch.cat([parts[id(sample.images)] for sample in samples])
-
-    def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor on the device; the copy to a GPU goes on beside the work there."""
-        if self.device.type != "cuda":
-            return tensor.to(self.device)
-        return tensor.pin_memory().to(self.device, non_blocking=True)
-
-    def _normalise(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Bytes to floats, as the model's own image processor does it."""
-        settings = self._image_processor
-        view = self._family.pixels_as_channels(pixel_values, len(settings.image_mean))
-        scaled = settings.rescale_and_normalize(
-            view,
-            settings.do_rescale,
-            settings.rescale_factor,
-            settings.do_normalize,
-            settings.image_mean,
-            settings.image_std,
-        )
-        return cast(torch.Tensor, scaled.reshape(pixel_values.shape).to(self._dtype))
-
-    def _received(
-        self,
-        samples: Sequence[Prepared],
-        projections: _Projections,
-        spans: Sequence[range],
-        vision: Sequence[torch.Tensor],
-    ) -> list[torch.Tensor]:
-        """The attention that each vision token of each sample receives, (V,) a sample, on the CPU."""
-        received = []
-        for sample, span, vision_V in zip(samples, spans, vision, strict=True):
-            query_HSD, key_KSD = (tensor[:, span.start : span.stop] for tensor in projections[:2])
-            query_Q = torch.from_numpy(np.flatnonzero(sample.query))
-            received.append(
-                attention_received(
-                    query_HSD, key_KSD, query_Q, vision_V, projections.scaling, projections.sliding_window
-                )
-            )
-        return list(torch.split(torch.cat(received).cpu(), [len(vision_V) for vision_V in vision]))
 
 
 def on_picture(received_T: np.ndarray, attended_T: np.ndarray, grids: Sequence[Grid]) -> AttentionMap:
@@ -292,17 +165,18 @@ def on_picture(received_T: np.ndarray, attended_T: np.ndarray, grids: Sequence[G
     for grid in grids:
         span = slice(start + grid.before, start + grid.before + grid.tokens)
         within = np.ix_(np.arange(shape[0]) * grid.rows // shape[0], np.arange(shape[1]) * grid.columns // shape[1])
-        rows = grid.rows, grid.columns + grid.newlines
         share = grid.rows * grid.columns / (shape[0] * shape[1])
-        received_RC += share * received_T[span].reshape(rows)[:, : grid.columns][within]
-        attended_RC |= attended_T[span].reshape(rows)[:, : grid.columns][within]
+        received_RC += share * _laid_out(received_T[span], grid)[within]
+        attended_RC |= _laid_out(attended_T[span], grid)[within]
         start = span.stop
     return AttentionMap(received_RC, attended_RC, finest.box)
 
 
-def _stops(samples: Sequence[Prepared]) -> list[int]:
-    """Where each sample ends in the row of tokens of its batch."""
-    return list(accumulate(len(sample.input_ids) for sample in samples))
+def _laid_out(values_T: np.ndarray, grid: Grid) -> np.ndarray:
+    """The values of a grid's tokens where these lie, (rows, columns)."""
+    down, across = grid.tiles
+    tiles = values_T.reshape(down, across, grid.rows // down, grid.columns // across + grid.newlines)
+    return tiles[..., : grid.columns // across].transpose(0, 2, 1, 3).reshape(grid.rows, grid.columns)
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> list[range]:

@@ -1,7 +1,5 @@
-"""What differs between model families. Everything else about a VLM is asked of transformers.
-
-Adding a family: subclass `Family` (or use one that fits), add a line to `FAMILIES`, and a row to the oracle test in
-`tests/vlm`."""
+"""What differs between model families whose layer 0 is known part by part. Everything else about a VLM is asked of
+transformers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,8 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import ProcessorMixin
-
-from scalselect_ray.errors import ModelError
 
 Tensors = Mapping[str, torch.Tensor]
 Arrays = Mapping[str, np.ndarray]
@@ -30,10 +26,24 @@ class Grid:
     """Whether a token that lies nowhere ends each row."""
     before: int = 0
     """Tokens before it that lie nowhere."""
+    tiles: tuple[int, int] = (1, 1)
+    """Rows and columns of its parts, of which one follows the other, each row by row."""
 
     @property
     def tokens(self) -> int:
         return self.rows * (self.columns + self.newlines)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture of a sample, as far as it takes to say where its tokens lie on it."""
+
+    tokens: int  # of it, image placeholders alone
+    size: tuple[int, int]  # width and height
+    index: int  # in its sample
+    inputs: Mapping[str, Any]  # the sample's image inputs
+    image_processor: Any
+    config: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,9 @@ class Family:
 
     image_inputs: tuple[str, ...] = ("pixel_values",)
     """What `get_image_features` of the model takes, by name, as the processor makes it."""
+
+    bytes_travel: bool = True
+    """Whether pixels leave the processor as bytes and are scaled to floats on the device."""
 
     vision_marks: tuple[str, ...] = ()
     """Tokens beside the image placeholders that the published implementation counts as vision tokens."""
@@ -68,6 +81,10 @@ class Family:
         """The images of one sample as the processor wants them."""
         return list(images)
 
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """What of the processor's answer to one sample travels, by name."""
+        return {name: np.asarray(batch[name]) for name in self.image_inputs}
+
     def position_ids(self, model: Any, inputs: Tensors) -> torch.Tensor:
         """Rotary positions of one sample, (1, S), or (3, S) with multimodal rotary positions. `model` may have no
         weights."""
@@ -89,22 +106,15 @@ class Family:
         """The inverse of `one_frame`."""
         return pixel_values
 
-    def grids(
-        self,
-        tokens: int,
-        size: tuple[int, int],
-        index: int,
-        inputs: Mapping[str, Any],
-        image_processor: Any,
-        config: Any,
-    ) -> list[Grid]:
-        """Where the `tokens` tokens of one picture of (width, height), number `index` of its sample, lie on it: one
-        grid after the other. Tokens beyond the grids lie nowhere."""
-        height, width = inputs["pixel_values"].shape[-2:]
-        patch = config.vision_config.patch_size
+    def grids(self, picture: Picture) -> list[Grid]:
+        """Where its tokens lie, one grid after the other. Tokens beyond the grids lie nowhere."""
+        height, width = picture.inputs["pixel_values"].shape[-2:]
+        patch = picture.config.vision_config.patch_size
         rows, columns = height // patch, width // patch
-        class_token = max(0, tokens - rows * columns)
-        return [Grid(rows, columns, _cropped(size, (width, height), image_processor), before=class_token)]
+        class_token = max(0, picture.tokens - rows * columns)
+        return [
+            Grid(rows, columns, _cropped(picture.size, (width, height), picture.image_processor), before=class_token)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,23 +132,15 @@ class AnyResolutionFamily(Family):
 
         return Family.collate(self, [{**sample, "pixel_values": padded(sample["pixel_values"])} for sample in samples])
 
-    def grids(
-        self,
-        tokens: int,
-        size: tuple[int, int],
-        index: int,
-        inputs: Mapping[str, Any],
-        image_processor: Any,
-        config: Any,
-    ) -> list[Grid]:
+    def grids(self, picture: Picture) -> list[Grid]:
         """The whole picture as one crop, then, unless it was small, all of it again from several crops with a newline a
         row."""
-        side = config.vision_config.image_size // config.vision_config.patch_size
-        whole, rest = Grid(side, side), tokens - side * side
+        side = picture.config.vision_config.image_size // picture.config.vision_config.patch_size
+        whole, rest = Grid(side, side), picture.tokens - side * side
         shapes = [Grid(rows, rest // rows - 1, newlines=True) for rows in range(1, rest // 2 + 1) if rest % rows == 0]
         if not shapes:
             return [whole]
-        aspect = size[0] / size[1]
+        aspect = picture.size[0] / picture.size[1]
         return [
             whole,
             min(shapes, key=lambda grid: abs(math.log(grid.columns / grid.rows / aspect))),
@@ -197,72 +199,17 @@ class QwenFamily(Family):
         channels, frames = len(image_processor.image_mean), image_processor.temporal_patch_size
         return pixel_values.view(len(pixel_values), channels, 1, -1).expand(-1, -1, frames, -1).flatten(1)
 
-    def grids(
-        self,
-        tokens: int,
-        size: tuple[int, int],
-        index: int,
-        inputs: Mapping[str, Any],
-        image_processor: Any,
-        config: Any,
-    ) -> list[Grid]:
-        merge = config.vision_config.spatial_merge_size
-        _, rows, columns = inputs["image_grid_thw"][index]
+    def grids(self, picture: Picture) -> list[Grid]:
+        merge = picture.config.vision_config.spatial_merge_size
+        _, rows, columns = picture.inputs["image_grid_thw"][picture.index]
         return [Grid(int(rows) // merge, int(columns) // merge)]
 
 
-FAMILIES: dict[str, Family] = {
-    "llava": Family(),
-    "llava_next": AnyResolutionFamily(),
-    "llava_onevision": OneVisionFamily(),
-    "qwen2_vl": QwenFamily(),
-    "qwen2_5_vl": QwenFamily(),
-    "qwen3_vl": QwenFamily(),
-}
-"""By `model_type` of config.json."""
-
-
-_LLAVA_TYPES = ("llava_llama", "llava_mistral", "llava_mpt", "llava_qwen", "llava_qwen_moe", "llava_mixtral")
-
-
-def family_of(config: Mapping[str, Any], model: str) -> Family:
-    """The family of a model, by what its config.json says. Raises ModelError for one that is not supported."""
-    model_type = config.get("model_type")
-    if model_type is None:
-        raise ModelError(f"{model}: config.json has no model_type; expected one of {', '.join(FAMILIES)}")
-    flat = "text_config" not in config and any(name.startswith("mm_") for name in config)
-    if flat or str(model_type) in _LLAVA_TYPES:
-        raise ModelError(
-            f"{model}: config.json: a checkpoint in the format of the LLaVA project itself (model_type '{model_type}', "
-            f"no text_config), which transformers' own classes do not read: use its twin, {_llava_twin(config)}, or "
-            "convert yours (convert_llava_weights_to_hf.py of transformers)"
-        )
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise ModelError(
-            f"{model}: config.json: model_type {str(model_type)[:60]!r} is not supported; supported: "
-            f"{', '.join(FAMILIES)}"
-        )
-    return FAMILIES[model_type]
-
-
-def _llava_twin(config: Mapping[str, Any]) -> str:
-    """The published checkpoint in the format of transformers that is nearest to one in LLaVA's own."""
-    large = config.get("hidden_size") == 5120
-    kind = f"{config.get('model_type')} {config.get('architectures')}".lower()
-    if "qwen" in kind:
-        sizes = {896: "0.5b", 3584: "7b", 8192: "72b"}
-        return f"llava-hf/llava-onevision-qwen2-{sizes.get(config.get('hidden_size', 0), '7b')}-ov-hf"
-    if "mistral" in kind:
-        return "llava-hf/llava-v1.6-mistral-7b-hf"
-    if config.get("image_aspect_ratio") == "anyres" or config.get("image_grid_pinpoints"):
-        return f"llava-hf/llava-v1.6-vicuna-{'13b' if large else '7b'}-hf"
-    return f"llava-hf/llava-1.5-{'13b' if large else '7b'}-hf"
-
-
-def vision_token_ids(family: Family, processor: ProcessorMixin) -> tuple[int, list[int]]:
-    """The id of the image placeholder, and those of the family's other vision marks."""
+def vision_token_ids(family: Family, config: Any, processor: ProcessorMixin) -> tuple[int, list[int]]:
+    """The id of the tokens that the model puts an image's features in place of, and those of the family's other vision
+    marks."""
     tokenizer = processor.tokenizer
-    return processor.image_token_id, [tokenizer.convert_tokens_to_ids(mark) for mark in family.vision_marks]
+    return config.image_token_id, [tokenizer.convert_tokens_to_ids(mark) for mark in family.vision_marks]
 
 
 def _cropped(size: tuple[int, int], crop: tuple[int, int], image_processor: Any) -> tuple[float, float, float, float]:

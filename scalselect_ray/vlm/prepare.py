@@ -6,7 +6,7 @@ machines is small."""
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -39,6 +39,7 @@ class Prepared:
     query: np.ndarray  # (S,) bool: the tokens whose attention counts
     vision: np.ndarray  # (S,) bool: the tokens that attention is paid to
     images: dict[str, np.ndarray] = field(repr=False)  # the family's image inputs; pixel_values uint8, one frame
+    picture_tokens: tuple[int, ...] = ()  # image placeholders of each picture
 
 
 class Preparer:
@@ -60,7 +61,7 @@ class Preparer:
         self.filled = loaded.filled
         self._processor = loaded.processor
         with own_values(f"{folder}: the processor cannot be used"):
-            self._image_token, marks = vision_token_ids(self._family, self._processor)
+            self._image_token, marks = vision_token_ids(self._family, checkpoint.config, self._processor)
             media = (getattr(self._processor, name, None) for name in ("image_token", "video_token", "audio_token"))
             self._reserved = {token for token in (*media, *self._family.vision_marks) if token}
             self._special = self._reserved | {
@@ -70,13 +71,16 @@ class Preparer:
         for token in self._vision_tokens:
             if not isinstance(token, int):
                 raise ModelError(f"{folder}: the tokenizer has no token for images, or none of the marks around them")
-        self._max_length = max_length or checkpoint.config.text_config.max_position_embeddings
+        self._max_length = max_length or checkpoint.config.get_text_config().max_position_embeddings
         if not isinstance(self._max_length, int) or self._max_length < 1:
             raise ModelError(
                 f"{folder}: config.json: max_position_embeddings is {self._max_length!r}; expected a number of tokens, "
                 "1 or more: set extractor.max_length"
             )
-        self._images_kwargs: dict[str, Any] = {"do_rescale": False, "do_normalize": False}
+        self._kwargs: dict[str, Any] = {} if self._family.bytes_travel else {"return_tensors": "pt"}
+        self._images_kwargs: dict[str, Any] = (
+            {"do_rescale": False, "do_normalize": False} if self._family.bytes_travel else {}
+        )
         if (min_pixels or max_pixels) and not self._family.resizable:
             raise ModelError(
                 f"extractor.min_pixels and max_pixels have no meaning for {checkpoint.config.model_type} models"
@@ -103,8 +107,7 @@ class Preparer:
                 self._images_kwargs["size"] = {"shortest_edge": least, "longest_edge": most}
             return
         for size in (processor.size, getattr(processor, "crop_size", None) or {}):
-            edge = size.get("shortest_edge")
-            sides = [edge, edge] if edge else [size[name] for name in ("height", "width") if name in size]
+            sides = _sides(size)
             if sides and not (min(sides) > 0 and math.prod(sides) <= MAX_PIXELS):
                 raise ModelError(
                     f"{self._folder}: the image processor makes images of {' x '.join(map(str, sides))}; expected "
@@ -140,6 +143,7 @@ class Preparer:
                 text=[rendered.text],
                 images=self._family.images_argument(images),
                 images_kwargs=self._images_kwargs,
+                **self._kwargs,
                 return_offsets_mapping=True,
                 return_text_replacement_offsets=True,
                 return_mm_token_type_ids=True,
@@ -152,29 +156,39 @@ class Preparer:
         length = len(batch["input_ids"][0])
         if length > self._max_length:
             raise SampleRejectedError(Reason.TOO_LONG, f"{length} tokens, more than the limit of {self._max_length}")
-        inputs = {name: torch.as_tensor(np.asarray(batch[name])) for name in self._family.image_inputs}
-        inputs |= {name: torch.as_tensor(batch[name][0]) for name in ("input_ids", "mm_token_type_ids")}
+        images_of = self._family.inputs(batch)
+        inputs = {name: torch.as_tensor(array) for name, array in images_of.items()}
+        inputs |= {
+            name: torch.as_tensor(batch[name][0]) for name in ("input_ids", "mm_token_type_ids") if name in batch
+        }
 
         input_ids = inputs["input_ids"].numpy()
         vision = np.isin(input_ids, self._vision_tokens)
         expansions = batch["text_replacement_offsets"][0]
         offsets = np.asarray(batch["offset_mapping"][0])
         if self._tokens == "reference":
-            query = ~vision & ~_overlaps(offsets, _expanded(rendered.ranges["assistant"], expansions))
+            query = ~vision & ~_overlaps(offsets, _expanded(rendered, "assistant", expansions))
         else:
             query = ~np.isin(input_ids, [self._image_token]) & _overlaps(
-                offsets, _expanded(rendered.ranges["user"], expansions)
+                offsets, _expanded(rendered, "user", expansions)
             )
+        if not vision.any():
+            raise SampleRejectedError(Reason.IMAGE_REFUSED, "the model's processor makes no token of the images")
         if not query.any():
             raise SampleRejectedError(Reason.NO_QUERY_TOKENS, "no token of this sample asks about the image")
-        pixels = self._family.one_frame(inputs["pixel_values"], self._processor.image_processor)
+        if self._family.bytes_travel:
+            pixels = self._family.one_frame(inputs["pixel_values"], self._processor.image_processor)
+            images_of["pixel_values"] = pixels.numpy()
         return Prepared(
             input_ids=input_ids,
             position_ids=self._family.position_ids(self._skeleton, inputs).numpy(),
             query=query,
             vision=vision,
-            images={name: inputs[name].numpy() for name in self._family.image_inputs}
-            | {"pixel_values": pixels.numpy()},
+            images=images_of,
+            picture_tokens=tuple(
+                int((input_ids[_overlaps(offsets, [range(*item["new_span"])])] == self._image_token).sum())
+                for item in expansions
+            ),
         )
 
     def _check_size(self, sample: Sample, images: Sequence[Image.Image]) -> None:
@@ -219,7 +233,7 @@ class Preparer:
             return int(min(max(pixels, bounds["shortest_edge"]), bounds["longest_edge"]))
         if edge := size.get("shortest_edge"):
             return int(pixels * (edge / min(image.size)) ** 2)
-        return int(size["height"] * size["width"])
+        return math.prod(_sides(size))
 
     def _check_tokens(self, sample: Sample, rendered: Rendering) -> None:
         """A text must not speak for the template: a special token of the tokenizer that stands for media, or that the
@@ -264,6 +278,13 @@ class Preparer:
             ) from error
 
 
+def _sides(size: Mapping[str, int | None]) -> list[int]:
+    """Height and width of what an image processor makes, by its `size`; the most they can be where it bounds the
+    longer one."""
+    edge = size.get("shortest_edge") or size.get("longest_edge") or size.get("max_height")
+    return [edge, edge] if edge else [side for name in ("height", "width") if (side := size.get(name))]
+
+
 def share_images(samples: Iterable[Prepared]) -> list[Prepared]:
     """The samples, those with equal images holding the same object: it travels once and passes the vision tower
     once."""
@@ -278,15 +299,19 @@ def share_images(samples: Iterable[Prepared]) -> list[Prepared]:
     return shared
 
 
-def _expanded(ranges: Sequence[range], expansions: Sequence[dict[str, Any]]) -> list[range]:
-    """Character ranges of the rendered text, moved to where they stand once each image placeholder is written out in
+def _expanded(
+    rendered: Rendering, role: Literal["user", "assistant"], expansions: Sequence[dict[str, Any]]
+) -> list[range]:
+    """Character ranges of a role's texts, moved to where they stand once each image placeholder is written out in
     full."""
+    first = expansions[0]
+    before = first["span"][0] - rendered.text.index(first["text"])  # what a processor puts first: Molmo2's `<bos>`
     moved = []
-    for span in ranges:
-        shift = sum(
+    for span in rendered.ranges[role]:
+        shift = before + sum(
             (item["new_span"][1] - item["new_span"][0]) - (item["span"][1] - item["span"][0])
             for item in expansions
-            if item["span"][1] <= span.start
+            if item["span"][1] <= span.start + before
         )
         moved.append(range(span.start + shift, span.stop + shift))
     return moved

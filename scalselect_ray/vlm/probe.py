@@ -5,6 +5,9 @@ H = attention heads, K = key-value heads (H is a multiple of K), D = head size, 
 Indices of tokens stand on the CPU, where they come from: what depends on them alone never waits for a GPU.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -29,32 +32,83 @@ def attention_received(
     scaling: float,
     sliding_window: int | None = None,
 ) -> torch.Tensor:
-    """Attention that each vision token receives from the query tokens, mean over heads, normalised to sum 1. (V,)
-    float32.
+    """Attention that each vision token receives from the query tokens where tokens look back alone, mean over heads,
+    normalised to sum 1. (V,) float32.
 
-    All zero (no query token comes after a vision token) becomes uniform. Only the rows of query tokens are computed,
-    a block of rows at a time: memory is O(H S) a row and never O(H S S). Rows before the first vision token see none of
+    All zero (no query token comes after a vision token) becomes uniform. Rows before the first vision token see none of
     them and are left out."""
-    heads, length, head_size = query_HSD.shape
-    key_heads = key_KSD.shape[0]
-    device = query_HSD.device
-    query_Q = query_Q[query_Q > vision_V.min()].to(device)
-    vision_V = vision_V.to(device)
-    received_V = torch.zeros(len(vision_V), dtype=torch.float32, device=device)
-    for rows_R in torch.split(query_Q, max(1, _MAX_LOGITS // (heads * length))):
-        grouped_KGD = query_HSD[:, rows_R].reshape(
-            key_heads, -1, head_size
-        )  # a key-value head serves H/K consecutive heads
-        logits_KGS = (key_KSD @ grouped_KGD.transpose(1, 2)).transpose(
-            1, 2
-        )  # many times faster on a CPU than the other way round
-        logits_HRS = logits_KGS.float().contiguous().view(heads, len(rows_R), length) * scaling
-        logits_HRS.masked_fill_(~causal(rows_R, length, sliding_window), float("-inf"))
-        received_V += logits_HRS.softmax(dim=-1)[:, :, vision_V].sum(dim=(0, 1))
+    allowed = partial(causal, length=query_HSD.shape[1], sliding_window=sliding_window)
+    return masked_attention_received(query_HSD, key_KSD, query_Q[query_Q > vision_V.min()], vision_V, scaling, allowed)
+
+
+def masked_attention_received(
+    query_HSD: torch.Tensor,
+    key_KSD: torch.Tensor,
+    query_Q: torch.Tensor,
+    vision_V: torch.Tensor,
+    scaling: float,
+    allowed: Callable[[torch.Tensor], torch.Tensor],
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """As `attention_received`, where `allowed` says of row tokens (R,) which tokens they may look at, (R, S) bool, and
+    logits are bent into -softcap to softcap.
+
+    Only the rows of query tokens are computed, a block of rows at a time: memory is O(H S) a row and never
+    O(H S S)."""
+    vision_V = vision_V.to(query_HSD.device)
+    received_V = torch.zeros(len(vision_V), dtype=torch.float32, device=query_HSD.device)
+    for rows_R in _blocks(query_Q, query_HSD):
+        weights_HRS = _weights(query_HSD, key_KSD, rows_R, scaling, allowed(rows_R), softcap)
+        received_V += weights_HRS[:, :, vision_V].sum(dim=(0, 1))
     total = received_V.sum()
     return torch.where(
         total == 0, torch.full_like(received_V, 1 / len(vision_V)), received_V / total
     )  # a NaN stays one
+
+
+def capped_attention(
+    query_HSD: torch.Tensor,
+    key_KSD: torch.Tensor,
+    value_KSD: torch.Tensor,
+    scaling: float,
+    allowed: Callable[[torch.Tensor], torch.Tensor],
+    softcap: float,
+) -> torch.Tensor:
+    """The output of attention with capped logits, which torch's own has not, a block of rows at a time. (S, H, D)."""
+    heads, length, _ = query_HSD.shape
+    parts = []
+    for rows_R in _blocks(torch.arange(length), query_HSD):
+        weights_HRS = _weights(query_HSD, key_KSD, rows_R, scaling, allowed(rows_R), softcap).to(value_KSD.dtype)
+        grouped_KGS = weights_HRS.reshape(len(value_KSD), -1, length)
+        parts.append((grouped_KGS @ value_KSD).reshape(heads, len(rows_R), -1))
+    return torch.cat(parts, dim=1).transpose(0, 1)
+
+
+def _blocks(rows_R: torch.Tensor, query_HSD: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    heads, length, _ = query_HSD.shape
+    return torch.split(rows_R.to(query_HSD.device), max(1, _MAX_LOGITS // (heads * length)))
+
+
+def _weights(
+    query_HSD: torch.Tensor,
+    key_KSD: torch.Tensor,
+    rows_R: torch.Tensor,
+    scaling: float,
+    allowed_RS: torch.Tensor,
+    softcap: float | None,
+) -> torch.Tensor:
+    """The attention of the row tokens, (H, R, S) float32."""
+    heads, length, head_size = query_HSD.shape
+    grouped_KGD = query_HSD[:, rows_R].reshape(
+        len(key_KSD), -1, head_size
+    )  # a key-value head serves H/K consecutive heads
+    logits_KGS = (key_KSD @ grouped_KGD.transpose(1, 2)).transpose(
+        1, 2
+    )  # many times faster on a CPU than the other way round
+    logits_HRS = logits_KGS.float().contiguous().view(heads, len(rows_R), length) * scaling
+    if softcap is not None:
+        logits_HRS = softcap * torch.tanh(logits_HRS / softcap)
+    return logits_HRS.masked_fill_(~allowed_RS, float("-inf")).softmax(dim=-1)
 
 
 def attended(received_V: torch.Tensor, threshold: float) -> torch.Tensor:

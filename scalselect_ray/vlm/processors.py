@@ -71,7 +71,7 @@ def load_processor(checkpoint: Checkpoint) -> LoadedProcessor:
             token_id, _ = processor.image_token_id, processor.image_processor
     except ModelError as error:
         raise ModelError(f"{error}{unreadable(folder)}") from error.__cause__
-    if not isinstance(token_id, int) or token_id != config.image_token_id:
+    if checkpoint.family.bytes_travel and (not isinstance(token_id, int) or token_id != config.image_token_id):
         raise ModelError(
             f"{folder}: config.json says that the image token (image_token_id) is {config.image_token_id}, but "
             f"{processor.image_token} is {token_id} in tokenizer.json: take both from one checkpoint"

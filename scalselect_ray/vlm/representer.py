@@ -22,6 +22,7 @@ from scalselect_ray.corpus import (
 )
 from scalselect_ray.errors import ScalSelectError
 from scalselect_ray.vlm import (
+    Checkpoint,
     Extractor,
     Prepared,
     Preparer,
@@ -42,10 +43,15 @@ _TOGETHER = 32  # samples whose pixels are in memory at once
 Outcome = Representation | SampleRejectedError
 
 
+def checkpoint_of(extractor: ExtractorConfig, *, weights: bool = True) -> Checkpoint:
+    """The checkpoint of an extractor, with its weights here or without. Raises ModelError."""
+    return open_checkpoint(extractor.model, extractor.revision, layer=extractor.layer, weights=weights)
+
+
 def make_preparer(extractor: ExtractorConfig) -> Preparer:
     """The half that needs no device. Raises ModelError."""
     return Preparer(
-        open_checkpoint(extractor.model, extractor.revision, weights=False),
+        checkpoint_of(extractor, weights=False),
         tokens=extractor.tokens,
         max_length=extractor.max_length,
         min_pixels=extractor.min_pixels,
@@ -56,7 +62,7 @@ def make_preparer(extractor: ExtractorConfig) -> Preparer:
 def make_extractor(extractor: ExtractorConfig) -> Extractor:
     """The half that holds the model's front, on a GPU where there is one. Raises ModelError."""
     made = Extractor(
-        open_checkpoint(extractor.model, extractor.revision),
+        checkpoint_of(extractor),
         dtype=getattr(torch, extractor.dtype),
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         attention_threshold=extractor.attention_threshold,
@@ -71,7 +77,7 @@ def try_model(extractor: ExtractorConfig, preparer: Preparer) -> None:
     """Represents one made-up sample on this machine's CPU, so that a model that can represent none is told before
     anything is paid. Where memory is short for its front, only the names and sizes of its tensors are looked at. Raises
     ModelError."""
-    checkpoint = open_checkpoint(extractor.model, extractor.revision)
+    checkpoint = checkpoint_of(extractor)
     check_tensors(checkpoint)
     dtype = torch.bfloat16 if extractor.dtype == "float16" else getattr(torch, extractor.dtype)  # see `slow_on_cpu`
     sample = preparer.made_up()
@@ -107,13 +113,14 @@ def _memory() -> int:
 
 def description_of(extractor: ExtractorConfig) -> dict[str, Any]:
     """All that changes a feature. Reads the needed tensors of the model once, to know them. Raises ModelError."""
-    weights = fingerprint(open_checkpoint(extractor.model, extractor.revision))
-    return {"weights": weights, "settings": extractor.feature_settings(), "format": 2}
+    checkpoint = checkpoint_of(extractor)
+    layer = {"layer": checkpoint.layer} if checkpoint.layer else {}
+    return {"weights": fingerprint(checkpoint), "settings": extractor.feature_settings() | layer, "format": 2}
 
 
 def preparing_of(extractor: ExtractorConfig) -> str:
     """A hash of what a `Preparer` is made of in the model's folder. Reads no weights. Raises ModelError."""
-    return description_fingerprint(open_checkpoint(extractor.model, extractor.revision, weights=False))
+    return description_fingerprint(checkpoint_of(extractor, weights=False))
 
 
 def id_of(description: dict[str, Any]) -> str:

@@ -123,7 +123,7 @@ def test_a_picture_in_crops_has_one_map_of_its_finest_grid(family, sizes, shapes
     def uniform(query, key, query_Q, vision_V, *more):
         return torch.full((len(vision_V),), 1 / len(vision_V))
 
-    monkeypatch.setattr("scalselect_ray.vlm.extractor.attention_received", uniform)
+    monkeypatch.setattr("scalselect_ray.vlm.attended_rows.attention_received", uniform)
     maps = extractor.attention_maps(prepared, sizes)
     on_pictures = sum(
         16 + (rows * columns if (rows, columns) != (4, 4) else 0) for rows, columns in shapes

@@ -8,102 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from oracle import oracle, samples
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoProcessor
 
 from scalselect_ray.corpus import ImagePlaceholder, ImageRef, Reason, Sample, SampleRejectedError, Turn, load_image
 from scalselect_ray.testing.checkpoints import MAKERS
 from scalselect_ray.vlm import Extractor, Prepared, Preparer, open_checkpoint, share_images
 
 pytestmark = pytest.mark.heavy
-
-CONVERSATIONS = [
-    [
-        ("user", 1, "What is it?"),
-        ("assistant", 0, "is"),
-    ],  # the answer's word stands in the question and in the role's name
-    [
-        ("system", 0, "Be kind."),
-        ("user", 1, "Where?"),
-        ("assistant", 0, "Here, on the left."),
-        ("user", 0, "Sure?"),
-        ("assistant", 0, "e"),
-    ],
-    [
-        ("user", 2, "Which of the two is larger?"),
-        ("assistant", 0, "The second one, by far, as everybody can see at once."),
-    ],
-]
-SIZES = [(70, 50), (120, 40), (64, 90), (100, 100)]
-
-
-def samples() -> list[tuple[Sample, list[Image.Image]]]:
-    made = []
-    rng = np.random.default_rng(3)
-    for row, said in enumerate(CONVERSATIONS):
-        turns, images = [], []
-        for role, count, text in said:
-            places = []
-            for _ in range(count):
-                width, height = SIZES[(row + len(images)) % len(SIZES)]
-                images.append(Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)))
-                places.append(ImagePlaceholder(len(images) - 1))
-            turns.append(Turn(role, (*places, text)))
-        made.append((Sample(row, str(row), tuple(turns), ()), images))
-    return made
-
-
-def oracle(folder: Path, sample: Sample, images: list[Image.Image], rule: str, threshold: float):
-    """Layer 0's attention and output of the whole model. Token roles are counted by tokenizing growing prefixes of the
-    text."""
-    processor = AutoProcessor.from_pretrained(folder)
-    model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
-    tokenizer = processor.tokenizer
-    messages = [
-        {
-            "role": t.role,
-            "content": [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in t.content],
-        }
-        for t in sample.turns
-    ]
-    text = processor.apply_chat_template(messages)
-    nested = [images] if "Onevision" in type(processor).__name__ else images
-    inputs = processor(text=[text], images=nested, return_tensors="pt")
-    caught = {}
-    layer = model.model.language_model.layers[0]
-    layer.register_forward_hook(
-        lambda module, args, output: caught.update(hidden=output[0] if isinstance(output, tuple) else output)
-    )
-    with torch.no_grad():
-        attention = model(**inputs, output_attentions=True).attentions[0][0].mean(0)
-    hidden = caught["hidden"][0]
-
-    ids = inputs["input_ids"][0]
-    image = ids == model.config.image_token_id
-    marks = [
-        tokenizer.convert_tokens_to_ids(m) for m in ("<|vision_start|>", "<|vision_end|>") if m in tokenizer.get_vocab()
-    ]
-    vision = image | torch.isin(ids, torch.tensor(marks, dtype=ids.dtype)) if rule == "reference" else image
-    # One byte is one token: token places follow from the bytes of the text between special tokens.
-    said = torch.zeros(len(ids), dtype=torch.bool)
-    asked = torch.zeros(len(ids), dtype=torch.bool)
-    at = 0
-    plain = [i for i, token in enumerate(ids.tolist()) if token >= len(tokenizer.added_tokens_decoder)]
-    letters = tokenizer.decode(ids[plain])
-    for turn in sample.turns:
-        for part in turn.content:
-            if isinstance(part, str):
-                header = letters.lower().index(turn.role, at) + len(turn.role)
-                start = letters.index(part, header)
-                at = start + len(part)
-                {"assistant": said, "user": asked}.get(turn.role, torch.zeros(len(ids)))[plain[start:at]] = True
-    query = ~vision & ~said if rule == "reference" else asked
-    received = attention[query][:, vision].mean(0)
-    received = received / received.sum()
-    order = received.argsort(descending=True)
-    kept = int((received[order].cumsum(0) <= threshold).sum()) + 1
-    chosen = torch.where(vision)[0][order[:kept]]
-    return hidden[chosen].mean(0).numpy(), int(vision.sum()), int(query.sum()), kept
 
 
 @pytest.fixture(scope="module", params=sorted(MAKERS))
@@ -154,9 +67,9 @@ def test_equal_images_pass_the_vision_tower_once(model_folder, monkeypatch):
     prepared = [preparer(*pair) for pair in (*made, *again)]
     apart, together = extractor(model_folder, 10_000), extractor(model_folder, 10_000)
     seen: list[int] = []
-    features = together._model.get_image_features
+    features = together._reader._model.get_image_features
     monkeypatch.setattr(
-        together._model,
+        together._reader._model,
         "get_image_features",
         lambda **images: seen.append(len(images["pixel_values"])) or features(**images),
     )
@@ -170,7 +83,7 @@ def test_equal_images_pass_the_vision_tower_once(model_folder, monkeypatch):
 
 
 def test_layers_of_the_tower_after_the_one_that_is_read_are_not_loaded(model_folder):
-    front = extractor(model_folder, 10_000)._model
+    front = extractor(model_folder, 10_000)._reader._model
     if model_folder.name.startswith(("llava0", "llava_next")):
         assert len(front.vision_tower.encoder.layers) == 2, "of three, the last but one is read"
     assert len(front.language_model.layers) == 1
