@@ -23,10 +23,10 @@ from scalselect_ray.stages.plan import plan
 from scalselect_ray.stages.reduce import reduce
 from scalselect_ray.stages.score import score
 from scalselect_ray.stages.select import select
-from scalselect_ray.store.features import FeatureStore
+from scalselect_ray.store.features import FeatureStore, find_store
 from scalselect_ray.store.layout import Output
 from scalselect_ray.store.record import RunRecord
-from scalselect_ray.vlm.representer import description_of, id_of, make_preparer, slow_on_cpu, try_model
+from scalselect_ray.vlm.representer import description_of, earlier_id, id_of, make_preparer, slow_on_cpu, try_model
 
 
 def run(config: JobConfig, console: Console | None = None) -> RunRecord:
@@ -75,7 +75,8 @@ def open_store(config: JobConfig, console: Console) -> FeatureStore:
     for line in preparer.filled:
         console.note(f"extractor.model: {line}")
     description = description_of(config.extractor)
-    store = FeatureStore(Output(config.output), id_of(description))
+    with _usable_output():
+        store = find_store(Output(config.output), id_of(description), description, lambda: earlier_id(config.extractor))
     if not store.is_described():  # what is, was tried
         try_model(config.extractor, preparer)
     with _usable_output():

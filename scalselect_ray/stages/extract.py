@@ -303,7 +303,7 @@ class ExtractSlices:
         self._refused: ModelError | None = None
         try:
             self._extractor = make_extractor(extractor)
-            if id_of(description_of(extractor)) != store.extractor_id:
+            if not store.is_of(id_of(description_of(extractor))):
                 self._refused = _another_model(extractor)
         except ModelError as error:
             self._refused = error

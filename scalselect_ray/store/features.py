@@ -3,7 +3,7 @@ is done."""
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,21 +38,28 @@ class FeatureStore:
 
     output: Output
     extractor_id: str
+    """Names its folder; the records of runs have it as well."""
+    current_id: str = ""
+    """The id that this version gives the extractor, where its folder was named by an earlier one."""
 
     @property
     def folder(self) -> str:
         return self.output.features(self.extractor_id)
 
     def describe(self, description: Mapping[str, Any]) -> None:
-        """Writes `extractor.json`, so that a person can tell the folders apart; in a store each time, which shows
-        before any work that objects can be written there. Raises StorageError."""
+        """Writes `extractor.json`, by which people and `find_store` tell the folders apart; in a store each time, which
+        shows before any work that objects can be written there. Raises StorageError."""
         uri = self.output.extractor(self.extractor_id)
-        if not storage.is_local(uri) or not storage.exists(uri):
+        if not storage.is_local(uri) or not _says(uri, description):
             storage.write(uri, to_json(description, indent=2).encode())
 
     def is_described(self) -> bool:
         """Whether `describe` was called before, by whatever run. Raises StorageError."""
         return storage.exists(self.output.extractor(self.extractor_id))
+
+    def is_of(self, extractor_id: str) -> bool:
+        """Whether it holds the features of an extractor, by its id in this version."""
+        return (self.current_id or self.extractor_id) == extractor_id
 
     def differences(self) -> str:
         """What tells this extractor from the one in the same output that is most like it; empty when it is the only
@@ -174,13 +181,38 @@ def _read_table(source: Any, columns: Sequence[str] | None) -> pa.Table:
     return table
 
 
+def find_store(
+    output: Output, extractor_id: str, description: Mapping[str, Any], earlier_id: Callable[[], str]
+) -> FeatureStore:
+    """Where an extractor has its features: below its id; or, so that nothing is extracted twice, where an earlier
+    version has put them, below `earlier_id()`: from then on that folder is known by what its `extractor.json` says.
+    Raises StorageError, and what `earlier_id` raises."""
+    names = output.extractors()
+    if extractor_id not in names:
+        for name in names:
+            if _says(output.extractor(name), description):
+                return FeatureStore(output, name, extractor_id)
+        if names and (earlier := earlier_id()) in names:
+            return FeatureStore(output, earlier, extractor_id)
+    return FeatureStore(output, extractor_id)
+
+
+def _says(uri: str, description: Mapping[str, Any]) -> bool:
+    """Whether an `extractor.json` says so, whatever it says beside it."""
+    return _flat(description).items() <= _description(uri).items()
+
+
 def _description(uri: str) -> dict[str, Any]:
     """What an `extractor.json` says, flat; empty when there is none to be read."""
     try:
-        description = json.loads(storage.read_bytes(uri))
-        return {**{name: value for name, value in description.items() if name != "settings"}, **description["settings"]}
+        return _flat(json.loads(storage.read_bytes(uri)))
     except (FileNotFoundError, ValueError, AttributeError, KeyError, TypeError):
         return {}
+
+
+def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
+    settings = description.get("settings", {})
+    return {**{name: value for name, value in description.items() if name != "settings"}, **settings}
 
 
 def feature_table(rows: Sequence[Mapping[str, Any]], dim: int) -> pa.Table:

@@ -3,12 +3,11 @@
 from scalselect_ray.vlm.checkpoint import (
     Checkpoint,
     check_tensors,
-    description_fingerprint,
-    fingerprint,
     front_bytes,
     open_checkpoint,
 )
 from scalselect_ray.vlm.extractor import AttentionMap, DeviceLostError, Extractor, Representation
+from scalselect_ray.vlm.fingerprints import description_fingerprint, earlier_fingerprint, fingerprint
 from scalselect_ray.vlm.prepare import Prepared, Preparer, share_images
 
 __all__ = [
@@ -21,6 +20,7 @@ __all__ = [
     "Representation",
     "check_tensors",
     "description_fingerprint",
+    "earlier_fingerprint",
     "fingerprint",
     "front_bytes",
     "open_checkpoint",

@@ -5,7 +5,7 @@ Layer 0 is all that the method reads (paper section 3.2), so the text model is b
 head, and only the safetensors files (and in them only the tensors) that this front needs are fetched and read: about 1
 GB of the 15 GB of a 7B model."""
 
-import hashlib
+import functools
 import json
 import math
 import re
@@ -27,7 +27,7 @@ from scalselect_ray.io import storage
 from scalselect_ray.io.safetensors_header import read_header
 from scalselect_ray.vlm import model_cache
 from scalselect_ray.vlm.families import Family
-from scalselect_ray.vlm.model_folder import DESCRIPTION, description_files, hub_id, link_to_nothing, look_through
+from scalselect_ray.vlm.model_folder import DESCRIPTION, hub_id, link_to_nothing, look_through
 from scalselect_ray.vlm.supported import family_of
 from scalselect_ray.vlm.watched_attention import WATCHED
 
@@ -45,6 +45,7 @@ _PLAIN_TOWERS = (
 _ATTENTION = {"": "sdpa", "text_config": WATCHED}
 _NO_SAFETENSORS = "not a safetensors file, or not all of it: get it again (git lfs pull, where it is a pointer)"
 _FLOATS = ("BF16", "F16", "F32", "F64")
+_BLOCK = 1 << 24  # bytes
 _MAX_SAID = 1000  # characters of what a library says
 _TEXT_LAYER = re.compile(
     r"^(?:model\.)?(?:(?:language_model|text_model|transformer)\.)?(?:model\.)?(?:layers|blocks)\.(\d+)\."
@@ -360,42 +361,39 @@ def _link_needed(checkpoint: Checkpoint, view: Path) -> None:
         (view / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """A hash of all in a checkpoint that can change a feature: the description files and the bytes of every needed
-    tensor."""
-    digest = _hash_description(checkpoint.folder)
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as it stands in a file."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    path: Path
+    start: int  # of its bytes in the file
+    stop: int
+
+    def blocks(self) -> Iterator[bytes]:
+        """Its bytes, a few MB at a time. Raises ModelError."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            left = self.stop - self.start
+            while left:
+                block = file.read(min(left, _BLOCK))
+                if not block:
+                    raise ModelError(f"{self.path}: {_NO_SAFETENSORS}: it ends in {self.name}")
+                left -= len(block)
+                yield block
+
+
+def stored_tensors(checkpoint: Checkpoint) -> Iterator[StoredTensor]:
+    """All that the weight files hold of the front: file by file, and by name within each. Raises ModelError."""
     for path in _weight_files(checkpoint):
         try:
-            _hash_needed_tensors(path, checkpoint.layer, digest)
+            with safe_open(path, framework="np"):  # checks the header and the file's length
+                pass
+            header = read_header(functools.partial(storage.read_bytes, str(path)))
+            for name in sorted(name for name in header.tensors if is_needed(name, checkpoint.layer)):
+                said = header.tensors[name]
+                yield StoredTensor(name, said["dtype"], said["shape"], path, *header.place(name))
         except (SafetensorError, ValueError, KeyError) as error:
             raise ModelError(f"{path}: {_NO_SAFETENSORS}: {error}") from error
-    return digest.hexdigest()
-
-
-def description_fingerprint(checkpoint: Checkpoint) -> str:
-    """A hash of the description files alone (config, processor, tokenizer, chat template): all that preparing a sample
-    reads."""
-    return _hash_description(checkpoint.folder).hexdigest()
-
-
-def _hash_description(folder: Path) -> "hashlib._Hash":
-    digest = hashlib.sha256()
-    for path in description_files(folder):
-        if path.name not in (_INDEX, "README.txt"):
-            digest.update(f"{path.name}\0".encode() + path.read_bytes())
-    return digest
-
-
-def _hash_needed_tensors(path: Path, layer: int, digest: "hashlib._Hash") -> None:
-    with safe_open(path, framework="np"):  # checks the header and the file's length
-        pass
-    header = read_header(lambda start, stop: storage.read_bytes(str(path), start, stop))
-    with path.open("rb") as file:
-        for name in sorted(name for name in header.tensors if is_needed(name, layer)):
-            start, stop = header.place(name)
-            digest.update(f"{name}\0{header.tensors[name]['dtype']}\0{header.tensors[name]['shape']}\0".encode())
-            file.seek(start)
-            while start < stop:
-                block = file.read(min(stop - start, 1 << 24))
-                digest.update(block)
-                start += len(block)

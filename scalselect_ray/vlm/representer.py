@@ -29,6 +29,7 @@ from scalselect_ray.vlm import (
     Representation,
     check_tensors,
     description_fingerprint,
+    earlier_fingerprint,
     fingerprint,
     front_bytes,
     open_checkpoint,
@@ -114,8 +115,18 @@ def _memory() -> int:
 def description_of(extractor: ExtractorConfig) -> dict[str, Any]:
     """All that changes a feature. Reads the needed tensors of the model once, to know them. Raises ModelError."""
     checkpoint = checkpoint_of(extractor)
-    layer = {"layer": checkpoint.layer} if checkpoint.layer else {}
-    return {"weights": fingerprint(checkpoint), "settings": extractor.feature_settings() | layer, "format": 2}
+    return {"weights": fingerprint(checkpoint), "settings": _settings(extractor, checkpoint), "format": 3}
+
+
+def earlier_id(extractor: ExtractorConfig) -> str:
+    """The id that versions 0.1 and 0.2 gave the extractor. Reads the needed tensors once. Raises ModelError."""
+    checkpoint = checkpoint_of(extractor)
+    weights = earlier_fingerprint(checkpoint)
+    return id_of({"weights": weights, "settings": _settings(extractor, checkpoint), "format": 2})
+
+
+def _settings(extractor: ExtractorConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+    return extractor.feature_settings() | ({"layer": checkpoint.layer} if checkpoint.layer else {})
 
 
 def preparing_of(extractor: ExtractorConfig) -> str:

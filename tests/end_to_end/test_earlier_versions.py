@@ -107,13 +107,27 @@ def test_extracted_anew_its_features_come_out_again(corpus):
     assert main(["run", CONFIG, "output=s3://bucket/copies/anew"]) == 0
     record = json.loads(storage.read_bytes(f"{latest('s3://bucket/copies/anew')}/run.json"))
     assert record["slices"]["extracted"] == 4
-    folder = f"features/{record['extractor']}"
-    anew, kept = table(f"s3://bucket/copies/anew/{folder}"), table(f"{KEPT}/{folder}")
+    anew = table(f"s3://bucket/copies/anew/features/{record['extractor']}")
+    (before,) = (KEPT / "features").iterdir()
+    assert record["extractor"] != before.name, "an id of this version, which hashes less of a model"
+    kept = table(str(before))
     assert set(anew.column_names) - set(kept.column_names) == {"images_digest", "lost_bytes"}, "no columns of 0.1"
     told = ["feature", "message"]  # messages have become clearer
     assert anew.select(kept.column_names).drop_columns(told).equals(kept.drop_columns(told))
     assert anew["feature"].is_null().equals(kept["feature"].is_null())
     check_equal(anew["feature"].drop_null(), kept["feature"].drop_null())
+
+
+def test_it_goes_on_when_files_that_change_no_feature_come_to_the_model(output, capsys):
+    model = output.replace("copies", "models")
+    object_store.upload(GOLDEN / "llava" / "model", model)
+    for _ in range(2):
+        assert main(["plan", CONFIG, f"output={output}", f"extractor.model={model}", "--json"]) == 0
+        planned = json.loads(capsys.readouterr().out)
+        (before,) = (KEPT / "features").iterdir()
+        assert (planned["extractor"], planned["todo_rows"]) == (before.name, 0)
+        storage.write(f"{model}/README.txt", b"What this model is.")
+        storage.write(f"{model}/generation_config.json", b"{}")
 
 
 def test_its_pictures_cannot_be_compared_and_nothing_says_that_they_changed(output, capsys):

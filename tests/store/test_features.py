@@ -7,7 +7,7 @@ from scalselect_ray.corpus import Slice, SliceId
 from scalselect_ray.errors import DamagedObjectError, OutputError
 from scalselect_ray.io import storage
 from scalselect_ray.store import layout
-from scalselect_ray.store.features import FeatureStore, feature_table, features_of
+from scalselect_ray.store.features import FeatureStore, feature_table, features_of, find_store
 from scalselect_ray.store.layout import Output
 
 ONE = SliceId("0123456789abcdef", 0, 4, 4)
@@ -108,3 +108,47 @@ def test_features_of_other_bytes_are_named_where_both_tell(store):
     assert raised.value.damage == {
         store.output.feature_file(store.extractor_id, slices[1].id): "/a.json has other bytes now"
     }
+
+
+DESCRIPTION = {"weights": "abc", "settings": {"dtype": "float32", "max_length": None}, "format": 3}
+EARLIER = {"weights": "cab", "settings": DESCRIPTION["settings"], "format": 2}
+
+
+def not_asked() -> str:
+    raise AssertionError("the model is read once more for nothing")
+
+
+def stored(output: Output, name: str, description: dict[str, object]) -> None:
+    FeatureStore(output, name).describe({"model": "/m", **description})
+
+
+def test_an_extractor_goes_on_where_an_earlier_version_has_put_its_features(tmp_path):
+    output = Output(str(tmp_path))
+    stored(output, "old", EARLIER)
+    stored(output, "other", EARLIER | {"weights": "others"})
+    store = find_store(output, "new", DESCRIPTION, lambda: "old")
+    assert (store.extractor_id, store.current_id) == ("old", "new")
+    assert store.is_of("new")
+    assert not store.is_of("old")
+    store.describe({"model": "/m", **DESCRIPTION})
+    assert find_store(output, "new", DESCRIPTION, not_asked) == store, "also when the model's folder has other files"
+
+
+def test_without_earlier_features_an_extractor_has_its_own_folder(tmp_path):
+    output = Output(str(tmp_path))
+    assert find_store(output, "new", DESCRIPTION, not_asked) == FeatureStore(output, "new")
+    stored(output, "other", EARLIER)
+    stored(output, "another", DESCRIPTION | {"settings": {"dtype": "bfloat16", "max_length": None}})
+    assert find_store(output, "new", DESCRIPTION, lambda: "old") == FeatureStore(output, "new")
+    assert FeatureStore(output, "new").is_of("new")
+    stored(output, "new", DESCRIPTION)
+    stored(output, "old", EARLIER)
+    assert find_store(output, "new", DESCRIPTION, not_asked) == FeatureStore(output, "new"), "its own comes first"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "7", '{"settings": 1}', '{"format": 3}', "\udcff{"])
+def test_a_description_that_cannot_be_read_is_no_extractor(content, tmp_path):
+    output = Output(str(tmp_path))
+    storage.write(output.extractor("odd"), content.encode(errors="surrogateescape"))
+    assert find_store(output, "new", DESCRIPTION, lambda: "old") == FeatureStore(output, "new")
+    assert find_store(output, "new", DESCRIPTION, lambda: "odd") == FeatureStore(output, "odd", "new")

@@ -28,21 +28,6 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_the_id_of_an_extractor_is_that_of_version_0_1():
-    """Features that are there are paid for: another id would have them extracted anew."""
-    assert id_of(description_of(ExtractorConfig(model=str(MODEL), dtype="float32"))) == "73c444a66844a0dd"
-
-
-@pytest.mark.parametrize("name", sorted(path.name for path in MODEL.iterdir() if path.suffix != ".safetensors"))
-def test_a_change_of_a_description_file_changes_both_fingerprints(name, model):
-    extractor = ExtractorConfig(model=str(model))
-    before = preparing_of(extractor), id_of(description_of(extractor))
-    (model / name).write_text((model / name).read_text() + " ")
-    after = preparing_of(extractor), id_of(description_of(extractor))
-    assert before[0] != after[0]
-    assert before[1] != after[1]
-
-
 def test_preparing_is_the_same_with_other_weights(model):
     extractor = ExtractorConfig(model=str(model))
     before = preparing_of(extractor), id_of(description_of(extractor))

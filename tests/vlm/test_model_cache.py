@@ -11,7 +11,7 @@ from conftest import GOLDEN
 from scalselect_ray.errors import ModelError, StorageError
 from scalselect_ray.io import storage
 from scalselect_ray.testing import object_store
-from scalselect_ray.vlm import checkpoint, fingerprint, model_cache, open_checkpoint
+from scalselect_ray.vlm import description_fingerprint, fingerprint, model_cache, open_checkpoint
 
 MODEL = GOLDEN / "llava" / "model"
 pytestmark = pytest.mark.heavy
@@ -128,7 +128,7 @@ def test_a_checkpoint_that_was_replaced_is_another(bucket, tmp_path):
     after = open_checkpoint(bucket)
     assert after.folder != before.folder
     assert fingerprint(after) == fingerprint(open_checkpoint(str(tmp_path / "changed")))
-    assert checkpoint.description_fingerprint(before) == checkpoint.description_fingerprint(open_checkpoint(str(MODEL)))
+    assert description_fingerprint(before) == description_fingerprint(open_checkpoint(str(MODEL)))
     assert model_cache.folder_of("x").parent == after.folder.parent
 
 
