@@ -163,6 +163,7 @@ def test_what_changes_no_feature_changes_no_fingerprint(change, folder):
     assert prints(folder) == before
 
 
+@pytest.mark.parametrize("made", ["llava", "qwen2_vl"], indirect=True)
 def test_what_the_fingerprint_leaves_out_changes_no_feature(folder):
     """All of it at once, bit for bit."""
 
@@ -191,7 +192,7 @@ def leaves(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 
 UNREAD = {"transformers_version", "architectures", "dtype", "use_cache", "name_or_path", "model_max_length"}
-UNREAD |= {"padding_side", "truncation_side"}
+UNREAD |= {"padding_side", "truncation_side", "video_processor"}
 
 
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json"])
@@ -200,14 +201,14 @@ def test_every_other_value_counts_and_so_does_one_that_is_new(name, folder):
     before, document = description_fingerprint(checkpoint), json.loads((folder / name).read_text())
     places = list(leaves(document))
     assert places
-    for *above, last in random.Random(0).sample(places, min(len(places), 200)):
+    for *above, last in random.Random(0).sample(places, min(len(places), 60)):
         changed = copy.deepcopy(document)
         holder = changed
         for key in above:
             holder = holder[key]
         holder[last] = ["something else"]
         (folder / name).write_text(json.dumps(changed))
-        unread = (last in UNREAD and name != "tokenizer.json") or "video_processor" in above
+        unread = name != "tokenizer.json" and bool(UNREAD.intersection((*above, last)))
         assert (description_fingerprint(checkpoint) == before) == unread, (*above, last)
     (folder / name).write_text(json.dumps({**document, "something_new": 1}))
     assert description_fingerprint(checkpoint) != before
@@ -411,4 +412,4 @@ def test_ids_of_this_version_and_of_the_first_two():
     """Features that are there are paid for: with another id they would be extracted anew."""
     extractor = ExtractorConfig(model=str(GOLDEN / "llava" / "model"), dtype="float32")
     assert earlier_id(extractor) == "73c444a66844a0dd"
-    assert id_of(description_of(extractor)) == "?"
+    assert id_of(description_of(extractor)) == "83a8bbebf510aa85"
