@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
+from scalselect_ray.filters import EXAMPLE, FilterError, parse_filter
+
 _MOST = 10**12  # of anything that is counted
 
 Rule = tuple[bool, str, object, str]  # whether it is kept, the key, its value, what is expected
@@ -157,6 +159,13 @@ class SourceConfig:
         _integer(1),
         "rows",
     )
+    filter: str | None = setting(
+        "Only rows of which it is true, such as \"score > 0.5 and lang in ('en', 'de')\": columns of the rows as "
+        "they "
+        "stand in their files, compared with constants (==, !=, <, <=, >, >=, in, is null, and, or, not). The others "
+        "are neither scored nor rejects; a limit counts them. Another filter means features of their own. Null: all.",
+        None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +196,17 @@ class CorpusConfig:
     def rules(self) -> Iterator[Rule]:
         names = [source.name for source in self.sources]
         yield len(set(names)) == len(names), "corpus.sources[].name", names, "names that differ"
+        for index, source in enumerate(self.sources):
+            if source.filter is not None:
+                yield _is_filter(source.filter, f"corpus.sources.{index}.filter")
+
+
+def _is_filter(text: str, key: str) -> Rule:
+    try:
+        parse_filter(text)
+    except FilterError as error:
+        return False, key, text, f"a filter such as {EXAMPLE} ({error})"
+    return True, key, text, ""
 
 
 def is_hub_id(model: str) -> bool:

@@ -12,7 +12,7 @@ from scalselect_ray.cluster.preflight import check_resources, check_shared
 from scalselect_ray.cluster.session import cluster_gpus, own_errors, session
 from scalselect_ray.config import JobConfig
 from scalselect_ray.console import Console
-from scalselect_ray.corpus import list_corpus
+from scalselect_ray.corpus import check_filters, list_corpus
 from scalselect_ray.corpus.location import check_apart, check_links
 from scalselect_ray.errors import DamagedObjectError, NoAnswerError, OutputError, StorageError
 from scalselect_ray.io import storage
@@ -37,6 +37,8 @@ def run(config: JobConfig, console: Console | None = None) -> RunRecord:
     console = console or Console()
     corpus = list_corpus(config.corpus)  # a wrong path is told before a model is fetched and read
     check_links(config.output, corpus)
+    for source, kept in check_filters(corpus.files).items():
+        console.note(f"{source}: {kept}")
     store = open_store(config, console)
     mended: set[str] = set()
     with session(console) as may_grow:

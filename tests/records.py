@@ -14,6 +14,7 @@ def record_of(run_id: str = "20260301T120000000Z-00000000", **more: Any) -> RunR
         "samples": 10,
         "scored": 9,
         "rejected": {"image_missing": 1},
+        "filtered_out": {},
         "lost": [],
         "passed_over": {},
         "budgets": {"0.5": 4},

@@ -11,19 +11,22 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "scalselect_ray"
 OUTSIDE = {"ray", "torch", "transformers"}
-PURE = "redaction errors console io config source_lists config_files selection subspace corpus vlm store"  # no Ray
+PURE = (  # no Ray
+    "redaction errors filters console io config source_lists config_files selection subspace corpus vlm store"
+)
 MAY_IMPORT = {
     # no Ray, no stage, no verb
     "redaction": "",
     "errors": "redaction",
+    "filters": "",
     "console": "redaction",
     "io": "errors",
-    "config": "errors",
+    "config": "errors filters",
     "source_lists": "errors io",
     "config_files": "redaction errors io config source_lists",
     "selection": "errors",
     "subspace": "errors",
-    "corpus": "redaction errors io",
+    "corpus": "redaction errors filters io",
     "vlm": "errors io config corpus torch transformers",
     "store": "redaction errors console io config config_files subspace corpus",
     "testing": "errors io config corpus torch transformers",

@@ -213,6 +213,7 @@ def test_the_kept_copy_has_interpolations_as_they_were_written(monkeypatch, tmp_
             "image_root": str(tmp_path / "images"),
             "columns": {},
             "limit": None,
+            "filter": None,
         }
     ]
     assert redact(f"no {config.output}") == "no s3://bucket/***/out"

@@ -22,6 +22,10 @@ BOUNDS = {  # key: what it takes, what it refuses
     "corpus.slice_bytes": COUNT,
     "corpus.sources.0.columns": (["{}", "{messages: talk, role_tag: who}"], ["{turns: talk}", "{messages: ''}"]),
     "corpus.sources.0.limit": (["null", *COUNT[0]], COUNT[1]),
+    "corpus.sources.0.filter": (
+        ["null", "a > 1", "\"a in ('x', 'y') and not b is null\""],
+        ["''", "a = 1", "f(a)", "a > 1 and"],
+    ),
     "extractor.attention_threshold": SHARE,
     "extractor.batch_tokens": COUNT,
     "extractor.max_length": (["null", *COUNT[0]], COUNT[1]),

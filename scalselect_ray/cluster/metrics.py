@@ -45,9 +45,8 @@ def images_read(source: str, size: int) -> None:
         _counter("image_read_bytes").inc(size, {"source": source})
 
 
-def committed(table: pa.Table, size: int) -> None:
+def committed(source: str, table: pa.Table, size: int) -> None:
     """The object of one slice is written: its table, its bytes."""
-    source = table["source"][0].as_py()
     _counter("slices").inc(1, {"source": source})
     _counter("feature_written_bytes").inc(size, {"source": source})
     for reason, count in Tally(table["reason"].to_pylist()).items():

@@ -11,6 +11,7 @@ from scalselect_ray.corpus import (
     Plan,
     Reject,
     Slice,
+    check_filters,
     list_corpus,
     lost_rows,
     make_plan,
@@ -38,6 +39,7 @@ def plan(config: JobConfig, console: Console, verified_share: float | None = Non
 
     corpus = list_corpus(config.corpus)
     check_links(config.output, corpus)
+    filtered = check_filters(corpus.files)
     store = open_store(config, console)
     plan = make_plan(corpus.files, store.committed(), plan_here, corpus.passed_over)
     sources = _by_source(plan)
@@ -46,6 +48,8 @@ def plan(config: JobConfig, console: Console, verified_share: float | None = Non
     )
     for source, passed_over in plan.passed_over.items():
         console.note(f"{source}: {passed_over_text(passed_over)}")
+    for source, kept in filtered.items():
+        console.note(f"{source}: {kept}; the others are filtered out")
     problems = [slice_ for slice_ in plan.todo if slice_.problem]
     lost = lost_rows(plan.files, plan.slice_ids, rests_of(problems))
     for slice_, rest in zip(problems, lost, strict=True):
@@ -71,6 +75,7 @@ def plan(config: JobConfig, console: Console, verified_share: float | None = Non
         "seconds": plan.todo_rows / rate if rate else None,
         "seconds_by": basis,
         "sources": sources,
+        "filters": {source: kept._asdict() for source, kept in filtered.items()},
         "passed_over": {source: dict(passed_over) for source, passed_over in plan.passed_over.items()},
         **verified,
     }

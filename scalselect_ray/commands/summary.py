@@ -19,6 +19,8 @@ def summarise(console: Console, record: RunRecord, output: Output) -> None:
         "subspace": f"k = {record.k} of {record.dim} directions hold {100 * record.energy_captured:.1f}% of the energy",
         "rejected": f"{rejected:,}" + (f" ({reasons})" if reasons else ""),
     }
+    if record.filtered_out:
+        facts["filtered out"] = ", ".join(f"{count:,} rows of {name}" for name, count in record.filtered_out.items())
     if change:
         facts["since last"] = f"{change.kept:,} kept, {change.entered:,} entered, {change.left:,} left"
     if change and (angles := change.principal_angles_degrees):

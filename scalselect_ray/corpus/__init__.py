@@ -2,6 +2,7 @@
 
 from scalselect_ray.corpus.conversation import PLACEHOLDER, normalise
 from scalselect_ray.corpus.decoding import MAX_PIXELS, open_images
+from scalselect_ray.corpus.filtering import Kept, check_filters
 from scalselect_ray.corpus.formats import Broken
 from scalselect_ray.corpus.images import fetched_images, images_digest, load_image, load_images, resolver
 from scalselect_ray.corpus.lost import LostRows, Rest, lost_rows, rests_of
@@ -28,6 +29,7 @@ __all__ = [
     "CorpusFile",
     "ImagePlaceholder",
     "ImageRef",
+    "Kept",
     "LostRows",
     "Plan",
     "Reason",
@@ -38,6 +40,7 @@ __all__ = [
     "Slice",
     "SliceId",
     "Turn",
+    "check_filters",
     "fetched_images",
     "images_digest",
     "is_complete",

@@ -20,6 +20,7 @@ from scalselect_ray.corpus.fields import (
     ASKED,
     CAPTIONS,
     FIELDS,
+    IMAGE_NAME,
     IMAGES,
     LAYOUTS,
     MEDIA,
@@ -28,6 +29,7 @@ from scalselect_ray.corpus.fields import (
     Columns,
     image_in,
     is_field,
+    pictures_of,
     renamed,
     unread_of,
 )
@@ -55,12 +57,15 @@ _ROLES: dict[str, Role] = {
     "bard": "assistant",
     "bing": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
     "system": "system",
+    "developer": "system",
 }
 _PAIR = (
     ("user", "human", "question", "query", "instruction", "input"),
     ("assistant", "gpt", "answer", "response", "output"),
 )
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _TEXTS = ("text", "input_text", "output_text")  # kinds of typed content
 _PICTURES = ("image", "image_url", "input_image", "image_path", "image_file")
 _OTHER_MEDIA = re.compile(r"video|audio")
@@ -69,7 +74,6 @@ _MARK = re.compile(r"<[^<>\s]+>")  # a placeholder that names its image
 # as others write PLACEHOLDER
 _OTHER_MARKS = re.compile(r"<\|?image[_ ]?(\d+)\|?>|<ImageHere>|<image_placeholder>|<img>([^<>]*)</img>")
 _IMAGE_COLUMN = re.compile(r"(?:image|img|picture|photo)(?:_?(?:url|uri|path|file|bytes|base64|\d+))?s?", re.IGNORECASE)
-_IMAGE_NAME = re.compile(r"\S{1,500}\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif)", re.IGNORECASE)
 _NAMED = 12  # fields that a message names
 
 ImageResolver = Callable[[object], ImageRef]
@@ -88,9 +92,12 @@ def normalise(
     User texts are split at each `<image>`, the pieces stripped; an assistant turn stays as it stands. Images without
     any placeholder stand before the first user text. `verbatim`, for exports: nothing is stripped, and a sample without
     images is a sample. Raises SampleRejectedError, and nothing else whatever the row holds."""
+    if rows := rows_in(record, columns):
+        what = "a list" if isinstance(record, list) else "an object"
+        raise SampleRejectedError(
+            Reason.BROKEN_ROW, f"{what} of {rows:,} rows, in the place of one: write a list of rows, or a row a line"
+        )
     if isinstance(record, list):
-        if rows := _rows_in(record):
-            raise SampleRejectedError(Reason.BROKEN_ROW, f"a list of {rows:,} rows, in the place of one")
         record = {"conversations": record}
     if not isinstance(record, Mapping):
         raise SampleRejectedError(Reason.BROKEN_ROW, f"a row must be an object, found {type(record).__name__}")
@@ -106,6 +113,8 @@ def normalise(
         if reading.fields:
             _check_inside(turns, reading)
             name, listed = "a turn", reading.fields
+        else:
+            name, listed = _meant(record, name, listed, turns)
         listed = _by_index(listed, reading.indexes) or _in_texts(turns)
         turns = _at_other_marks(turns, len(listed), verbatim)
         _check_for_images(turns, listed, original, reading)
@@ -165,6 +174,8 @@ class _Reading:
         items: list[Content] = []
         for piece in content if _is_list(content) else [content]:
             items += self._items(known, piece, said)
+        if known == "assistant":
+            items = _with_thought(items, said.turn)
         turn = Turn(known, tuple(item for item in items if item != ""))
         return turn if self.has_listed or len(self.fields) > inside else self._with_own_images(turn, said)
 
@@ -211,6 +222,8 @@ class _Reading:
         text = piece
         if kind in _TEXTS and isinstance(piece, Mapping):
             text = _first(piece, ("text", "content", "value"))
+        if _is_number(text):
+            text = str(text)
         if not isinstance(text, str):
             what = f"content of type {kind}" if kind else type(piece).__name__
             keys = f" with {_names(piece)}" if isinstance(piece, Mapping) else _keys(said)
@@ -260,6 +273,23 @@ def _said(record: Mapping[str, Any], reading: _Reading) -> list[_Said]:
         Reason.BAD_CONVERSATION,
         f"no conversation: the row has none of {', '.join(LAYOUTS)}" + (f"; it has {_names(has)}" if has else ""),
     )
+
+
+def _with_thought(items: list[Content], turn: Mapping[Any, Any]) -> list[Content]:
+    """An answer after what was thought before it, where the turn has that in a field of its own: as thinking models
+    write it, and as their chat templates look for it."""
+    thought = _first(turn, _THOUGHTS)
+    if not isinstance(thought, str) or not thought.strip() or _not_text(thought):
+        return items
+    first = next(iter(items), None)
+    if not isinstance(first, str) or not first or "</think>" in first:
+        return items
+    return [f"<think>\n{thought.strip()}\n</think>\n\n{first.lstrip(chr(10))}", *items[1:]]
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number that a text would write in one way."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _text_in(value: object) -> str | None:
@@ -355,7 +385,7 @@ def _turn(name: str, number: int, turn: object, reading: _Reading) -> list[_Said
         system = [] if _is_null(turn.get("system")) else [_Said("system", turn["system"], where)]
         user, assistant = (_first(turn, keys) for keys in _PAIR)
         return [*system, _Said("user", user, where, turn), _Said("assistant", assistant, where, turn)]
-    contents = ("value", "content") if name == "conversations" else ("content", "value")
+    contents = ("value", "content", "parts") if name == "conversations" else ("content", "value", "parts")
     return [_Said(role, _first(turn, _tagged(reading, "content_tag", contents)), where, turn)]
 
 
@@ -513,7 +543,8 @@ def _check_for_images(
     read = {*FIELDS, *reading.columns.values()}
     others = [str(name) for name, value in record.items() if name not in read and _is_image(value)]
     if not any(name in record for name in IMAGES):  # a table in which it is another column
-        others += [name for name in unread_of(record) if _IMAGE_COLUMN.fullmatch(name)]
+        pictures = pictures_of(record)
+        others += [name for name in unread_of(record) if name in pictures or _IMAGE_COLUMN.fullmatch(name)]
     if marks or reading.unused or others:
         seen = marks[:1] or reading.unused or others
         raise SampleRejectedError(
@@ -531,35 +562,94 @@ def _is_image(value: object) -> bool:
         return _is_image(value[0])
     if isinstance(value, (bytes, bytearray)):
         return len(value) > 0
-    return isinstance(value, str) and (_IMAGE_NAME.fullmatch(value) is not None or value.startswith("data:image"))
+    return isinstance(value, str) and (IMAGE_NAME.fullmatch(value) is not None or value.startswith("data:image"))
 
 
-def _rows_in(items: Sequence[object]) -> int:
-    """How many rows there are where one should be: none where these are turns."""
-    return (
-        len(items)
-        if items and all(isinstance(item, Mapping) and any(name in item for name in TURNS) for item in items)
-        else 0
-    )
+def rows_in(record: object, columns: Columns = MappingProxyType({})) -> int:
+    """How many rows there are where one should be: in a list, or in an object by their names or in columns, as pandas
+    writes tables. None where it is a row, or the turns of one."""
+    if isinstance(record, list):
+        turns = (isinstance(item, Mapping) and any(name in item for name in TURNS) for item in record)
+        return len(record) if all(turns) else 0
+    if not isinstance(record, Mapping) or not record:
+        return 0
+    known = {*FIELDS, *columns.values()}
+    names, rows = record.get("columns"), record.get("data")
+    if isinstance(names, list) and _are_lists(rows) and not known.isdisjoint(map(str, names)):
+        return len(rows)
+    values = list(record.values())
+    first = values[0]
+    if all(isinstance(value, Mapping) for value in values):
+        if known.isdisjoint(record):
+            return len(values) if not any(known.isdisjoint(value) for value in values) else 0
+        is_table = all(value.keys() == first.keys() for value in values) and all(str(key).isdecimal() for key in first)
+        return len(first) if is_table else 0
+    is_table = _are_lists(values) and all(len(value) == len(first) for value in values)
+    return len(first) if is_table and any(_are_lists(record.get(name)) for name in TURNS) else 0
+
+
+def _are_lists(values: object) -> TypeGuard[list[list[Any]]]:
+    return isinstance(values, list) and bool(values) and all(isinstance(value, list) for value in values)
 
 
 def _image_fields(record: Mapping[str, Any]) -> tuple[str, list[object], dict[str, object]]:
     """The field with the images of the row, and these; and by the placeholder that stands for each, where the row names
     them so."""
     for name in IMAGES:
-        value = record.get(name)
-        if _is_null(value):
-            continue
-        if isinstance(value, str) and value.lstrip().startswith("["):  # a list as a text of JSON; else it is a path
-            found = parse_row(value.encode(errors="replace"))
-            value = found if isinstance(found, list) else value
-        if isinstance(value, Mapping) and all(isinstance(key, str) and _MARK.fullmatch(key) for key in value):
-            marked = {key: image for key, image in value.items() if not _is_null(image)}
-            return name, list(marked.values()), marked
-        fields = [field for field in (value if _is_list(value) else [value]) if not _is_null(field)]
+        fields, marked = _images_of(record.get(name))
         if fields:
-            return name, fields, {}
+            return name, fields, marked
     return "", [], {}
+
+
+def _images_of(value: object) -> tuple[list[object], dict[str, object]]:
+    """The images that a field has, and by the placeholder that stands for each."""
+    if _is_null(value):
+        return [], {}
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a list as a text of JSON; else it is a path
+        found = parse_row(value.encode(errors="replace"))
+        value = found if isinstance(found, list) else value
+    if isinstance(value, Mapping) and all(isinstance(key, str) and _MARK.fullmatch(key) for key in value):
+        marked = {key: image for key, image in value.items() if not _is_null(image)}
+        return list(marked.values()), marked
+    return [field for field in (value if _is_list(value) else [value]) if not _is_null(field)], {}
+
+
+def _meant(
+    record: Mapping[str, Any], name: str, listed: list[object], turns: Sequence[Turn]
+) -> tuple[str, list[object]]:
+    """Of a row with `images` and with `image` those for which it has placeholders; where one has nothing that the other
+    lacks, the other."""
+    others = {other: _images_of(record.get(other))[0] for other in IMAGES if other != name} if listed else {}
+    for other, found in others.items():
+        placeholders = _count_placeholders(turns)
+        if not found or _all_in(found, listed):
+            continue
+        if _all_in(listed, found):
+            return (name, listed) if placeholders == len(listed) else (other, found)
+        if (placeholders == len(found)) == (placeholders == len(listed)):
+            raise SampleRejectedError(
+                Reason.PLACEHOLDER_MISMATCH,
+                f"the row has {len(listed):,} in {name} and others, {len(found):,}, in {other}, and {placeholders:,} "
+                f"image "
+                "placeholders: which of them it means is not plain",
+            )
+        if placeholders == len(found):
+            return other, found
+    return name, listed
+
+
+def _all_in(some: Sequence[object], others: Sequence[object]) -> bool:
+    """Whether each of some images is one of the others, or is called like one."""
+    names = {name for other in others if (name := _image_name(other))}
+    return all(image in others or _image_name(image) in names for image in some)
+
+
+def _image_name(image: object) -> str:
+    """The path that an image is known by; empty where it has none."""
+    value = image.get("path") if isinstance(image, Mapping) and image.get("bytes") is not None else image
+    value = image_in(value) if isinstance(value, Mapping) else value
+    return value if isinstance(value, str) else ""
 
 
 def _not_read(record: Mapping[Any, Any], reading: _Reading) -> str:
@@ -598,7 +688,7 @@ def layout_of(record: object) -> str:
 
 def known_role(name: object) -> Role | None:
     """The role that rows call so, whatever their corpus."""
-    return _ROLES.get(str(name).strip().lower())
+    return _ROLES.get(str(name).strip(" \t\r\n<|>:").lower())
 
 
 def known_id(record: object) -> str | None:

@@ -1,7 +1,8 @@
 """The fields of a row that are read: what the ecosystems call them, and what a corpus that calls them otherwise maps to
 them."""
 
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from scalselect_ray.corpus.sample import Record
@@ -24,6 +25,8 @@ LAYOUTS = (
 """What makes a conversation, in words."""
 SYSTEM = ("system", "system_prompt")
 IMAGES = ("images", "image")
+CONVERSATION = frozenset({*TURNS, *CAPTIONS, *(name for names in ASKED for name in names), *ANSWERED, "history"})
+"""The fields of which a conversation is made."""
 MEDIA = ("video", "videos", "audio", "audios")  # that no sample here has
 FIELDS = (
     "id",
@@ -46,23 +49,17 @@ COLUMNS = ("id", "messages", "prompt", "query", "response", "history", "caption"
 fields of a turn and the roles in it."""
 
 Columns = Mapping[str, str]
-_SAID = {*TURNS, *CAPTIONS, *(name for names in ASKED for name in names), *ANSWERED, "history"}
-_KIN = (_SAID, {*IMAGES}, {*SYSTEM}, {"id"})  # of which a row has one
+_KIN = (CONVERSATION, {*IMAGES}, {*SYSTEM}, {"id"})  # of which a row has one
 
 
-def wanted(columns: Columns) -> frozenset[str]:
-    """The names of the fields that are read of a corpus with such columns."""
-    return frozenset(FIELDS).union(name for ours, name in columns.items() if is_field(ours))
+class _Names(Collection[str]):
+    """Names of fields that are read, of which it lists those that are a corpus's own."""
 
-
-class _Every(Collection[str]):
-    """All names there are, of which it lists those that are a corpus's own."""
-
-    def __init__(self, own: Collection[str] = ()) -> None:
-        self._own = own
+    def __init__(self, own: Collection[str], holds: Callable[[str], bool]) -> None:
+        self._own, self._holds = own, holds
 
     def __contains__(self, name: object) -> bool:
-        return True
+        return isinstance(name, str) and self._holds(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._own)
@@ -71,9 +68,26 @@ class _Every(Collection[str]):
         return len(self._own)
 
 
+def wanted(columns: Columns, also: Callable[[str], bool] = lambda name: False) -> Collection[str]:
+    """The names of the fields that are read of a corpus with such columns, and of those that are wanted for something
+    `also`."""
+    own = _own(columns)
+    read = frozenset(FIELDS).union(own)
+    return _Names(own, lambda name: name in read or also(name))
+
+
 def every_field(columns: Columns) -> Collection[str]:
     """For readers of rows as they stand in their files, with what no sample is made of."""
-    return _Every([name for ours, name in columns.items() if is_field(ours)])
+    return _Names(_own(columns), lambda name: True)
+
+
+def only(is_read: Callable[[str], bool]) -> Collection[str]:
+    """For readers that make no samples."""
+    return _Names((), is_read)
+
+
+def _own(columns: Columns) -> list[str]:
+    return [name for ours, name in columns.items() if is_field(ours)]
 
 
 def is_field(ours: str) -> bool:
@@ -90,7 +104,7 @@ def renamed(record: Any, columns: Columns) -> Any:
     replaced = set().union(*(kin for kin in _KIN if kin.intersection(mapped)))
     made = Record({name: value for name, value in record.items() if name not in replaced})
     made.update({ours: record[name] for ours, name in mapped.items() if name in record})
-    made.unread = unread_of(record)
+    made.unread, made.pictures = unread_of(record), pictures_of(record)
     return made
 
 
@@ -99,6 +113,13 @@ def unread_of(record: Any) -> tuple[str, ...]:
     return record.unread if isinstance(record, Record) else ()
 
 
+def pictures_of(record: Any) -> tuple[str, ...]:
+    """Those of `unread_of` that hold pictures, as its format says."""
+    return record.pictures if isinstance(record, Record) else ()
+
+
+IMAGE_NAME = re.compile(r"\S{1,500}\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif)", re.IGNORECASE)
+"""A text that plainly names a picture."""
 IMAGE_KEYS = (
     "image_url",
     "image",

@@ -19,6 +19,7 @@ from scalselect_ray.corpus.formats import (
 )
 from scalselect_ray.corpus.slices import Slice, SliceId, first_rows, is_complete, without_overlaps
 from scalselect_ray.errors import CorpusChangedError, CorpusError, NoAnswerError, StorageError
+from scalselect_ray.filters import parse_filter
 from scalselect_ray.io import storage
 from scalselect_ray.io.listing import Listing, expand
 
@@ -40,6 +41,8 @@ class Source(Protocol):
     def columns(self) -> Columns: ...
     @property
     def limit(self) -> int | None: ...
+    @property
+    def filter(self) -> str | None: ...
 
 
 class CorpusSettings(Protocol):
@@ -67,14 +70,17 @@ class CorpusFile:
     columns: Columns = field(default_factory=dict, hash=False)  # the corpus's own names
     image_links: Sequence[str] = ()  # folders where links inside the image root may lead
     limit: int | None = None  # rows of its source, the first ones, that are read at most
+    filter: str | None = None  # of which rows samples are made
 
     @property
     def key(self) -> str:
         """16 hexadecimal digits. How the file is cut, and how many of its rows are read, is no part of it: each slice
-        says which rows it has. Nor is where links may lead: it decides whether a picture is read, and not which one."""
+        says which rows it has. Nor is where links may lead: it decides whether a picture is read, and not which one.
+        A filter is: a slice's features are those of the rows that it keeps."""
         file = self.file
         named = (sorted(self.columns.items()),) if self.columns else ()
-        identity = (_PLAN_VERSION, self.source, file.uri, file.size, file.version, self.image_root, *named)
+        kept = (("filter", parse_filter(self.filter).identity),) if self.filter is not None else ()
+        identity = (_PLAN_VERSION, self.source, file.uri, file.size, file.version, self.image_root, *named, *kept)
         return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
 
 
@@ -116,6 +122,7 @@ def list_corpus(corpus: CorpusSettings) -> Corpus:
                     columns=dict(source.columns),
                     image_links=tuple(map(storage.absolute, corpus.image_links)),
                     limit=source.limit,
+                    filter=source.filter,
                 )
             passed_over.setdefault(source.name, Counter()).update(listing.passed_over)
             linked += listing.linked
@@ -209,6 +216,7 @@ def plan_file(file: CorpusFile, kept: Sequence[SliceId] = ()) -> list[Slice]:
             stop_byte=range_.stop_byte,
             columns=file.columns,
             image_links=file.image_links,
+            filter=file.filter,
             problem=problem if range_ is ranges[-1] else None,
             lost_bytes=lost_bytes if range_ is ranges[-1] else 0,
             digest=range_.digest,

@@ -1,8 +1,9 @@
 """Slices to samples."""
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
 
-from scalselect_ray.corpus.conversation import known_id, normalise
+from scalselect_ray.corpus.conversation import known_id, normalise, rows_in
 from scalselect_ray.corpus.fields import every_field, renamed, wanted
 from scalselect_ray.corpus.formats import Broken, Cutting, RowRange, UnreadableFileError, format_of
 from scalselect_ray.corpus.images import resolver
@@ -10,6 +11,7 @@ from scalselect_ray.corpus.planning import CorpusFile, check_bytes, check_unchan
 from scalselect_ray.corpus.sample import Reason, Reject, Sample, SampleRejectedError, plain
 from scalselect_ray.corpus.slices import Slice
 from scalselect_ray.errors import CorpusChangedError, CorpusError, StorageError
+from scalselect_ray.filters import RowFilter, parse_filter
 from scalselect_ray.io import storage
 
 
@@ -23,7 +25,7 @@ def read_records(slices: Sequence[Slice], whole: bool = False) -> Iterator[tuple
         return
     file = storage.FileInfo(slices[0].shard, slices[0].size, slices[0].version)
     ranges = [RowRange(slice_.first_row, slice_.stop_row, slice_.start_byte, slice_.stop_byte) for slice_ in slices]
-    fields = every_field(slices[0].columns) if whole else wanted(slices[0].columns)
+    fields = every_field(slices[0].columns) if whole else _read_of(slices[0])
     try:
         try:
             for slice_, (range_, records) in zip(slices, format_of(file).read(file, ranges, fields), strict=True):
@@ -48,8 +50,8 @@ def read_records(slices: Sequence[Slice], whole: bool = False) -> Iterator[tuple
 
 
 def read_slices(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[Sample | Reject]]]:
-    """The rows of consecutive slices of one file, each row once, a slice at a time. Raises as
-    `read_records`."""
+    """The rows of consecutive slices of one file, each row once, a slice at a time; those that a filter leaves out are
+    left out. Raises as `read_records`."""
     made = samples_of(slices[0])
     for slice_, records in read_records([slice_ for slice_ in slices if slice_.problem is None]):
         yield slice_, made(slice_.first_row, records)
@@ -71,8 +73,8 @@ def read_slices(slices: Sequence[Slice]) -> Iterator[tuple[Slice, list[Sample | 
 
 
 def read_rows(file: CorpusFile, rows: Sequence[int]) -> dict[int, Sample | Reject]:
-    """Some rows of one file by their number. It is read no further than the last of them; a row that is not there is
-    left out.
+    """Some rows of one file by their number. It is read no further than the last of them; a row that is not there, or
+    that a filter leaves out, is left out.
 
     Raises UnreadableFileError, FileNotFoundError, StorageError.
     """
@@ -81,7 +83,7 @@ def read_rows(file: CorpusFile, rows: Sequence[int]) -> dict[int, Sample | Rejec
     for range_ in form.scan(file.file, Cutting(file.slice_rows, file.slice_bytes)):
         here = left.intersection(range(range_.first_row, range_.stop_row))
         if here:
-            for _, records in form.read(file.file, [range_], wanted(file.columns)):
+            for _, records in form.read(file.file, [range_], _read_of(file)):
                 found |= {row.row: row for row in made(range_.first_row, records) if row.row in here}
         left -= here
         if not left:
@@ -90,8 +92,9 @@ def read_rows(file: CorpusFile, rows: Sequence[int]) -> dict[int, Sample | Rejec
 
 
 def samples_of(part: Slice | CorpusFile) -> Callable[[int, Sequence[object]], list[Sample | Reject]]:
-    """What makes samples of consecutive records of a file, given the number of the first."""
-    resolve, columns = resolver(part.image_root, part.image_links), part.columns
+    """What makes samples of consecutive records of a file, given the number of the first; of those that a filter
+    leaves out none. What is broken says nothing of its columns, and stays."""
+    resolve, columns, kept = resolver(part.image_root, part.image_links), part.columns, _filter_of(part)
 
     def sample(row: int, record: object) -> Sample | Reject:
         if isinstance(record, Broken):
@@ -99,6 +102,26 @@ def samples_of(part: Slice | CorpusFile) -> Callable[[int, Sequence[object]], li
         try:
             return normalise(row, record, resolve, columns=columns)
         except SampleRejectedError as error:
-            return Reject(row, known_id(renamed(record, columns)), error.reason, error.message)
+            lost = _written_bytes(record) if error.reason == Reason.BROKEN_ROW and rows_in(record, columns) else 0
+            return Reject(row, known_id(renamed(record, columns)), error.reason, error.message, lost)
 
-    return lambda first_row, records: [sample(row, record) for row, record in enumerate(records, start=first_row)]
+    return lambda first_row, records: [
+        sample(row, record)
+        for row, record in enumerate(records, start=first_row)
+        if kept is None or isinstance(record, Broken) or kept.keeps(record)
+    ]
+
+
+def _written_bytes(record: object) -> int:
+    """About what a row takes in its file."""
+    return len(json.dumps(record, ensure_ascii=False, default=str))
+
+
+def _filter_of(part: Slice | CorpusFile) -> RowFilter | None:
+    return None if part.filter is None else parse_filter(part.filter)
+
+
+def _read_of(part: Slice | CorpusFile) -> Collection[str]:
+    """The names of the fields that samples are made and chosen of."""
+    kept = _filter_of(part)
+    return wanted(part.columns) if kept is None else wanted(part.columns, kept.is_read)

@@ -53,6 +53,7 @@ class Record(dict[str, Any]):
     of a tar): what a message of a reject should name."""
 
     unread: tuple[str, ...] = ()
+    pictures: tuple[str, ...] = ()  # those of `unread` that hold pictures, by their type or by what they name
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ class Slice:
     stop_byte: int
     columns: Columns = field(default_factory=dict, hash=False)  # the corpus's own names
     image_links: Sequence[str] = ()  # folders where links inside the image root may lead
+    filter: str | None = None  # of which of its rows samples are made
     problem: str | None = None
     lost_bytes: int = 0  # that could not be read
     digest: str = ""  # of its bytes, as `formats.digest_of` tells it; empty where it does not

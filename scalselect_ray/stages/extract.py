@@ -351,11 +351,11 @@ class ExtractSlices:
     def _commit(self, slice_: Slice, table: pa.Table) -> pa.Table:
         started = time.perf_counter()
         size = self._store.commit(slice_.id, table, slice_.digest)
-        metrics.committed(table, size)
+        metrics.committed(slice_.source, table, size)
         metrics.step_done("commit", slice_.source, time.perf_counter() - started)
         reasons = table["reason"].to_pylist()
         rejected = sum(reason not in (None, "text_only") for reason in reasons)
-        return _answer(Committed(len(reasons), rejected))
+        return _answer(Committed(slice_.rows, rejected))
 
 
 def _answer(committed: Committed) -> pa.Table:

@@ -44,6 +44,7 @@ def _record(job: Job, run: Run, reduced: Reduced, scores: Scores, selection: Sel
         samples=run.plan.rows,
         scored=scores.count,
         rejected={reason: count for reason, count in sorted(rejected.items()) if count},
+        filtered_out=scores.filtered_out(run.plan),
         lost=scores.lost,
         budgets=selection.budgets,
         chosen=selection.chosen,

@@ -32,12 +32,13 @@ def payloads(slice_: Slice, rows: Iterable[PreparedRow]) -> Iterator[tuple[Slice
     """
     held: list[PreparedRow] = []
     first, size = slice_.first_row, 0
-    for row, (key, outcome) in enumerate(rows, start=slice_.first_row):
+    for key, outcome in rows:
         held.append((key, outcome))
         size += sum(array.nbytes for array in outcome.images.values()) if isinstance(outcome, Prepared) else 0
-        if size >= MAX_BYTES and row + 1 < slice_.stop_row:
-            yield replace(slice_, first_row=first, stop_row=row + 1, digest=""), pack(held)
-            held, first, size = [], row + 1, 0
+        following = key["row"] + 1
+        if size >= MAX_BYTES and following < slice_.stop_row:
+            yield replace(slice_, first_row=first, stop_row=following, digest=""), pack(held)
+            held, first, size = [], following, 0
     yield replace(slice_, first_row=first, digest=slice_.digest if first == slice_.first_row else ""), pack(held)
 
 

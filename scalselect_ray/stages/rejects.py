@@ -22,19 +22,20 @@ _SHOWN = 5  # rejects in an error
 _SEARCHED = 200  # slices that are searched for them
 
 
-def too_many(job: Job, plan: Plan, rejected: int, lost: Sequence[LostRows]) -> bool:
+def too_many(job: Job, plan: Plan, rejected: int, lost: Sequence[LostRows], filtered: int = 0) -> bool:
     """Whether more samples of a plan are rejected or lost than the config allows. One reject stands for each file that
-    has lost rows: it counts as all that it stands for."""
+    has lost rows: it counts as all that it stands for. `filtered`: rows that are known to be filtered out."""
     hidden = _hidden(lost)
-    return rejected + hidden > job.config.rejects.max_fraction * (plan.rows + hidden)
+    return rejected + hidden > job.config.rejects.max_fraction * (plan.rows - filtered + hidden)
 
 
-def check_rejects(job: Job, plan: Plan, rejected: int, lost: Sequence[LostRows]) -> None:
+def check_rejects(job: Job, plan: Plan, rejected: int, lost: Sequence[LostRows], filtered: int = 0) -> None:
     """Raises TooManyRejectsError with examples where there are `too_many`."""
-    if too_many(job, plan, rejected, lost):
+    if too_many(job, plan, rejected, lost, filtered):
         hidden = _hidden(lost)
         raise TooManyRejectsError(
-            f"{rejected + hidden:,} of {plan.rows + hidden:,} samples are rejected{' or lost' if lost else ''}, above "
+            f"{rejected + hidden:,} of {plan.rows - filtered + hidden:,} samples are "
+            f"rejected{' or lost' if lost else ''}, above "
             f"rejects.max_fraction={job.config.rejects.max_fraction:g}",
             *(f"  {item}" for item in sorted(lost, key=lambda item: -item.rows)[:_SHOWN]),
             *examples(job, plan),

@@ -12,7 +12,7 @@ import ray
 from ray import ObjectRef
 
 from scalselect_ray.cluster.tasks import Damage, completed, one_thread
-from scalselect_ray.corpus import LostRows, Reason, Rest, SliceId, lost_rows
+from scalselect_ray.corpus import LostRows, Plan, Reason, Rest, SliceId, lost_rows
 from scalselect_ray.errors import CorpusError
 from scalselect_ray.stages.context import Job, Run
 from scalselect_ray.stages.reduce import Reduced
@@ -31,6 +31,7 @@ class ScoredPart:
     sources: dict[str, int]  # scored samples by source
     reasons: dict[str, int]  # rejects by reason
     rests: dict[str, Rest]  # of files that could not be read to their end, by the key of the file
+    filtered: dict[str, int]  # rows that a filter left out, by the key of the file
     total: float  # sum of the scores
     best: float  # highest score
 
@@ -65,6 +66,14 @@ class Scores:
         """Rejects by reason."""
         return sum((Counter(part.reasons) for part in self.parts), Counter[str]())
 
+    def filtered_out(self, plan: Plan) -> dict[str, int]:
+        """Rows that a filter left out, by source."""
+        of_files = sum((Counter(part.filtered) for part in self.parts), Counter[str]())
+        of_sources = Counter[str]()
+        for file in plan.files:
+            of_sources[file.source] += of_files[file.key]
+        return {source: count for source, count in sorted(of_sources.items()) if count}
+
     @property
     def total(self) -> float:
         """Sum of all scores."""
@@ -89,9 +98,11 @@ def score(job: Job, run: Run, reduced: Reduced) -> Scores:
             _note(rests, key, rest)
     scores = replace(scores, lost=lost_rows(run.plan.files, run.plan.slice_ids, rests))
     rejected = sum(count for reason, count in scores.reasons.items() if reason != Reason.TEXT_ONLY)
-    check_rejects(job, run.plan, rejected, scores.lost)
+    filtered = sum(scores.filtered_out(run.plan).values())
+    check_rejects(job, run.plan, rejected, scores.lost, filtered)
     if not scores.count:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in scores.reasons.most_common())
+        counts = [*scores.reasons.most_common(), *([("filtered out", filtered)] if filtered else [])]
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts)
         raise CorpusError(
             f"none of the {run.plan.rows:,} samples could be scored: {reasons}",
             *examples(job, run.plan),
@@ -131,13 +142,14 @@ def _score_group(
     store: FeatureStore, slice_ids: list[SliceId], subspace: Subspace, uri: str
 ) -> tuple[ScoredPart, pa.Table]:
     names = [name for name, _ in KEYS]
-    scored, rejected, rests = [], [], dict[str, Rest]()
+    scored, rejected, rests, filtered = [], [], dict[str, Rest](), Counter[str]()
     tables = store.read_all(slice_ids, [*REJECTS.names, LOST_BYTES, "feature"])
     for slice_id, table in zip(slice_ids, tables, strict=True):
         kept = table.filter(pc.is_null(table["reason"]))
         with one_thread():
             values = leverage(features_of(kept), subspace) if len(kept) else np.empty(0)
         scored.append(kept.select(names).append_column("score", pa.array(values)))
+        filtered[slice_id.file_key] += slice_id.rows - len(table)
         rejected.append(table.filter(pc.is_valid(table["reason"])).select(REJECTS.names))
         for lost in table.filter(pc.is_valid(table[LOST_BYTES])).select(["row", LOST_BYTES]).to_pylist():
             _note(rests, slice_id.file_key, Rest(lost["row"], lost[LOST_BYTES]))
@@ -150,6 +162,7 @@ def _score_group(
         sources=value_counts(scores["source"]),
         reasons=value_counts(rejects["reason"]),
         rests=rests,
+        filtered={key: count for key, count in filtered.items() if count},
         total=float(values.sum()),
         best=float(values.max(initial=0.0)),
     )

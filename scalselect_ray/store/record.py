@@ -9,7 +9,7 @@ from scalselect_ray.errors import OutputError
 from scalselect_ray.redaction import to_json
 from scalselect_ray.store.layout import check_format, format_name
 
-_ADDED = ("lost", "passed_over")  # fields that records of earlier versions do not have
+_ADDED = ("filtered_out", "lost", "passed_over")  # fields that records of earlier versions do not have
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +59,7 @@ class RunRecord:
     samples: int  # rows of the corpus
     scored: int
     rejected: dict[str, int]  # by reason; one for each file that could not be read to its end
+    filtered_out: dict[str, int]  # rows that a filter left out, by source: neither scored nor rejects
     lost: list[LostRows]  # what that one stands for
     passed_over: dict[str, dict[str, int]]  # by source: what lies on its paths and was not read, by what it is
     budgets: dict[str, int]  # samples by the budget as the config gives it
@@ -91,6 +92,7 @@ class RunRecord:
                 **values
                 | {
                     "sources": {name: SourceCounts(**counts) for name, counts in values["sources"].items()},
+                    "filtered_out": stored.get("filtered_out", {}),
                     "passed_over": stored.get("passed_over", {}),
                     "lost": [LostRows(**item) for item in stored.get("lost", [])],
                     "slices": SliceCounts(**values["slices"]),

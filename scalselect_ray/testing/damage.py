@@ -117,6 +117,8 @@ def corpora() -> dict[str, bytes]:
         "shard.tar.xz": lzma.compress(_tar(picture)),
         "list.json": json.dumps(ROWS, indent=1, ensure_ascii=False).encode(),
         "lines.jsonl": lines,
+        "joined.jsonl": "\n".join(json.dumps(row, indent=1) for row in ROWS).encode(),
+        "list.json.gz": gzip.compress(json.dumps(ROWS).encode(), mtime=0),
         "layouts.jsonl": "".join(json.dumps(row) + "\n" for row in _layouts(picture)).encode(),
         "inline.jsonl": "".join(json.dumps(row) + "\n" for row in inline).encode(),
         "packed.jsonl.gz": gzip.compress(lines, mtime=0),

@@ -131,7 +131,7 @@ def test_images_that_are_none(null):
         ({"image": "a", "conversations": [GPT]}, Reason.BAD_CONVERSATION, "user turn"),
         ({"image": "a", "conversations": [HUMAN]}, Reason.BAD_CONVERSATION, "assistant"),
         ({"image": "a", "conversations": [{"from": "wizard", "value": "x"}]}, Reason.BAD_CONVERSATION, "'wizard'"),
-        ({"image": "a", "conversations": [{"from": "human", "value": 3}]}, Reason.BAD_CONVERSATION, "int"),
+        ({"image": "a", "conversations": [{"from": "human", "value": True}]}, Reason.BAD_CONVERSATION, "bool"),
         ({"image": "a", "conversations": [{"from": "human", "value": "a\0b"}, GPT]}, Reason.BAD_CONVERSATION, "NUL"),
         ({"videos": ["v.mp4"], "conversations": [HUMAN, GPT]}, Reason.UNSUPPORTED_MEDIA, "videos"),
         ("text", Reason.BROKEN_ROW, "str"),

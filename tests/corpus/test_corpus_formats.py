@@ -54,7 +54,7 @@ from scalselect_ray.corpus.formats import format_of
 from types import SimpleNamespace
 
 folder = sys.argv[1]
-source = SimpleNamespace(name="s", paths=[folder], image_root=None, columns={}, limit=None)
+source = SimpleNamespace(name="s", paths=[folder], image_root=None, columns={}, limit=None, filter=None)
 files = list_files(CorpusConfig(sources=[source], slice_rows=2, slice_bytes=1 << 20))
 seen = init([folder], None, folder + "/config.yaml", Console())
 print(json.dumps({
@@ -108,7 +108,7 @@ def test_what_is_of_no_format_names_those_there_are(head, tmp_path):
     (tmp_path / "a.json").write_bytes(head)
     with pytest.raises(
         UnreadableFileError,
-        match=r"broken gzip|JSON lines, JSON list, JSON object, Parquet or "
+        match=r"broken gzip|JSON lines, JSON list, JSON object, JSON objects, Parquet or "
         "WebDataset tar",
     ):
         format_of(storage.stat(str(tmp_path / "a.json")))

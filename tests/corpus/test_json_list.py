@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalselect_ray.corpus.formats import Broken, Cutting, UnreadableFileError
-from scalselect_ray.corpus.formats.json_list import Elements, JsonList, border
+from scalselect_ray.corpus.formats.json_list import Elements, JsonList, border_of
 from scalselect_ray.io import storage
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -130,7 +130,7 @@ def test_what_follows_a_broken_row_comes_out_long_before_the_end(tmp_path):
     rows[3] = rows[3].replace(b"}]}", b"}]")
     content = b"[" + b", ".join(rows)
     (tmp_path / "rows.json").write_bytes(content)
-    elements, found = Elements(border(storage.stat(str(tmp_path / "rows.json")))), []
+    elements, found = Elements(border_of(storage.stat(str(tmp_path / "rows.json")))), []
     for start in range(0, len(content), 1 << 14):
         found += elements.feed(content[start : start + (1 << 14)])
         assert len(content[: start + (1 << 14)]) - found[-1][1] < 1 << 14

@@ -197,6 +197,46 @@ LAYOUTS = {
         {"image": "a.png", "caption": [ANSWERED, "A pet."]},
         [("user", (ImagePlaceholder(0),)), SEEN[1]],
     ),
+    "a number for an answer": ({"image": "a.png", "question": ASKED, "answer": 5}, [SEEN[0], ("assistant", ("5",))]),
+    "numbers for values": (
+        {"image": "a.png", "conversations": [{"from": "human", "value": 7}, {"from": "gpt", "value": 5}]},
+        [("user", (ImagePlaceholder(0), "7")), ("assistant", ("5",))],
+    ),
+    **{
+        f"roles called {user} and {assistant}": (
+            {"image": "a.png", "messages": [{**USER, "role": user}, {**ASSISTANT, "role": assistant}]},
+            SEEN,
+        )
+        for user, assistant in (("<|User|>", "<|Assistant|>"), ("Human:", "AI"), ("USER", "model"))
+    },
+    "a developer": (
+        {"image": "a.png", "messages": [{"role": "developer", "content": "Answer in French."}, USER, ASSISTANT]},
+        [SYSTEM, *SEEN],
+    ),
+    "parts": (
+        {
+            "image": "a.png",
+            "messages": [
+                {"role": "user", "parts": [{"text": ASKED}]},
+                {"role": "model", "parts": [{"text": ANSWERED}]},
+            ],
+        },
+        SEEN,
+    ),
+    **{
+        f"what was thought in {name}": (
+            {"image": "a.png", "messages": [USER, {**ASSISTANT, "content": "\nA cat.", name: "Ears.\n"}]},
+            [SEEN[0], ("assistant", ("<think>\nEars.\n</think>\n\nA cat.",))],
+        )
+        for name in ("reasoning_content", "reasoning", "thinking")
+    },
+    "what was thought in the answer as well": (
+        {
+            "image": "a.png",
+            "messages": [USER, {**ASSISTANT, "content": "<think>Ears.</think>A cat.", "reasoning_content": "Ears."}],
+        },
+        [SEEN[0], ("assistant", ("<think>Ears.</think>A cat.",))],
+    ),
     "as many questions as answers": (
         {"image": "a.png", "question": ["Hi", ASKED], "answer": ["Hello", ANSWERED]},
         [*BEFORE, *PLAIN],
@@ -505,6 +545,7 @@ def test_rows_that_share_a_line_are_said_to_be_several(between: str, tmp_path: P
     _, reject, _ = read(tmp_path / "a.jsonl")
     assert isinstance(reject, Reject)
     assert "several rows in the place of one" in reject.message
+    assert reject.lost_bytes == 2 * len(line) + len(between)
 
 
 def test_no_bytes_are_lost_of_a_tar_that_is_cut_in_the_padding_of_its_last_member(tmp_path: Path):
@@ -514,3 +555,129 @@ def test_no_bytes_are_lost_of_a_tar_that_is_cut_in_the_padding_of_its_last_membe
     assert isinstance(sample, Sample)
     assert isinstance(reject, Reject)
     assert reject.lost_bytes == 0
+
+
+BOTH = {  # (image, images, placeholders): what is meant; nothing where that is not plain
+    ("a", ("a",), 1): ("a",),
+    ("a", ("a", "b"), 2): ("a", "b"),
+    ("a", ("a", "b"), 0): ("a", "b"),
+    ("c", ("a", "b"), 1): ("c",),
+    ("c", ("a", "b"), 2): ("a", "b"),
+    (("a", "b"), ("a",), 2): ("a", "b"),
+    (("a", "b"), ("a",), 1): ("a",),
+    ("c", ("a", "b"), 3): (),
+    ("c", ("a", "b"), 0): (),
+    ("c", ("a",), 1): (),
+}
+
+
+@pytest.mark.parametrize("container", ["jsonl", "parquet"])
+@pytest.mark.parametrize("row", BOTH, ids=str)
+def test_of_image_beside_images_those_count_that_have_placeholders(row, container: str, tmp_path: Path):
+    image, images, placeholders = row
+    image = image if isinstance(image, str) else list(image)
+    record = {"image": image, "images": list(images), "question": "<image>" * placeholders + ASKED, "answer": ANSWERED}
+    (tmp_path / f"a.{container}").write_bytes(written(record, container))
+    (found,) = read(tmp_path / f"a.{container}")
+    if isinstance(found, Sample):
+        assert tuple(image.name for image in found.images) == BOTH[row]
+    else:
+        assert not BOTH[row], found.message
+        assert found.reason == Reason.PLACEHOLDER_MISMATCH
+        assert "in images and others" in found.message
+
+
+def test_one_picture_under_two_names_is_one(tmp_path: Path):
+    struct = {"bytes": b"1", "path": "x/a.png"}
+    for image in (struct, "x/a.png", {"bytes": b"1", "path": None}):
+        same = [struct] if image != {"bytes": b"1", "path": None} else [image]
+        rows = [{"image": image, "images": same, "question": ASKED, "answer": ANSWERED}]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+        (sample,) = read(tmp_path / "a.parquet")
+        assert isinstance(sample, Sample), sample
+        assert [image.data for image in sample.images] == [b"1"]
+
+
+PICTURES = {
+    "bytes": b"1",
+    "a struct": {"bytes": b"1", "path": None},
+    "structs": [{"bytes": b"1", "path": None}],
+    "a path": "x/a.PNG",
+}
+
+
+@pytest.mark.parametrize("container", ["parquet", "arrow"])
+@pytest.mark.parametrize("kind", PICTURES)
+def test_a_column_that_holds_pictures_is_told_whatever_its_name(kind: str, container: str, tmp_path: Path):
+    table = pa.Table.from_pylist([{"scene": PICTURES[kind], "note": "none", "question": ASKED, "answer": ANSWERED}])
+    path = tmp_path / f"a.{container}"
+    if container == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    (reject,) = read(path)
+    assert isinstance(reject, Reject)
+    assert (reject.reason, "though it has scene;" in reject.message) == (Reason.PLACEHOLDER_MISMATCH, True)
+    (sample,) = read(path, {"images": "scene"})
+    assert isinstance(sample, Sample)
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (["img1", "img10", "img2"], ["img1", "img2", "img10"]),  # as tar --sort=name has them
+        (["img10", "img2", "img1"], ["img10", "img2", "img1"]),  # as somebody put them
+        (["01", "02", "10"], ["01", "02", "10"]),
+        (["10", "9a", "9b"], ["9a", "9b", "10"]),
+    ],
+)
+def test_members_that_are_sorted_by_their_letters_stand_as_they_are_counted(names, order, tmp_path: Path):
+    row = json.dumps({"messages": [USER, ASSISTANT]}).encode()
+    (tmp_path / "a.tar").write_bytes(tar({f"0.{name}.png": name.encode() for name in names} | {"0.json": row}))
+    (sample,) = read(tmp_path / "a.tar")
+    assert isinstance(sample, Sample), sample
+    assert [image.data for image in sample.images] == [name.encode() for name in order]
+
+
+def test_a_caption_is_text_of_utf_8_and_no_other(tmp_path: Path):
+    members = {"0.png": b"1", "0.txt": "\ufeffun café".encode(), "1.png": b"1", "1.txt": "un café".encode("latin-1")}
+    (tmp_path / "a.tar").write_bytes(tar(members))
+    sample, reject = read(tmp_path / "a.tar")
+    assert isinstance(sample, Sample)
+    assert sample.turns[1].content == ("un café",)
+    assert isinstance(reject, Reject)
+    assert reject.reason == Reason.BROKEN_ROW
+    assert "1.txt: not UTF-8" in reject.message
+
+
+ROWS = [{"id": str(number), "image": "a.png", "conversations": TURNS} for number in range(40)]
+TABLES = {  # rows in the place of one
+    "a list": [ROWS],
+    "by their names": {row["id"]: row for row in ROWS},
+    "one by its name": {"0": ROWS[0]},
+    "in columns": {name: {row["id"]: row[name] for row in ROWS} for name in ROWS[0]},
+    "lists of columns": {name: [row[name] for row in ROWS] for name in ROWS[0]},
+    "split": {"columns": list(ROWS[0]), "index": list(range(40)), "data": [list(row.values()) for row in ROWS]},
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_rows_in_the_place_of_one_weigh_what_they_are(kind: str, tmp_path: Path):
+    table = TABLES[kind]
+    (tmp_path / "a.json").write_text(json.dumps(table))
+    (reject,) = read(tmp_path / "a.json")
+    assert isinstance(reject, Reject)
+    count = 1 if kind.startswith("one") else 40
+    assert f"of {count} rows, in the place of one" in reject.message
+    assert abs(reject.lost_bytes - (tmp_path / "a.json").stat().st_size) < 10
+
+
+ONE = [ROWS[0], {"0": {"id": 1}, "image": "a.png"}, {"meta": {"width": 1}}, {"data": [[1]]}, {}]
+
+
+@pytest.mark.parametrize("row", ONE, ids=str)
+def test_a_row_weighs_as_one(row: dict, tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    (found,) = read(tmp_path / "a.jsonl")
+    assert isinstance(found, Sample) or found.lost_bytes == 0

@@ -51,6 +51,7 @@ class Source:
     image_root: str | None = None
     columns: dict = field(default_factory=dict)
     limit: int | None = None
+    filter: str | None = None
     extra: list = field(default_factory=list)
 
 
@@ -108,6 +109,15 @@ FILES = {
     "lines.json.gz": gzip.compress(LINES),
     "packed.jsonl": gzip.compress(LINES),
     "unpacked.jsonl.gz": LINES,
+    "joined.jsonl": "\n".join(json.dumps(row, indent=2) for row in ROWS).encode(),
+    "joined.json": "".join(json.dumps(row, indent=1) for row in ROWS).encode(),
+    "joined.jsonl.gz": gzip.compress("\n".join(json.dumps(row, indent=2) for row in ROWS).encode()),
+    "old-mac.jsonl": LINES.replace(b"\n", b"\r"),
+    "commas.jsonl": LINES.replace(b"\n\n", b",\n"),
+    "a.json.gz": gzip.compress(json.dumps(ROWS, ensure_ascii=False).encode()),
+    "list.jsonl.bz2": bz2.compress(json.dumps(ROWS, indent=1).encode()),
+    "a.json.xz": lzma.compress(b"\xef\xbb\xbf" + json.dumps(ROWS).encode()),
+    "a.json.zst": pa.Codec("zstd").compress(json.dumps(ROWS).encode(), asbytes=True),
 }
 
 

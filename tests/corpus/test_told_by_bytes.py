@@ -29,6 +29,7 @@ def title(path: Path) -> str:
     return format_of(storage.stat(str(path))).title
 
 
+JOINED = "JSON objects"
 TOLD = {  # name: (content, title, rows)
     "list.json": (json.dumps(ROWS), "JSON list", 5),
     "list.jsonl": (json.dumps(ROWS) + "\n", "JSON list", 5),
@@ -51,6 +52,15 @@ TOLD = {  # name: (content, title, rows)
     "lists.json": (json.dumps({"tags": ["x"], "train": ROWS, "more": [1, 2]}), "JSON object", 5),
     "row-with-lists.json": (lines([{"objects": [{"box": [1]}], **row} for row in ROWS]), "JSON lines", 5),
     "long-row.json": (lines([{"objects": [{"box": [1]}] * 500, **row} for row in ROWS]), "JSON lines", 5),
+    "indented-rows.jsonl": ("\n".join(json.dumps(row, indent=2) for row in ROWS), JOINED, 5),
+    "indented-rows.json": ("".join(json.dumps(row, indent=1) for row in ROWS), JOINED, 5),
+    "long-indented-rows.jsonl": ("\n".join(json.dumps({"x": "y" * 5000, **row}, indent=1) for row in ROWS), JOINED, 5),
+    "one-indented-row.json": (json.dumps(ROWS[0], indent=1), JOINED, 1),
+    "cr.jsonl": (lines(ROWS).replace("\n", "\r"), JOINED, 5),
+    "cr.json": (lines(ROWS).replace("\n", "\r"), JOINED, 5),
+    "crlf.jsonl": (lines(ROWS).replace("\n", "\r\n"), "JSON lines", 5),
+    "commas.jsonl": (lines(ROWS).replace("\n", ",\n"), "JSON lines", 5),
+    "commas.json": (lines(ROWS).replace("\n", ",\n"), "JSON lines", 5),
     "one-row.json": (json.dumps({"id": 1, "data": [{"id": 1}], "conversations": TURNS, "image": "a"}), "JSON lines", 1),
 }  # fmt: skip
 
@@ -60,15 +70,19 @@ def test_json_is_told_by_its_bytes(name, tmp_path):
     content, expected, count = TOLD[name]
     (tmp_path / name).write_text(content)
     assert title(tmp_path / name) == expected
-    assert len(read(tmp_path / name)) == count
+    found = read(tmp_path / name)
+    assert len(found) == count
+    broken = [row for row in found if isinstance(row, Reject) and row.reason == Reason.BROKEN_ROW]
+    assert len(broken) == name.startswith("broken")
     packed = tmp_path / f"{name}.gz"
     packed.write_bytes(gzip.compress(content.encode()))
-    if expected == "JSON lines":
+    if expected == "JSON object":
+        (row,) = read(packed)
+        assert "one packed JSON object that holds the rows under a key: unpack it" in row.message
+        assert row.lost_bytes == packed.stat().st_size
+    else:
         assert title(packed) == expected
         assert len(read(packed)) == count
-    elif expected == "JSON list":
-        (row,) = read(packed)
-        assert "a packed JSON list cannot be cut into slices" in row.message
 
 
 @pytest.mark.parametrize(
@@ -76,7 +90,6 @@ def test_json_is_told_by_its_bytes(name, tmp_path):
     [
         ({"images": [{"id": 1}], "annotations": [{"id": 1}]}, "over several lines"),
         ({"data": ROWS, "test": ROWS}, "other lists of objects as well (test)"),
-        (ROWS[0], "one row a line"),
         ({"a": 1, "b": {"c": ROWS}}, "over several lines"),
     ],
 )

@@ -286,6 +286,27 @@ def test_two_runs_in_one_session_with_a_template_changed_between_them(tmp_path):
     np.testing.assert_allclose(second, fresh(), atol=1e-6)
 
 
+def test_a_filter_leaves_rows_out_and_what_is_kept_scores_as_if_it_were_the_corpus(tmp_path, capsys):
+    rows = [{**row, "score": number} for number, row in enumerate(ROWS)]
+    config, keep = corpus_of(tmp_path / "made", rows), "corpus.sources.0.filter=score < 3 or score >= 12"
+    record, scores, _, rejects = run(config, keep, "corpus.slice_rows=4")
+    assert "filtered out" in capsys.readouterr().err
+    assert record["filtered_out"] == {"made": 9}
+    assert record["samples"] == len(ROWS)
+    assert scores["row"].to_pylist() == [number for number in range(len(ROWS)) if not 3 <= number < 12]
+    assert len(rejects) == 0
+    again, *_ = run(config, keep.replace(" < ", "<"), "corpus.slice_rows=4")
+    assert again["slices"]["extracted"] == 0
+    assert again["filtered_out"] == {"made": 9}
+    _, alone, *_ = run(corpus_of(tmp_path / "alone", rows[:3] + rows[12:]))
+    np.testing.assert_allclose(scores["score"], alone["score"], atol=1e-6)
+    whole, *_ = run(config, "corpus.slice_rows=4")
+    assert whole["filtered_out"] == {}
+    assert whole["scored"] == len(ROWS)
+    assert main(["run", str(config), "corpus.sources.0.filter=scores < 3"]) == 2
+    assert "no column 'scores'" in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_a_run_of_rejects_alone_says_so_each_time(tmp_path, capsys):
     rows = [{"messages": ROWS[0]["messages"], "images": ["images/nowhere.png"]}] * 3
     config = corpus_of(tmp_path / "made", rows)

@@ -127,7 +127,7 @@ def test_placeholders_of_objects_are_the_objects(boxes, fits):
 
 def test_a_field_of_a_row_that_is_read_by_another_name_first_is_counted():
     """`messages` is read before `conversations`: the second conversation of such a row is no part of the sample."""
-    record = {**MESSAGES_ROW, "conversations": LLAVA_ROW["conversations"], "image": "other.png"}
+    record = {**MESSAGES_ROW, "conversations": LLAVA_ROW["conversations"], "image": ["other.png", "more.png"]}
     _, lost = row_of("internvl", record)
     assert lost["image"] == lost["conversations"] == lost["messages[].loss"] == 1
     _, lost = row_of("ms-swift", record)

@@ -89,3 +89,16 @@ def test_a_slice_of_large_pictures_becomes_several(sizes, cuts, monkeypatch):
     assert [key["row"] for _, packed in found for key, _ in unpack(packed)] == list(range(5, 5 + len(sizes)))
     assert all(piece.file_rows == 20 for piece, _ in found)
     assert [piece.digest for piece, _ in found] == (["d"] if len(cuts) == 1 else [""] * len(cuts)), "of the whole slice"
+
+
+def test_rows_that_a_filter_left_out_are_in_the_slices_that_are_cut(monkeypatch):
+    monkeypatch.setattr(payload, "MAX_BYTES", 1)
+    planned = Slice(
+        "s", "/a.json", 9, "1", "/", "key", first_row=10, stop_row=20, file_rows=30, start_byte=0, stop_byte=9
+    )
+    rows = [({"row": row, "id": None}, sample(row, row)) for row in (12, 13, 17)]
+    pieces = list(payload.payloads(planned, rows))
+    assert [(piece.first_row, piece.stop_row) for piece, _ in pieces] == [(10, 13), (13, 14), (14, 18), (18, 20)]
+    assert [[key["row"] for key, _ in unpack(packed)] for _, packed in pieces] == [[12], [13], [17], []]
+    ((piece, packed),) = payload.payloads(planned, [])
+    assert (piece, unpack(packed)) == (planned, [])

@@ -36,8 +36,8 @@ def made_up(folder: str, files: int, rows: int) -> tuple[Scores, pa.Table]:
         pq.write_table(tables[-1], sink)
         storage.write(f"{folder}/scores/{file:05d}.parquet", sink.getvalue().to_pybytes())
     table = pa.concat_tables(tables)
-    parts = [ScoredPart(rows, value_counts(table["source"]), {}, 0.0, 1e30) for table in tables]
-    return Scores([f"{folder}/scores/{file:05d}.parquet" for file in range(files)], parts, []), table
+    parts = [ScoredPart(rows, value_counts(table["source"]), {}, {}, {}, 0.0, 1e30) for table in tables]
+    return Scores([f"{folder}/scores/{file:05d}.parquet" for file in range(files)], parts, [], []), table
 
 
 @pytest.mark.usefixtures("cluster")

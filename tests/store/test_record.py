@@ -23,7 +23,7 @@ def test_a_record_of_version_0_1_is_read():
     (stored,) = (DATA / "output-0.1" / "runs").glob("*/run.json")
     record = RunRecord.from_json(json.loads(stored.read_bytes()), str(stored))
     assert (record.scored, record.chosen, record.k, record.sources["golden"].chosen) == (27, 13, 3, 12)
-    assert record.to_json() == json.loads(stored.read_bytes()) | {"lost": [], "passed_over": {}}
+    assert record.to_json() == json.loads(stored.read_bytes()) | {"filtered_out": {}, "lost": [], "passed_over": {}}
 
 
 def test_another_version_is_refused_with_both_names():

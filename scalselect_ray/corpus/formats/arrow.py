@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from scalselect_ray.corpus.fields import FIELDS
+from scalselect_ray.corpus.fields import FIELDS, IMAGE_NAME
 from scalselect_ray.corpus.formats import arrow_values
 from scalselect_ray.corpus.formats.base import Broken, Cutting, Format, RowRange, UnreadableFileError, ranges_of_groups
 from scalselect_ray.corpus.sample import Reason
@@ -114,10 +114,18 @@ def _rows(stream: BinaryIO, layout: _Layout, first: int, stop: int, fields: Coll
             continue
         names = batch.schema.names
         wanted = batch.slice(start, length).select([name for name in names if name in fields])
+        unread = tuple(name for name in names if name not in fields)
+        pictures = tuple(name for name, column in zip(names, batch.columns, strict=True) if _is_picture(column))
         for at in range(0, length, _BATCH_ROWS):
-            yield from arrow_values.records(
-                wanted.slice(at, _BATCH_ROWS), tuple(name for name in names if name not in fields)
-            )
+            yield from arrow_values.records(wanted.slice(at, _BATCH_ROWS), unread, pictures)
+
+
+def _is_picture(column: pa.Array) -> bool:
+    """By the type of a column, or by the first of the texts in it."""
+    if arrow_values.holds_pictures(column.type):
+        return True
+    first = column[:1].to_pylist() if arrow_values.is_text(column.type) else []
+    return any(isinstance(name, str) and IMAGE_NAME.fullmatch(name) is not None for name in first)
 
 
 def _batches(

@@ -29,17 +29,31 @@ def rows(batch: pa.RecordBatch) -> list[Record]:
     return [Record(zip(batch.schema.names, row, strict=True)) for row in _zipped(batch.columns, len(batch))]
 
 
-def records(batch: pa.RecordBatch, unread: tuple[str, ...]) -> Iterator[object]:
-    """The rows, with the names of what stands beside them; `Broken` where one is too large, or has a value that is
-    none, such as a text in another encoding."""
+def holds_pictures(kind: pa.DataType) -> bool:
+    """Whether a column of this type has bytes in it, alone or in structs and lists, as nothing else in a corpus."""
+    if pa.types.is_dictionary(kind) or _is_list(kind) or pa.types.is_fixed_size_list(kind):
+        return not pa.types.is_map(kind) and holds_pictures(kind.value_type)
+    if pa.types.is_struct(kind):
+        return any(holds_pictures(kind.field(index).type) for index in range(kind.num_fields))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type has texts."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def records(batch: pa.RecordBatch, unread: tuple[str, ...], pictures: tuple[str, ...] = ()) -> Iterator[object]:
+    """The rows, with the names of what stands beside them, and of those that hold `pictures`; `Broken` where one is too
+    large, or has a value that is none, such as a text in another encoding."""
     if not batch.num_columns:
         for _ in range(len(batch)):
-            yield _with_unread(Record(), unread)
+            yield _with_unread(Record(), unread, pictures)
         return
     sizes = row_sizes(batch)
     if len(batch) and sizes.max() <= MAX_ROW_BYTES:
         with contextlib.suppress(ValueError, OverflowError):
-            yield from [_with_unread(record, unread) for record in rows(batch)]
+            yield from [_with_unread(record, unread, pictures) for record in rows(batch)]
             return
     for index, size in enumerate(sizes.tolist()):
         if size > MAX_ROW_BYTES:
@@ -49,13 +63,13 @@ def records(batch: pa.RecordBatch, unread: tuple[str, ...]) -> Iterator[object]:
             )
             continue
         try:
-            yield _with_unread(rows(batch.slice(index, 1))[0], unread)
+            yield _with_unread(rows(batch.slice(index, 1))[0], unread, pictures)
         except (ValueError, OverflowError) as error:
             yield Broken(f"a value cannot be read: {error}")
 
 
-def _with_unread(record: Record, unread: tuple[str, ...]) -> Record:
-    record.unread = unread
+def _with_unread(record: Record, unread: tuple[str, ...], pictures: tuple[str, ...]) -> Record:
+    record.unread, record.pictures = unread, pictures
     return record
 
 

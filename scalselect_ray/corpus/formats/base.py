@@ -17,6 +17,9 @@ from scalselect_ray.io.storage import FileInfo
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_ROW_BYTES = 1 << 28  # a longer row is no sample but an attack or an accident
 _TURNS = re.compile(rb'\[\s*\{\s*"(?:from|role|value|content)"\s*:')
+_KEY = re.compile(r'\s*"([^"\\]*(?:\\.[^"\\]*)*)"\s*:\s*')
+_NEXT = re.compile(r"\s*,")
+_PARSE = json.JSONDecoder().raw_decode
 MAX_ROW_VALUES = 1 << 18  # texts, numbers, lists and objects of a row, so that it takes no gigabytes once parsed
 
 
@@ -73,7 +76,7 @@ def parse_row(data: bytes) -> object:
     except (ValueError, RecursionError) as error:
         several = isinstance(error, json.JSONDecodeError) and _goes_on(error)
         what = "several rows in the place of one, not JSON" if several else "not JSON"
-        return Broken(f"{what}: {error}: {data[:60]!r}")
+        return Broken(f"{what}: {error}: {data[:60]!r}", lost_bytes=len(data) if several else 0)
 
 
 def _goes_on(error: json.JSONDecodeError) -> bool:
@@ -142,13 +145,31 @@ def text_begins(head: bytes, character: bytes) -> bool:
     return head[257:262] != b"ustar" and head.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(character)
 
 
+def first_keys(head: bytes) -> dict[str, int]:
+    """The keys of an object with these first bytes, and where the value of each begins: as far as they are whole, and
+    the key after them."""
+    text = head.decode("latin-1")  # a character a byte
+    at, found = text.find("{") + 1, dict[str, int]()
+    while (key := _KEY.match(text, at)) is not None:
+        found.setdefault(key[1], key.end())
+        try:
+            _, at = _PARSE(text, key.end())
+        except (ValueError, RecursionError):
+            break
+        following = _NEXT.match(text, at)
+        if following is None:
+            break
+        at = following.end()
+    return found
+
+
 def lines_begin(head: bytes) -> bool:
     """Whether these first bytes, which begin with a bracket, are of a text with a row on each line: objects, or lists
     of turns (a list of rows on a line is one of several lists that were joined)."""
     first, *others = head.removeprefix(BYTE_ORDER_MARK).lstrip().splitlines() or [b""]
     if first.startswith(b"["):
         return _TURNS.match(first) is not None
-    return any(line.strip() for line in others) and isinstance(parse_row(first), dict)
+    return any(line.strip() for line in others) and isinstance(parse_row(first.rstrip().removesuffix(b",")), dict)
 
 
 def cut(sizes: Iterator[tuple[int, int]], cutting: Cutting) -> Iterator[RowRange]:

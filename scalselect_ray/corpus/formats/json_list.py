@@ -1,11 +1,12 @@
 """One JSON array of rows (LLaVA-665K and kin), streamed: each byte is looked at once, and only a window and the row
 that it ends in are in memory."""
 
+import io
 import itertools
 import json
 import re
 from collections.abc import Callable, Collection, Container, Iterator, Sequence
-from typing import BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar, cast
 
 from scalselect_ray.corpus.fields import FIELDS
 from scalselect_ray.corpus.formats.base import (
@@ -24,12 +25,13 @@ from scalselect_ray.corpus.formats.base import (
     text_begins,
     too_long,
 )
-from scalselect_ray.corpus.formats.packed import SUFFIXES
+from scalselect_ray.corpus.formats.packed import SUFFIXES, deflated, inflated
 from scalselect_ray.corpus.sample import Reason
 from scalselect_ray.io import storage
 from scalselect_ray.io.storage import FileInfo
 
 WINDOW = 1 << 22  # bytes read at once
+_PACKED_WINDOW = 1 << 16  # the same; rows that end in it are lost where it breaks
 _BETWEEN = re.compile(rb"[ \t\r\n,]*+")
 _ROW = re.compile(rb"[-\[{0-9tfnNI]")  # what a row may begin with among objects: a text there is a quote too many
 _SCALAR = re.compile(rb'[^ \t\r\n,\[\]{}"]*+')  # a number, true, false or null
@@ -58,6 +60,7 @@ class JsonList(Format):
     title = "JSON list"
     suffixes: ClassVar[tuple[str, ...]] = (".json", ".jsonl", ".ndjson")
     scanned = True
+    listed: ClassVar[bool] = True  # its rows stand in brackets
 
     def begins(self, head: bytes) -> bool:
         return text_begins(head, b"[") and not lines_begin(head)
@@ -67,7 +70,7 @@ class JsonList(Format):
         return 0
 
     def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[RowRange]:
-        return cut(_elements(file), cutting)
+        return cut(_elements(file, self.listed), cutting)
 
     def read(
         self, file: FileInfo, ranges: Sequence[RowRange], fields: Collection[str] = FIELDS
@@ -78,34 +81,109 @@ class JsonList(Format):
                 yield range_, [too_long(size)]
                 continue
             block = storage.read_bytes(file.uri, range_.start_byte, range_.stop_byte)
-            yield range_, _parsed(block, lambda: border(file, self.opens(file)))
+            yield range_, _parsed(block, lambda: border_of(file, self.opens(file)))
 
     def copy_rows(self, file: FileInfo, ranges: Sequence[RowRange], rows: Container[int], stream: BinaryIO) -> int:
+        return self.write(self.chosen(file, ranges, rows), stream)
+
+    def write(self, rows: Iterator[bytes], stream: BinaryIO) -> int:
+        """Writes a file of such rows; returns how many these are."""
         count = 0
+        for row in rows:
+            stream.write((b",\n" if count else b"[\n") + row)
+            count += 1
+        stream.write(b"\n]\n" if count else b"[]\n")
+        return count
+
+    def chosen(self, file: FileInfo, ranges: Sequence[RowRange], rows: Container[int]) -> Iterator[bytes]:
+        """Some rows as they stand in a file, without the blanks around them."""
         for range_ in ranges:
             wanted = [row for row in range(range_.first_row, range_.stop_row) if row in rows]
             if not wanted:
                 continue
             block = storage.read_bytes(file.uri, range_.start_byte, range_.stop_byte)
-            places = _places(block, border(file, self.opens(file)))
+            places = _places(block, border_of(file, self.opens(file)))
             for start, stop in (places[row - range_.first_row] for row in wanted):
-                stream.write((b",\n" if count else b"[\n") + block[start:stop].strip())
-                count += 1
-        stream.write(b"\n]\n" if count else b"[]\n")
-        return count
+                yield block[start:stop].strip()
 
 
 class PackedJsonList(JsonList):
-    """A list in a packed stream, which nothing could begin to read in its midst: no file is of this format."""
+    """A list in one packed stream."""
 
     suffixes = tuple(name + packed for name in JsonList.suffixes for packed in SUFFIXES)
-    packed = True
-    copy_rows = Format.copy_rows
+    packed = sequential = True
+    scanned = False
 
-    def begins(self, head: bytes) -> bool:
-        if super().begins(head):
-            raise UnreadableFileError("a packed JSON list cannot be cut into slices: unpack it, or write JSON lines")
-        return False
+    def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[RowRange]:
+        for range_ in cut(((start, stop) for start, stop, _ in _unpacked(file, self.listed)), cutting):
+            yield range_._replace(start_byte=0, stop_byte=0)
+
+    def read(
+        self, file: FileInfo, ranges: Sequence[RowRange], fields: Collection[str] = FIELDS
+    ) -> Iterator[tuple[RowRange, list[object]]]:
+        for range_, found in self._in_ranges(file, ranges):
+            yield range_, [too_long(stop - start) if row is None else parse_row(row) for start, stop, row in found]
+
+    def copy_rows(self, file: FileInfo, ranges: Sequence[RowRange], rows: Container[int], stream: BinaryIO) -> int:
+        with deflated(stream, file) as packed:
+            return super().copy_rows(file, ranges, rows, packed)
+
+    def chosen(self, file: FileInfo, ranges: Sequence[RowRange], rows: Container[int]) -> Iterator[bytes]:
+        for range_, found in self._in_ranges(file, ranges):
+            for row, (_, _, data) in enumerate(found, start=range_.first_row):
+                if row in rows and data is not None:
+                    yield data.strip()
+
+    def _in_ranges(
+        self, file: FileInfo, ranges: Sequence[RowRange]
+    ) -> Iterator[tuple[RowRange, list[tuple[int, int, bytes | None]]]]:
+        """What `_unpacked` gives of consecutive ranges."""
+        elements, row = _unpacked(file, self.listed), 0
+        for range_ in ranges:
+            found = list(itertools.islice(elements, range_.first_row - row, range_.stop_row - row))
+            row = range_.stop_row
+            yield range_, found
+
+
+def _unpacked(file: FileInfo, listed: bool) -> Iterator[tuple[int, int, bytes | None]]:
+    """(start, stop, row) of each row in what a packed list holds, if they are `listed` in one; None in the place of one
+    that is longer than a row may be. Raises UnreadableFileError where the list breaks off or cannot be unpacked
+    further, after the rows before."""
+    with storage.open_read(file.uri) as raw:
+        stream = cast(io.BufferedReader, inflated(raw, file))
+        head, problem = _head(stream)
+        # `read`: bytes of the file, about, up to the last row
+        elements, read = Elements(border(head), listed=not listed), 0
+        while head:
+            for start, stop in elements.feed(head):
+                yield start, stop, elements.data(start, stop)
+                read = raw.tell()
+            if problem is not None:
+                break
+            try:
+                head = stream.read1(_PACKED_WINDOW)
+            except UnreadableFileError as error:
+                problem = error
+        for start, stop in elements.end():
+            yield start, stop, elements.data(start, stop)
+    if problem is not None:
+        raise UnreadableFileError(f"after row {elements.rows - 1}: {problem}", file.size - read) from problem
+    if elements.listed and listed:
+        raise UnreadableFileError(f"the JSON list breaks off after row {elements.rows - 1}", file.size - read)
+    if elements.has_begun:
+        start, stop = elements.stop, elements.fed
+        yield start, stop, elements.data(start, stop)
+
+
+def _head(stream: io.BufferedReader) -> tuple[bytes, UnreadableFileError | None]:
+    """The first bytes of a stream, by which it is learnt how rows begin; and what kept it from giving more."""
+    pieces: list[bytes] = []
+    try:
+        while sum(map(len, pieces)) < WINDOW and (piece := stream.read1(_PACKED_WINDOW)):
+            pieces.append(piece)
+    except UnreadableFileError as error:
+        return b"".join(pieces), error
+    return b"".join(pieces), None
 
 
 def _parsed(block: bytes, border: Callable[[], re.Pattern[bytes] | None]) -> list[object]:
@@ -127,26 +205,31 @@ def _places(block: bytes, border: re.Pattern[bytes] | None) -> list[tuple[int, i
     return found
 
 
-def _elements(file: FileInfo) -> Iterator[tuple[int, int]]:
-    """(start, stop) byte of each element. Raises UnreadableFileError where the list breaks off."""
-    elements = Elements(border(file))
+def _elements(file: FileInfo, listed: bool) -> Iterator[tuple[int, int]]:
+    """(start, stop) byte of each element. Raises UnreadableFileError where the list, if they are `listed` in one,
+    breaks off."""
+    elements = Elements(border_of(file), listed=not listed)
     with storage.open_read(file.uri) as stream:
         while block := stream.read(WINDOW):
             yield from elements.feed(block)
     yield from elements.end()
-    if elements.listed:
+    if elements.listed and listed:
         raise UnreadableFileError(f"the JSON list breaks off after row {elements.rows - 1}", file.size - elements.stop)
     if elements.has_begun:
         yield elements.stop, file.size
 
 
-def border(file: FileInfo, opens: int = 0) -> re.Pattern[bytes] | None:
-    """What a row begins with in the list that begins at byte `opens` of a file: a bracket, and the first key of one of
-    the file's first rows. None where these are no objects.
+def border_of(file: FileInfo, opens: int = 0) -> re.Pattern[bytes] | None:
+    """The border of the list that begins at byte `opens` of a file."""
+    return border(storage.read_bytes(file.uri, opens, min(file.size, opens + WINDOW)))
+
+
+def border(head: bytes) -> re.Pattern[bytes] | None:
+    """What a row begins with in a list that begins so: a bracket, and the first key of one of its first rows. None
+    where these are no objects.
 
     Inside a string each quote would have a backslash before it: a row with a border in it has objects that begin as
     rows do, or is broken."""
-    head = storage.read_bytes(file.uri, opens, min(file.size, opens + WINDOW))
     elements = Elements()
     starts = [start for start, _ in itertools.islice(elements.feed(head), _LEARNT)]
     found = [_FIRST_KEY.match(head, start) for start in starts]
@@ -187,6 +270,15 @@ class Elements:
     def stop(self) -> int:
         """Where the open element begins; without one, where the next may begin."""
         return self._base + (self._at if self._begun is None else self._begun)
+
+    @property
+    def fed(self) -> int:
+        """How many bytes were fed."""
+        return self._base + len(self._data)
+
+    def data(self, start: int, stop: int) -> bytes | None:
+        """The bytes of the element that was found last; None where it is longer than a row may be."""
+        return bytes(self._data[start - self._base : stop - self._base]) if start >= self._base else None
 
     def feed(self, block: bytes) -> Iterator[tuple[int, int]]:
         """(start, stop) byte of each element that ends in these bytes, which follow those that were fed before."""

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Container, Iterator, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 from scalselect_ray.corpus.fields import FIELDS
 from scalselect_ray.corpus.formats.base import (
@@ -12,32 +12,31 @@ from scalselect_ray.corpus.formats.base import (
     RowRange,
     UnreadableFileError,
     cut,
+    first_keys,
     lines_begin,
     text_begins,
 )
-from scalselect_ray.corpus.formats.json_list import WINDOW, Elements, JsonList, border
+from scalselect_ray.corpus.formats.json_list import WINDOW, Elements, JsonList, border_of
+from scalselect_ray.corpus.formats.packed import SUFFIXES
 from scalselect_ray.io import storage
 from scalselect_ray.io.storage import FileInfo
 
 _HEAD = 4096  # bytes in which the list must begin
 _USUAL = ("data", "rows", "samples", "examples", "items", "records", "train", "dataset", "instances", "annotations")
-_KEY = re.compile(r'\s*"([^"\\]*(?:\\.[^"\\]*)*)"\s*:\s*')
 _LIST = re.compile(r"\[\s*\{")
-_NEXT = re.compile(r"\s*,")
 _FIELD = re.compile("|".join(f'"{name}"' for name in FIELDS))
-_PARSE = json.JSONDecoder().raw_decode
 
 
 class JsonObject(JsonList):
     """As a list from where the list begins; what stands before and after it are no rows."""
 
     title = "JSON object"
-    suffixes = (".json",)
+    suffixes: ClassVar[tuple[str, ...]] = (".json",)
 
     def begins(self, head: bytes) -> bool:
         if not text_begins(head, b"{") or lines_begin(head):
             return False
-        if _list_in(head) is not None:
+        if list_in(head) is not None:
             return True
         lines = head.removeprefix(BYTE_ORDER_MARK).strip().splitlines()[:-1]
         if lines and not any(map(_is_whole, lines)):
@@ -49,12 +48,12 @@ class JsonObject(JsonList):
         return False
 
     def opens(self, file: FileInfo) -> int:
-        return _list_in(storage.read_start(file.uri, _HEAD)) or 0
+        return list_in(storage.read_start(file.uri, _HEAD)) or 0
 
     def scan(self, file: FileInfo, cutting: Cutting) -> Iterator[RowRange]:
         """All of it is looked at before the first range is given: another list may follow."""
         opens = self.opens(file)
-        elements = Elements(border(file, opens))
+        elements = Elements(border_of(file, opens))
         found: list[tuple[int, int]] = []
         ends = self._ends(file, opens, elements, found)
         if ends is not None:
@@ -68,7 +67,7 @@ class JsonObject(JsonList):
     def copy_rows(self, file: FileInfo, ranges: Sequence[RowRange], rows: Container[int], stream: BinaryIO) -> int:
         """With what stands before and after the list."""
         opens = self.opens(file)
-        ends = self._ends(file, opens, Elements(border(file, opens)), [])
+        ends = self._ends(file, opens, Elements(border_of(file, opens)), [])
         stream.write(storage.read_bytes(file.uri, 0, opens))
         count = super().copy_rows(file, ranges, rows, stream)
         rest = storage.read_bytes(file.uri, ends, file.size) if ends is not None else b""
@@ -91,34 +90,37 @@ class JsonObject(JsonList):
         return None
 
 
+class PackedJsonObject(JsonObject):
+    """One in a packed stream: it is not read."""
+
+    suffixes = tuple(name + packed for name in JsonObject.suffixes for packed in SUFFIXES)
+    packed = True
+
+    def begins(self, head: bytes) -> bool:
+        if super().begins(head):
+            raise UnreadableFileError(
+                "one packed JSON object that holds the rows under a key: unpack it, or write a list of rows, or a row "
+                "a line"
+            )
+        return False
+
+
 def _is_whole(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line), dict | list)
+        return isinstance(json.loads(line.rstrip().removesuffix(b",")), dict | list)
     except (ValueError, RecursionError):
         return False
 
 
-def _list_in(head: bytes) -> int | None:
+def list_in(head: bytes) -> int | None:
     """The byte at which the list of rows begins, of an object with these first bytes; None where it is not plain: a row
     is an object as well, and may have lists of objects that are no rows."""
     text = head.decode("latin-1")  # a character a byte
-    at = text.find("{") + 1
-    while (key := _KEY.match(text, at)) is not None:
-        name = key[1]
+    for name, at in first_keys(head).items():
         if name in FIELDS:
             return None
-        if _LIST.match(text, key.end()):
-            rest = text[key.end() :]
-            is_plain = name in _USUAL or _FIELD.search(rest) is not None
-            return key.end() if is_plain else None
-        try:
-            _, at = _PARSE(text, key.end())
-        except (ValueError, RecursionError):
-            return None
-        following = _NEXT.match(text, at)
-        if following is None:
-            return None
-        at = following.end()
+        if _LIST.match(text, at):
+            return at if name in _USUAL or _FIELD.search(text[at:]) is not None else None
     return None
 
 
@@ -143,4 +145,4 @@ def _check_rest(rest: bytes, size: int) -> None:
         )
 
 
-FORMATS = (JsonObject(),)
+FORMATS = (JsonObject(), PackedJsonObject())

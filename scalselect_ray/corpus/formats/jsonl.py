@@ -49,7 +49,7 @@ class JsonLines(Format):
         self, file: FileInfo, ranges: Sequence[RowRange], fields: Collection[str] = FIELDS
     ) -> Iterator[tuple[RowRange, list[object]]]:
         for range_, lines in self._raw(file, ranges):
-            yield range_, [line if isinstance(line, Broken) else parse_row(line) for line in lines]
+            yield range_, [line if isinstance(line, Broken) else _parsed(line) for line in lines]
 
     def copy_rows(self, file: FileInfo, ranges: Sequence[RowRange], rows: Container[int], stream: BinaryIO) -> int:
         count = 0
@@ -120,6 +120,12 @@ class JsonLines(Format):
                 base += len(block)
             if size:
                 yield start, start + size, b"".join(pieces) if pieces else None
+
+
+def _parsed(line: bytes) -> object:
+    """The row on a line, which may end in a comma, as if the lines were those of a list."""
+    stripped = line.rstrip()
+    return parse_row(stripped[:-1] if stripped.endswith(b",") else line)
 
 
 class PackedJsonLines(JsonLines):

@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalselect_ray.corpus.fields import FIELDS, every_field
+from scalselect_ray.corpus.fields import FIELDS, IMAGE_NAME, every_field
 from scalselect_ray.corpus.formats import arrow_values
 from scalselect_ray.corpus.formats.base import (
     Broken,
@@ -97,6 +97,7 @@ class _File(NamedTuple):
     chunks: tuple[tuple[Chunk, ...], ...]  # the columns of each row group
     columns: list[str]  # those that are read
     unread: tuple[str, ...]  # the others
+    pictures: tuple[str, ...]  # those of them that hold pictures
     batch_rows: int  # that are Arrow arrays at once
 
 
@@ -111,7 +112,9 @@ def _open(stream: BinaryIO, rows: int, fields: Collection[str] = FIELDS) -> _Fil
             raise ValueError("its footer has row groups twice")
         with_dictionary = _with_dictionary(metadata, chunks, rows)
         parquet = pq.ParquetFile(stream, metadata=metadata, read_dictionary=with_dictionary, pre_buffer=True)
-        names = parquet.schema_arrow.names
+        schema = parquet.schema_arrow
+        unread = tuple(name for name in schema.names if name not in fields)
+        pictures = _pictures(unread, schema, chunks)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         if is_trouble(error):
             raise
@@ -119,9 +122,23 @@ def _open(stream: BinaryIO, rows: int, fields: Collection[str] = FIELDS) -> _Fil
     return _File(
         parquet,
         chunks,
-        columns=[name for name in names if name in fields],
-        unread=tuple(name for name in names if name not in fields),
+        columns=[name for name in schema.names if name in fields],
+        unread=unread,
+        pictures=pictures,
         batch_rows=min(rows, _SHARED_ROWS) if with_dictionary else _BATCH_ROWS,
+    )
+
+
+def _pictures(unread: Sequence[str], schema: pa.Schema, chunks: Sequence[Sequence[Chunk]]) -> tuple[str, ...]:
+    """The columns that are not read and hold pictures: by their type, or by the least of the texts in them, which the
+    footer may have."""
+    texts = {chunk.path: (chunk.least or b"").decode("utf-8", "replace") for chunk in chunks[0]} if chunks else {}
+    kinds = {name: schema.field(name).type for name in unread if len(schema.get_all_field_indices(name)) == 1}
+    return tuple(
+        name
+        for name, kind in kinds.items()
+        if arrow_values.holds_pictures(kind)
+        or (arrow_values.is_text(kind) and IMAGE_NAME.fullmatch(texts.get(name, "")) is not None)
     )
 
 
@@ -156,7 +173,7 @@ def _with_dictionary(metadata: pq.FileMetaData, chunks: tuple[tuple[Chunk, ...],
 def _without(file: _File) -> Record:
     """What each row is of a file that has none of a sample's columns."""
     record = Record()
-    record.unread = file.unread
+    record.unread, record.pictures = file.unread, file.pictures
     return record
 
 
@@ -189,7 +206,7 @@ def _group_rows(file: _File, group: int, start: int, stop: int) -> Iterator[obje
     for batch in file.parquet.iter_batches(batch_size=file.batch_rows, row_groups=[group], columns=file.columns):
         if at + len(batch) > start:
             wanted = batch.slice(max(0, start - at), min(len(batch), stop - at) - max(0, start - at))
-            yield from arrow_values.records(wanted, file.unread)
+            yield from arrow_values.records(wanted, file.unread, file.pictures)
         at += len(batch)
         if at >= stop:
             return

@@ -20,6 +20,7 @@ class Chunk(NamedTuple):
     compressed: int
     data_offset: int
     dictionary_offset: int | None
+    least: bytes | None = None  # of its values, where the footer says it
 
 
 @functools.lru_cache(maxsize=8)
@@ -53,16 +54,25 @@ def _columns(reader: "_Reader") -> Iterator[Chunk]:
 def _chunk(reader: "_Reader") -> Chunk:
     numbers: dict[int, int] = {}
     path: list[str] = []
+    least: bytes | None = None
     for field, kind in reader.fields():
         if (field, kind) == (3, _LIST):
             path = [reader.binary().decode() for _ in reader.items(_BINARY)]
         elif field in (1, 5, 6, 7, 9, 11) and _BYTE < kind < _DOUBLE:
             numbers[field] = reader.integer()
+        elif (field, kind) == (12, _STRUCT):
+            for inner, inner_kind in reader.fields():
+                if (inner, inner_kind) == (6, _BINARY):
+                    least = reader.binary()
+                else:
+                    reader.skip(inner_kind)
         else:
             reader.skip(kind)
     reader.count_chunk()
     values, uncompressed, compressed, data_offset = (numbers.get(field, 0) for field in (5, 6, 7, 9))
-    return Chunk(".".join(path), numbers.get(1) == 6, values, uncompressed, compressed, data_offset, numbers.get(11))
+    dictionary_offset = numbers.get(11)
+    is_bytes = numbers.get(1) == 6
+    return Chunk(".".join(path), is_bytes, values, uncompressed, compressed, data_offset, dictionary_offset, least)
 
 
 class _Reader:

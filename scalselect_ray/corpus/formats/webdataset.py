@@ -4,6 +4,7 @@ extracted."""
 import contextlib
 import io
 import posixpath
+import re
 import tarfile
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, ClassVar, NamedTuple, Self, TypeVar, cast
@@ -299,7 +300,7 @@ def _record(tar: tarfile.TarFile, group: _Group, fields: Collection[str] = FIELD
             images[member.name] = {"bytes": data, "path": member.name}
             continue
         has_row = True
-        value = parse_row(data) if kind == "json" else data.decode("utf-8", "replace")
+        value = parse_row(data) if kind == "json" else _text(data)
         if isinstance(value, Broken):
             return Broken(f"{member.name}: {value.message}", value.reason)
         if kind == "json" and not name:
@@ -317,6 +318,13 @@ def _record(tar: tarfile.TarFile, group: _Group, fields: Collection[str] = FIELD
     record.unread = tuple(unread)
     _put_images(record, images, [name for name in fields if name not in FIELDS])
     return record
+
+
+def _text(data: bytes) -> str | Broken:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return Broken(f"not UTF-8: {error}: {data[:60]!r}; write its text as UTF-8")
 
 
 def _no_row(group: _Group) -> Broken:
@@ -372,7 +380,7 @@ def _put_images(record: Record, images: Mapping[str, dict[str, object]], own: Se
     record.pop("image", None)
     if not named and images.keys() == set(inside):
         return  # each stands in a turn that names it
-    record["images"] = list(images.values())
+    record["images"] = [images[name] for name in _ordered(list(images))]
     found = [(name, member(name)) for name in _listed(named)]
     is_whole = all(image is not None for _, image in found)
     if is_whole and isinstance(named, dict):  # by the placeholder that stands for each
@@ -380,6 +388,17 @@ def _put_images(record: Record, images: Mapping[str, dict[str, object]], own: Se
     elif is_whole and len(found) == len(images):
         record["images"] = [image for _, image in found]
     record.unread += tuple(f"the image {name!s} (no such member)" for name, image in found[:_NAMED] if image is None)
+
+
+def _ordered(names: list[str]) -> list[str]:
+    """Members as they are counted (img2 before img10) where the tar has them sorted by their letters; else as they
+    stand there."""
+    return sorted(names, key=_counted) if names == sorted(names) else names
+
+
+def _counted(name: str) -> list[tuple[int, str]]:
+    pieces = re.split(r"([0-9]{1,18})", name)
+    return [(int(piece) if number % 2 else 0, piece) for number, piece in enumerate(pieces)]
 
 
 def _put_inside(turns: object, member: Callable[[object], dict[str, object] | None]) -> Iterator[dict[str, object]]:
