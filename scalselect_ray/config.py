@@ -227,6 +227,15 @@ class ExtractorConfig:
     tokens: Literal["reference", "strict"] = setting(
         "Which tokens count: as the published implementation does, or by the paper's letter.", "reference"
     )
+    images: Literal["in_place", "first"] = setting(
+        "Where images stand in the conversation: where the row has them, or all before the first user text.", "in_place"
+    )
+    preset: Literal["published"] | None = setting(
+        "published: as the code published with the paper prepares a sample, where that runs right: images first, "
+        "samples cut at 4,096 tokens (max_length) rather than rejected, images of Qwen-VL models from 262,144 to "
+        "589,824 pixels. What is set beside it holds.",
+        None,
+    )
     layer: Any = setting(
         "The decoder layer that is read, from 0: the paper reads 0, another one is an extension whose cost grows with "
         "it. first_attention: the first layer that is softmax attention, for models whose layer 0 is none.",
@@ -254,10 +263,15 @@ class ExtractorConfig:
 
     def feature_settings(self) -> dict[str, Any]:
         """Everything here that changes a feature, but the model itself and its layer."""
+        later = {  # newer than features that people have: not named where they have their default
+            item.name
+            for item in fields(self)
+            if item.name in ("images", "preset") and getattr(self, item.name) == item.default
+        }
         return {
             item.name: getattr(self, item.name)
             for item in fields(self)
-            if item.name not in ("model", "revision", "batch_tokens", "layer")
+            if item.name not in {"model", "revision", "batch_tokens", "layer"} | later
         }
 
     def rules(self) -> Iterator[Rule]:

@@ -89,9 +89,9 @@ def normalise(
     """The sample a row holds. `resolve_image` turns an image field (path, bytes, struct) to a reference; `columns` are
     the names of a corpus that has its own.
 
-    User texts are split at each `<image>`, the pieces stripped; an assistant turn stays as it stands. Images without
-    any placeholder stand before the first user text. `verbatim`, for exports: nothing is stripped, and a sample without
-    images is a sample. Raises SampleRejectedError, and nothing else whatever the row holds."""
+    User texts are split at each `<image>`; an assistant turn stays as it stands. Images without any placeholder stand
+    before the first user text. `verbatim`, for exports: a sample without images is a sample. Raises
+    SampleRejectedError, and nothing else whatever the row holds."""
     if rows := rows_in(record, columns):
         what = "a list" if isinstance(record, list) else "an object"
         raise SampleRejectedError(
@@ -116,7 +116,7 @@ def normalise(
         else:
             name, listed = _meant(record, name, listed, turns)
         listed = _by_index(listed, reading.indexes) or _in_texts(turns)
-        turns = _at_other_marks(turns, len(listed), verbatim)
+        turns = _at_other_marks(turns, len(listed))
         _check_for_images(turns, listed, original, reading)
         turns = _numbered(turns, len(listed), verbatim)
     except SampleRejectedError as error:
@@ -195,7 +195,7 @@ class _Reading:
         name, own, _ = _image_fields(said.turn)
         if not own:
             return turn
-        (placed,) = _at_other_marks([turn], len(own), self.verbatim)
+        (placed,) = _at_other_marks([turn], len(own))
         if turn.role != "user" or _count_placeholders([placed]) not in (0, len(own)):
             self.unused.append(f"{name} of {said.where}")
             return turn
@@ -234,7 +234,7 @@ class _Reading:
             raise SampleRejectedError(Reason.BAD_CONVERSATION, f"{said.where}: a {role} turn holds {what}")
         if role != "user":
             return [text]
-        return self._at_marks(text) if self.marked else _split(text, self.verbatim)
+        return self._at_marks(text) if self.marked else _split(text)
 
     def _at_marks(self, text: str) -> Iterator[Content]:
         """The text split where placeholders stand that each name an image."""
@@ -245,7 +245,7 @@ class _Reading:
                 self.placed.add(piece)
                 yield ImagePlaceholder(-1)
             else:
-                yield from _split(piece, self.verbatim)
+                yield from _split(piece)
 
 
 def _said(record: Mapping[str, Any], reading: _Reading) -> list[_Said]:
@@ -435,11 +435,11 @@ def _not_text(text: str) -> str:
 
 
 @functools.lru_cache(maxsize=64)  # rows that share a large text share its pieces
-def _split(text: str, verbatim: bool) -> Sequence[Content]:
+def _split(text: str) -> Sequence[Content]:
     items: list[Content] = []
     for number, piece in enumerate(text.split(PLACEHOLDER)):
         items += [ImagePlaceholder(-1)] if number else []
-        items += [piece if verbatim else piece.strip()]
+        items += [piece]
     return items
 
 
@@ -488,7 +488,7 @@ def _numbered(turns: Sequence[Turn], images: int, verbatim: bool) -> list[Turn]:
     ]
 
 
-def _at_other_marks(turns: list[Turn], images: int, verbatim: bool) -> list[Turn]:
+def _at_other_marks(turns: list[Turn], images: int) -> list[Turn]:
     """The turns with placeholders where the user's texts write one otherwise for each image, in their order; as they
     are where that is not plain."""
     if not images or _count_placeholders(turns):
@@ -500,7 +500,7 @@ def _at_other_marks(turns: list[Turn], images: int, verbatim: bool) -> list[Turn
         return turns
 
     def split(text: str) -> Sequence[Content]:
-        return _split(_OTHER_MARKS.sub(PLACEHOLDER, text), verbatim)
+        return _split(_OTHER_MARKS.sub(PLACEHOLDER, text))
 
     return [
         replace(turn, content=tuple(item for text in turn.content for item in split(str(text)) if item != ""))

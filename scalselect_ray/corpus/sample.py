@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -72,10 +72,18 @@ Content = str | ImagePlaceholder
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one role says: texts and images in their order. Assistant turns hold text only."""
+    """What one role says: texts and images in their order, texts with the blanks that the row has around them.
+    Assistant turns hold text only."""
 
     role: Role
     content: tuple[Content, ...]
+
+    def stripped(self) -> "Turn":
+        """A user's turn without the blanks around its texts; that of another role as it stands."""
+        if self.role != "user":
+            return self
+        parts = (part.strip() if isinstance(part, str) else part for part in self.content)
+        return replace(self, content=tuple(part for part in parts if part != ""))
 
 
 @dataclass(frozen=True, slots=True)

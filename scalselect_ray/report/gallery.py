@@ -46,7 +46,7 @@ def draw_overlay(seen: "AttentionMap") -> dict[str, Any]:
 def turns_of(sample: Sample) -> list[tuple[str, str]]:
     """(role, text) of the first turns; pictures stand as a mark in the text."""
     turns: list[tuple[str, str]] = []
-    for turn in sample.turns[:_MAX_TURNS]:
+    for turn in (turn.stripped() for turn in sample.turns[:_MAX_TURNS]):
         turns.append((turn.role, " ".join(piece if isinstance(piece, str) else "\u25a6" for piece in turn.content)))
     if len(sample.turns) > _MAX_TURNS:
         turns.append(("", f"and {len(sample.turns) - _MAX_TURNS:,} more turns"))

@@ -27,6 +27,8 @@ _PATCHES = 1024  # along a side of an image
 _TOKEN_CHARACTERS = 64  # a text with more a token is not tokenized to find out that it is too long
 _LONG_CHARACTERS = 8  # one with more a token is tokenized in pieces first, no further than it must be
 _PIECE = 1 << 16  # characters
+_BEGINNING = 16  # characters of an answer
+_PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "offset_mapping")
 _TEMPLATE_SECONDS = 600.0  # of one sample, on however slow a machine
 
 
@@ -53,9 +55,14 @@ class Preparer:
         max_length: int | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        images_first: bool = False,
+        as_published: bool = False,
     ) -> None:
+        """`images_first`: they are moved before the first user text. `as_published`: what is above `max_length` is
+        left out, where no image stands there, and no reject; texts of users keep the blanks around them."""
         self._family = checkpoint.family
         self._tokens = tokens
+        self._images_first, self._as_published = images_first, as_published
         self._folder = folder = checkpoint.folder
         loaded = load_processor(checkpoint)
         self.filled = loaded.filled
@@ -133,6 +140,8 @@ class Preparer:
 
     def __call__(self, sample: Sample, images: Sequence[Image.Image]) -> Prepared:
         """`images` are those of `sample`, decoded, RGB, in order. Raises SampleRejectedError."""
+        turns = _images_first(sample.turns) if self._images_first else sample.turns
+        sample = replace(sample, turns=turns if self._as_published else tuple(turn.stripped() for turn in turns))
         self._check_size(sample, images)
         endless = SampleRejectedError(Reason.TOO_COSTLY, "the model's chat template does not end on this conversation")
         with at_most(_TEMPLATE_SECONDS, endless):
@@ -155,7 +164,7 @@ class Preparer:
             ) from error
         length = len(batch["input_ids"][0])
         if length > self._max_length:
-            raise SampleRejectedError(Reason.TOO_LONG, f"{length} tokens, more than the limit of {self._max_length}")
+            batch = self._cut_down(batch, length)
         images_of = self._family.inputs(batch)
         inputs = {name: torch.as_tensor(array) for name, array in images_of.items()}
         inputs |= {
@@ -167,7 +176,8 @@ class Preparer:
         expansions = batch["text_replacement_offsets"][0]
         offsets = np.asarray(batch["offset_mapping"][0])
         if self._tokens == "reference":
-            query = ~vision & ~_overlaps(offsets, _expanded(rendered, "assistant", expansions))
+            answers = _expanded(rendered, "assistant", expansions)
+            query = ~vision & ~_overlaps(offsets, answers) & ~self._blanks_before(answers, rendered, input_ids, offsets)
         else:
             query = ~np.isin(input_ids, [self._image_token]) & _overlaps(
                 offsets, _expanded(rendered, "user", expansions)
@@ -201,7 +211,7 @@ class Preparer:
                 Reason.TOO_LONG,
                 f"{characters:,} characters in {len(parts):,} parts, more than the limit of {self._max_length} tokens",
             )
-        if characters > _LONG_CHARACTERS * self._max_length:
+        if characters > _LONG_CHARACTERS * self._max_length and not self._as_published:
             self._check_long_text([part for part in parts if isinstance(part, str)], characters)
         pixels = sum(map(self._scaled_pixels, images))
         if pixels > MAX_PIXELS:
@@ -223,6 +233,33 @@ class Preparer:
                     f"{characters:,} characters, of which the first are {tokens:,} tokens, more than the limit of "
                     f"{self._max_length}",
                 )
+
+    def _cut_down(self, batch: Mapping[str, Any], length: int) -> dict[str, Any]:
+        """What the processor made of one sample without the tokens above the limit. Raises SampleRejectedError where
+        they are not to be left out, or an image is among them."""
+        beyond = np.asarray(batch["input_ids"][0])[self._max_length :]
+        message = f"{length} tokens, more than the limit of {self._max_length}"
+        if not self._as_published or (beyond == self._image_token).any():
+            raise SampleRejectedError(Reason.TOO_LONG, message + ", and images stand beyond it" * self._as_published)
+        return {
+            name: value[:, : self._max_length] if hasattr(value, "ndim") else [value[0][: self._max_length]]
+            for name, value in batch.items()
+            if name in _PER_TOKEN
+        } | {name: value for name, value in batch.items() if name not in _PER_TOKEN}
+
+    def _blanks_before(
+        self, answers: Sequence[range], rendered: Rendering, input_ids: np.ndarray, offsets: np.ndarray
+    ) -> np.ndarray:
+        """The tokens that are but the blank before an answer, where the tokenizer makes the same one of the answer's
+        own beginning (SentencePiece: `5` is a blank and `5`): they are the answer's. (S,) bool."""
+        blank = np.zeros(len(input_ids), dtype=bool)
+        texts = [rendered.text[span.start : span.stop] for span in rendered.ranges["assistant"]]
+        for span, text in zip(answers, texts, strict=True):
+            before = (offsets[:, 0] == span.start - 1) & (offsets[:, 1] == span.start)
+            if before.any():
+                alone = self._processor.tokenizer(text[:_BEGINNING], add_special_tokens=False)["input_ids"]
+                blank |= before & (input_ids == alone[0])
+        return blank
 
     def _scaled_pixels(self, image: Image.Image) -> int:
         """About so many pixels of the image when the processor has scaled it: one of 1x60000 pixels can become
@@ -283,6 +320,16 @@ def _sides(size: Mapping[str, int | None]) -> list[int]:
     longer one."""
     edge = size.get("shortest_edge") or size.get("longest_edge") or size.get("max_height")
     return [edge, edge] if edge else [side for name in ("height", "width") if (side := size.get(name))]
+
+
+def _images_first(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The turns with all images at the beginning of the first user turn, in their order."""
+    images = [part for turn in turns for part in turn.content if not isinstance(part, str)]
+    texts = [replace(turn, content=tuple(part for part in turn.content if isinstance(part, str))) for turn in turns]
+    first = next(number for number, turn in enumerate(turns) if turn.role == "user")
+    text = "".join(map(str, texts[first].content)).strip()
+    texts[first] = replace(texts[first], content=(*images, *([text] if text else [])))
+    return tuple(texts)
 
 
 def share_images(samples: Iterable[Prepared]) -> list[Prepared]:

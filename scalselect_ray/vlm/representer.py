@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,10 +36,12 @@ from scalselect_ray.vlm import (
     open_checkpoint,
     share_images,
 )
+from scalselect_ray.vlm.families import Family
 from scalselect_ray.vlm.pixels import PixelBudget
 
 _DECODED = PixelBudget(24 << 20)  # of one process, whatever the number of its threads
 _FRONT_SHARE = 4  # of this machine's memory a model's front may take a fourth to be tried
+_PUBLISHED_PIXELS, _PUBLISHED_LENGTH = (262_144, 589_824), 4096
 _TOGETHER = 32  # samples whose pixels are in memory at once
 
 Outcome = Representation | SampleRejectedError
@@ -51,12 +54,28 @@ def checkpoint_of(extractor: ExtractorConfig, *, weights: bool = True) -> Checkp
 
 def make_preparer(extractor: ExtractorConfig) -> Preparer:
     """The half that needs no device. Raises ModelError."""
+    checkpoint = checkpoint_of(extractor, weights=False)
+    settings = _as_published(extractor, checkpoint.family) if extractor.preset == "published" else extractor
     return Preparer(
-        checkpoint_of(extractor, weights=False),
-        tokens=extractor.tokens,
-        max_length=extractor.max_length,
-        min_pixels=extractor.min_pixels,
-        max_pixels=extractor.max_pixels,
+        checkpoint,
+        tokens=settings.tokens,
+        max_length=settings.max_length,
+        min_pixels=settings.min_pixels,
+        max_pixels=settings.max_pixels,
+        images_first=settings.images == "first",
+        as_published=settings.preset == "published",
+    )
+
+
+def _as_published(extractor: ExtractorConfig, family: Family) -> ExtractorConfig:
+    """The settings of the code published with the paper, where none is set."""
+    lowest, highest = _PUBLISHED_PIXELS if family.vision_marks else (None, None)  # Qwen-VL
+    return replace(
+        extractor,
+        images="first",
+        max_length=extractor.max_length or _PUBLISHED_LENGTH,
+        min_pixels=extractor.min_pixels or lowest,
+        max_pixels=extractor.max_pixels or highest,
     )
 
 

@@ -88,7 +88,7 @@ def test_layouts(record, images):
         record = {"conversations": record, "image": "a"}
         images = ["a"]
     sample = normalise(3, record, resolve)
-    assert [(turn.role, turn.content) for turn in sample.turns] == TURNS
+    assert [(turn.role, turn.stripped().content) for turn in sample.turns] == TURNS
     assert [image.name for image in sample.images] == images
     assert sample.row == 3
 
@@ -100,7 +100,7 @@ def test_ids_become_text_or_nothing(raw, known):
 
 def test_several_images_keep_their_places():
     record = {"images": ["a", "b"], "conversations": [{"from": "human", "value": "Is <image> or <image>larger?"}, GPT]}
-    assert normalise(0, record, resolve).turns[0].content == (
+    assert normalise(0, record, resolve).turns[0].stripped().content == (
         "Is",
         ImagePlaceholder(0),
         "or",
