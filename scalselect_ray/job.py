@@ -77,8 +77,12 @@ def open_store(config: JobConfig, console: Console) -> FeatureStore:
     for line in preparer.filled:
         console.note(f"extractor.model: {line}")
     description = description_of(config.extractor)
+
+    def earlier() -> str | None:
+        return None if preparer.blanks_are_answers else earlier_id(config.extractor)
+
     with _usable_output():
-        store = find_store(Output(config.output), id_of(description), description, lambda: earlier_id(config.extractor))
+        store = find_store(Output(config.output), id_of(description), description, earlier)
     if not store.is_described():  # what is, was tried
         try_model(config.extractor, preparer)
     with _usable_output():

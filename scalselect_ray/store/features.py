@@ -182,11 +182,11 @@ def _read_table(source: Any, columns: Sequence[str] | None) -> pa.Table:
 
 
 def find_store(
-    output: Output, extractor_id: str, description: Mapping[str, Any], earlier_id: Callable[[], str]
+    output: Output, extractor_id: str, description: Mapping[str, Any], earlier_id: Callable[[], str | None]
 ) -> FeatureStore:
     """Where an extractor has its features: below its id; or, so that nothing is extracted twice, where an earlier
-    version has put them, below `earlier_id()`: from then on that folder is known by what its `extractor.json` says.
-    Raises StorageError, and what `earlier_id` raises."""
+    version has put them, below `earlier_id()`, where that is one: from then on that folder is known by what its
+    `extractor.json` says. Raises StorageError, and what `earlier_id` raises."""
     names = output.extractors()
     if extractor_id not in names:
         for name in names:

@@ -27,6 +27,7 @@ _PATCHES = 1024  # along a side of an image
 _TOKEN_CHARACTERS = 64  # a text with more a token is not tokenized to find out that it is too long
 _LONG_CHARACTERS = 8  # one with more a token is tokenized in pieces first, no further than it must be
 _PIECE = 1 << 16  # characters
+_BLANK = "\u2581"  # SentencePiece's
 _BEGINNING = 16  # characters of an answer
 _PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "offset_mapping")
 _TEMPLATE_SECONDS = 600.0  # of one sample, on however slow a machine
@@ -59,7 +60,8 @@ class Preparer:
         as_published: bool = False,
     ) -> None:
         """`images_first`: they are moved before the first user text. `as_published`: what is above `max_length` is
-        left out, where no image stands there, and no reject; texts of users keep the blanks around them."""
+        left out, where no image stands there, and no reject; texts of users keep the blanks around them, and those
+        around an answer are not the answer's."""
         self._family = checkpoint.family
         self._tokens = tokens
         self._images_first, self._as_published = images_first, as_published
@@ -146,6 +148,9 @@ class Preparer:
         endless = SampleRejectedError(Reason.TOO_COSTLY, "the model's chat template does not end on this conversation")
         with at_most(_TEMPLATE_SECONDS, endless):
             rendered = rendering(sample.turns, self._apply_template)
+        if self._as_published:
+            bare = [_without_blanks(span, rendered.text) for span in rendered.ranges["assistant"]]
+            rendered = replace(rendered, ranges={**rendered.ranges, "assistant": bare})
         self._check_tokens(sample, rendered)
         try:
             batch = self._processor(
@@ -261,6 +266,14 @@ class Preparer:
                 blank |= before & (input_ids == alone[0])
         return blank
 
+    @property
+    def blanks_are_answers(self) -> bool:
+        """Whether the tokenizer makes a blank of the beginning of `5`: where a template has one before an answer, that
+        is counted otherwise than versions 0.1 and 0.2 did."""
+        tokenizer = self._processor.tokenizer
+        first, *more = tokenizer("5", add_special_tokens=False)["input_ids"]
+        return bool(more) and tokenizer.convert_ids_to_tokens(first) == _BLANK
+
     def _scaled_pixels(self, image: Image.Image) -> int:
         """About so many pixels of the image when the processor has scaled it: one of 1x60000 pixels can become
         300x18000000."""
@@ -330,6 +343,13 @@ def _images_first(turns: Sequence[Turn]) -> tuple[Turn, ...]:
     text = "".join(map(str, texts[first].content)).strip()
     texts[first] = replace(texts[first], content=(*images, *([text] if text else [])))
     return tuple(texts)
+
+
+def _without_blanks(span: range, text: str) -> range:
+    """A range of a text without the blanks at its ends."""
+    said = text[span.start : span.stop]
+    start = span.start + len(said) - len(said.lstrip())
+    return range(start, start + len(said.strip()))
 
 
 def share_images(samples: Iterable[Prepared]) -> list[Prepared]:
