@@ -244,6 +244,25 @@ For completion by the tab key put this line into ~/.bashrc or ~/.zshrc (for fish
         "rejects.parquet)",
     )
     added.add_argument("--delete", action="store_true", help="remove it; without this nothing is touched")
+    added = verb(
+        "assemble-llava",
+        _assemble_llava,
+        "make the checkpoint that the paper scores with, LLaVA before its tuning, from its three public parts",
+        "--llm vicuna-7b-v1.5 --vision clip-vit-large-patch14-336 --projector pretrain/mm_projector.bin llava-untuned",
+        "--llm vicuna --vision clip --projector mm_projector.bin models/llava-untuned --json",
+    )
+    added.add_argument("--llm", required=True, metavar="DIR", help="the language model, such as lmsys/vicuna-7b-v1.5")
+    added.add_argument(
+        "--vision", required=True, metavar="DIR", help="the tower, such as openai/clip-vit-large-patch14-336"
+    )
+    added.add_argument(
+        "--projector",
+        required=True,
+        metavar="FILE",
+        help="what was trained between them: the mm_projector.bin of a pretraining of LLaVA 1.5, or safetensors. "
+        "Pickles are read here alone, and tensors alone of them",
+    )
+    added.add_argument("out", metavar="OUT", help="a new folder for it")
     added = verb("demo", _demo, "do the whole job on a small corpus and model that it makes itself", "", "somewhere")
     added.add_argument("folder", nargs="?", default="demo", help="where to put it (default: ./demo)")
     return parser
@@ -353,6 +372,12 @@ def _export(options: argparse.Namespace, console: Console) -> Any:
     from scalselect_ray.exports.flow import export
 
     return export(_output(output), options.run, options.to, options.out, options.images, console, options.raw)
+
+
+def _assemble_llava(options: argparse.Namespace, console: Console) -> Any:
+    from scalselect_ray.commands.assemble import assemble_llava
+
+    return assemble_llava(options.llm, options.vision, options.projector, options.out, console)
 
 
 def _demo(options: argparse.Namespace, console: Console) -> Any:

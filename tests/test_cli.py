@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from conftest import GOLDEN, write_config
 from scalselect_ray.cli import command_line, main
 from scalselect_ray.console import Console
 
-VERBS = ("init", "plan", "run", "status", "explain", "report", "export", "clean", "demo")
+VERBS = ("init", "plan", "run", "status", "explain", "report", "export", "clean", "assemble-llava", "demo")
 
 
 def usage(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -33,12 +34,12 @@ def test_each_verb_tells_of_itself_with_examples_that_can_be_typed(verb: str, ca
     for program, *arguments in examples:
         assert program == "scalselect"
         assert arguments[0] == verb
-        assert command_line().parse_args(arguments).verb.__name__ == f"_{verb}"
+        assert command_line().parse_args(arguments).verb.__name__ == f"_{verb.replace('-', '_')}"
 
 
 def test_the_main_help_tells_of_all_verbs_and_of_completion(capsys: pytest.CaptureFixture[str]):
     text = usage(capsys)
-    assert all(f"\n    {verb} " in text for verb in VERBS)
+    assert all(re.search(rf"\n    {verb}\s", text) for verb in VERBS)
     assert 'eval "$(register-python-argcomplete scalselect)"' in text
 
 

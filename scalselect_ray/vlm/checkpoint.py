@@ -79,7 +79,7 @@ def open_checkpoint(
     """
 
     def needed(folder: Path) -> set[str]:
-        return needed_files([_WEIGHTS], _weight_map(folder), _described(folder, model, layer).layer)
+        return needed_files([_WEIGHTS], weight_map(folder), _described(folder, model, layer).layer)
 
     return _described(_local_folder(model, revision, needed if weights else None), model, layer)
 
@@ -313,27 +313,27 @@ def _right_inside(uri: str) -> dict[str, storage.FileInfo]:
     return {name: file for name, file in listed if "/" not in name}
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    index = folder / _INDEX
+def weight_map(folder: Path, weights: str = _WEIGHTS) -> dict[str, str]:
+    """The file of each tensor, by the index beside them; empty where there is none, and all stand in the file
+    `weights`. Raises ModelError."""
+    index = folder / f"{weights}.index.json"
     if not index.is_file():
         return {}
     try:
-        weight_map: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
-        if not isinstance(weight_map, dict) or not weight_map:
+        files: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+        if not isinstance(files, dict) or not files:
             raise ValueError("its weight_map maps nothing")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelError(f"{index}: not a safetensors index: {error}") from error
-    if not all(
-        isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors")
-        for file in weight_map.values()
-    ):
-        raise ModelError(f"{index}: names a file outside the model folder, or one that is no safetensors file")
-    return weight_map
+        raise ModelError(f"{index}: not an index of weights: {error}") from error
+    suffix = Path(weights).suffix
+    if not all(isinstance(file, str) and Path(file).name == file and file.endswith(suffix) for file in files.values()):
+        raise ModelError(f"{index}: names a file outside the model folder, or one that is no {suffix} file")
+    return files
 
 
 def _weight_files(checkpoint: Checkpoint) -> list[Path]:
     folder = checkpoint.folder
-    files = [folder / name for name in sorted(needed_files([_WEIGHTS], _weight_map(folder), checkpoint.layer))]
+    files = [folder / name for name in sorted(needed_files([_WEIGHTS], weight_map(folder), checkpoint.layer))]
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
@@ -355,10 +355,10 @@ def _link_needed(checkpoint: Checkpoint, view: Path) -> None:
     """Makes `view` a checkpoint of the needed tensors: the weight files by link, and an index that names no others."""
     for file in _weight_files(checkpoint):
         (view / file.name).symlink_to(file.resolve())
-    weight_map = _weight_map(checkpoint.folder)
-    weight_map = {tensor: file for tensor, file in weight_map.items() if is_needed(tensor, checkpoint.layer)}
-    if weight_map:
-        (view / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    files = weight_map(checkpoint.folder)
+    files = {tensor: file for tensor, file in files.items() if is_needed(tensor, checkpoint.layer)}
+    if files:
+        (view / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,12 +388,18 @@ class StoredTensor:
 def stored_tensors(checkpoint: Checkpoint) -> Iterator[StoredTensor]:
     """All that the weight files hold of the front: file by file, and by name within each. Raises ModelError."""
     for path in _weight_files(checkpoint):
-        try:
-            with safe_open(path, framework="np"):  # checks the header and the file's length
-                pass
-            header = read_header(functools.partial(storage.read_bytes, str(path)))
-            for name in sorted(name for name in header.tensors if is_needed(name, checkpoint.layer)):
-                said = header.tensors[name]
-                yield StoredTensor(name, said["dtype"], said["shape"], path, *header.place(name))
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise ModelError(f"{path}: {_NO_SAFETENSORS}: {error}") from error
+        yield from (tensor for tensor in tensors_in(path) if is_needed(tensor.name, checkpoint.layer))
+
+
+def tensors_in(path: Path) -> list[StoredTensor]:
+    """The tensors of a safetensors file, by name. Raises ModelError."""
+    try:
+        with safe_open(path, framework="np"):  # checks the header and the file's length
+            pass
+        header = read_header(functools.partial(storage.read_bytes, str(path)))
+        return [
+            StoredTensor(name, said["dtype"], said["shape"], path, *header.place(name))
+            for name, said in sorted(header.tensors.items())
+        ]
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ModelError(f"{path}: {_NO_SAFETENSORS}: {error}") from error
