@@ -11,6 +11,7 @@ from scalselect_ray.corpus.fields import Columns
 from scalselect_ray.corpus.formats import (
     SUFFIXES_TEXT,
     Cutting,
+    Format,
     RowRange,
     UnreadableFileError,
     digest_of,
@@ -237,12 +238,13 @@ def check_unchanged(file: storage.FileInfo) -> None:
         raise CorpusChangedError([file.uri])
 
 
-def check_bytes(slice_: Slice) -> None:
-    """That the bytes of a slice are those that were planned, where that is told: a file may be replaced by one of the
-    same size and time. Raises CorpusChangedError, OSError."""
+def check_bytes(form: Format | None, slice_: Slice) -> None:
+    """That the bytes of a slice are those that were planned, as far as that is told: a file may be replaced by one of
+    the same size and time. `form`: of the file as it is now; None where it has none any more. Raises
+    CorpusChangedError, OSError."""
     file = storage.FileInfo(slice_.shard, slice_.size, slice_.version)
     range_ = RowRange(slice_.first_row, slice_.stop_row, slice_.start_byte, slice_.stop_byte)
-    if slice_.digest and digest_of(file, range_) != slice_.digest:
+    if slice_.digest and (form is None or digest_of(form, file, range_) != slice_.digest):
         raise CorpusChangedError([file.uri])
 
 

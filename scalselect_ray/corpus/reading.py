@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from scalselect_ray.corpus.conversation import known_id, normalise, rows_in
 from scalselect_ray.corpus.fields import every_field, renamed, wanted
-from scalselect_ray.corpus.formats import Broken, Cutting, RowRange, UnreadableFileError, format_of
+from scalselect_ray.corpus.formats import Broken, Cutting, Format, RowRange, UnreadableFileError, format_of
 from scalselect_ray.corpus.images import resolver
 from scalselect_ray.corpus.planning import CorpusFile, check_bytes, check_unchanged
 from scalselect_ray.corpus.sample import Reason, Reject, Sample, SampleRejectedError, plain
@@ -26,18 +26,20 @@ def read_records(slices: Sequence[Slice], whole: bool = False) -> Iterator[tuple
     file = storage.FileInfo(slices[0].shard, slices[0].size, slices[0].version)
     ranges = [RowRange(slice_.first_row, slice_.stop_row, slice_.start_byte, slice_.stop_byte) for slice_ in slices]
     fields = every_field(slices[0].columns) if whole else _read_of(slices[0])
+    form: Format | None = None
     try:
         try:
-            for slice_, (range_, records) in zip(slices, format_of(file).read(file, ranges, fields), strict=True):
+            form = format_of(file)
+            for slice_, (range_, records) in zip(slices, form.read(file, ranges, fields), strict=True):
                 if len(records) != range_.stop_row - range_.first_row:
                     raise UnreadableFileError(f"{len(records)} rows where {range_.stop_row - range_.first_row} were")
                 check_unchanged(file)  # what is handed on was read from the version that names its slice
-                check_bytes(slice_)
+                check_bytes(form, slice_)
                 yield slice_, records
         except UnreadableFileError as error:
             check_unchanged(file)
             for slice_ in slices:
-                check_bytes(slice_)
+                check_bytes(form, slice_)
             raise CorpusError(f"{file.uri} could be read when it was planned, and now not: {error}") from error
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise CorpusChangedError([file.uri]) from error

@@ -44,6 +44,7 @@ _NO_FILES = {
 _NOT_CORPUS = ("dataset_info.json", "_stats.json", "state.json", "dataset_infos.json")
 _CACHED = re.compile(r"cache-.*\.arrow$")  # what `datasets` keeps beside its data: copies of it
 _HEAD = 4096  # bytes by which a format is told
+_PIECE, _SPREAD = 1 << 16, 4  # bytes of a piece, and pieces, by which a range or a file is told from others
 _EMPTY = 1 << 16  # bytes that a file without rows may have: a tar without members is some zeros
 SUFFIXES_TEXT = ".json, .jsonl, .tar (each also .gz, .bz2, .xz, .zst), .parquet, .arrow, .feather"
 
@@ -85,21 +86,33 @@ def format_of(file: storage.FileInfo) -> Format:
     raise UnreadableFileError(f"not {', '.join(titles[:-1])} or {titles[-1]}: {what}", lfs_bytes(head))
 
 
-def digest_of(file: storage.FileInfo, range_: RowRange) -> str:
+def digest_of(form: Format, file: storage.FileInfo, range_: RowRange) -> str:
     """What tells the bytes of a range from others of the same size and time, in a file of this machine: a store has
-    versions of its own. Empty where it is not told. Raises OSError."""
-    if not storage.is_local(file.uri) or range_.stop_byte - range_.start_byte > MAX_ROW_BYTES:
+    versions of its own. Of all bytes where `scan` reads these anyway. Else of some that are spread over the range; or
+    over the file, with its ends, where the footer of Parquet and the checksum of what is packed stand. Empty where it
+    is not told. Raises OSError."""
+    start, stop = (range_.start_byte, range_.stop_byte) if form.scanned or form.placed else (0, file.size)
+    if not storage.is_local(file.uri) or (form.scanned and stop - start > MAX_ROW_BYTES):
         return ""
-    return f"{zlib.crc32(storage.read_bytes(file.uri, range_.start_byte, range_.stop_byte)):08x}"
+    parts = [(start, stop)]
+    if not form.scanned and stop - start > _SPREAD * _PIECE:
+        firsts = [start + (stop - start - _PIECE) * number // (_SPREAD - 1) for number in range(_SPREAD)]
+        parts = [(first, first + _PIECE) for first in firsts]
+    digest = 0
+    for first, end in parts:
+        digest = zlib.crc32(storage.read_bytes(file.uri, first, end), digest)
+    return f"{digest:08x}"
 
 
 def scan(file: storage.FileInfo, cutting: Cutting) -> Iterator[RowRange]:
     """The ranges of a file in order. Raises as `Format.scan`, and says what a file is that stands for another."""
-    form, is_first = format_of(file), True
+    form, is_first, digest = format_of(file), True, ""
     try:
         for range_ in form.scan(file, cutting):
+            if is_first or form.scanned or form.placed:  # else it is that of the whole file
+                digest = digest_of(form, file, range_)
             is_first = False
-            yield range_._replace(digest=digest_of(file, range_)) if form.scanned else range_
+            yield range_._replace(digest=digest)
     except UnreadableFileError as error:
         head = storage.read_start(file.uri, _HEAD) if is_first else b""
         if what := named(head):

@@ -34,7 +34,7 @@ class RowRange(NamedTuple):
     stop_row: int
     start_byte: int
     stop_byte: int
-    digest: str = ""  # of these bytes, where `scan` of this package gives it
+    digest: str = ""  # as `digest_of` of this package tells it, where its `scan` gives it
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +115,7 @@ class Format(ABC):
     packed: ClassVar[bool] = False  # its files are compressed, and `begins` is given what is in them
     sequential: ClassVar[bool] = False  # a stream, which can only be read from its start
     scanned: ClassVar[bool] = False  # `scan` reads every byte of a range, so that it costs little to do so once more
+    placed: ClassVar[bool] = False  # where a range lies in the file is told by its rows alone
     indexed: ClassVar[bool] = False  # `scan` costs little: the file says by itself where its rows are
 
     @abstractmethod

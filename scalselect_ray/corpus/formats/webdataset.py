@@ -91,6 +91,7 @@ class WebDataset(Format):
 
     title = "WebDataset tar"
     suffixes: ClassVar[tuple[str, ...]] = (".tar",)
+    placed = True
 
     def begins(self, head: bytes) -> bool:
         return head[257:262] == b"ustar"
@@ -189,6 +190,7 @@ class PackedWebDataset(WebDataset):
 
     suffixes = (*(".tar" + packed for packed in SUFFIXES), ".tgz", ".tbz2", ".txz", ".tzst")
     packed = sequential = True
+    placed = False
 
 
 class _Header(tarfile.TarInfo):
