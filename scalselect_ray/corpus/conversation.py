@@ -25,6 +25,7 @@ from scalselect_ray.corpus.fields import (
     LAYOUTS,
     MEDIA,
     SYSTEM,
+    THOUGHTS,
     TURNS,
     Columns,
     image_in,
@@ -65,7 +66,6 @@ _PAIR = (
     ("user", "human", "question", "query", "instruction", "input"),
     ("assistant", "gpt", "answer", "response", "output"),
 )
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _TEXTS = ("text", "input_text", "output_text")  # kinds of typed content
 _PICTURES = ("image", "image_url", "input_image", "image_path", "image_file")
 _OTHER_MEDIA = re.compile(r"video|audio")
@@ -276,15 +276,19 @@ def _said(record: Mapping[str, Any], reading: _Reading) -> list[_Said]:
 
 
 def _with_thought(items: list[Content], turn: Mapping[Any, Any]) -> list[Content]:
-    """An answer after what was thought before it, where the turn has that in a field of its own: as thinking models
-    write it, and as their chat templates look for it."""
-    thought = _first(turn, _THOUGHTS)
-    if not isinstance(thought, str) or not thought.strip() or _not_text(thought):
+    """An answer after what was thought before it."""
+    thought, first = thought_before(turn), next(iter(items), None)
+    if not thought or not isinstance(first, str) or not first or "</think>" in first:
         return items
-    first = next(iter(items), None)
-    if not isinstance(first, str) or not first or "</think>" in first:
-        return items
-    return [f"<think>\n{thought.strip()}\n</think>\n\n{first.lstrip(chr(10))}", *items[1:]]
+    return [thought + first, *items[1:]]
+
+
+def thought_before(turn: Mapping[Any, Any]) -> str:
+    """What is put before an answer of which the turn says in a field of its own what was thought: as thinking models
+    write it, and as their chat templates look for it. Empty where it says nothing."""
+    thought = _first(turn, THOUGHTS)
+    is_text = isinstance(thought, str) and thought.strip() and not _not_text(thought)
+    return f"<think>\n{str(thought).strip()}\n</think>\n\n" if is_text else ""
 
 
 def _is_number(value: object) -> bool:

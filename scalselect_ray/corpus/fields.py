@@ -27,6 +27,8 @@ SYSTEM = ("system", "system_prompt")
 IMAGES = ("images", "image")
 CONVERSATION = frozenset({*TURNS, *CAPTIONS, *(name for names in ASKED for name in names), *ANSWERED, "history"})
 """The fields of which a conversation is made."""
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Fields of a turn with what was thought before its answer."""
 MEDIA = ("video", "videos", "audio", "audios")  # that no sample here has
 FIELDS = (
     "id",

@@ -225,7 +225,7 @@ LAYOUTS = {
     ),
     **{
         f"what was thought in {name}": (
-            {"image": "a.png", "messages": [USER, {**ASSISTANT, "content": "\nA cat.", name: "Ears.\n"}]},
+            {"image": "a.png", "messages": [USER, {**ASSISTANT, "content": "A cat.", name: "Ears.\n"}]},
             [SEEN[0], ("assistant", ("<think>\nEars.\n</think>\n\nA cat.",))],
         )
         for name in ("reasoning_content", "reasoning", "thinking")

@@ -109,6 +109,16 @@ def test_what_it_has_a_place_for_is_carried():
     assert lost == dict.fromkeys(["id", "objects", "channel", "rejected_response", "messages[].loss"], 1)
 
 
+@pytest.mark.parametrize("content", ["<bbox>", "<think>\nWhere?\n</think>\n\n<bbox>"])
+def test_what_was_thought_goes_along_once(content):
+    user, answer = MESSAGES_ROW["messages"]
+    record = {**MESSAGES_ROW, "messages": [user, {**answer, "content": content, "reasoning_content": "Where?"}]}
+    assert row_of("ms-swift", record) == (record, {})
+    made, lost = row_of("llava", record)
+    assert made["conversations"][1]["value"] == "<think>\nWhere?\n</think>\n\n<bbox>"
+    assert "messages[].reasoning_content" not in lost
+
+
 def test_a_weight_of_a_turn_is_the_loss_of_ms_swift():
     turns = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "A", "weight": 0}]
     made, _ = row_of("ms-swift", {"messages": turns, "images": [IMAGE]})

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, ClassVar
 
-from scalselect_ray.corpus import PLACEHOLDER
-from scalselect_ray.corpus.fields import SYSTEM
+from scalselect_ray.corpus import PLACEHOLDER, Turn
+from scalselect_ray.corpus.conversation import thought_before
+from scalselect_ray.corpus.fields import SYSTEM, THOUGHTS
 from scalselect_ray.corpus.sample import Role
 from scalselect_ray.exports.base import (
     ExportRow,
@@ -71,7 +72,7 @@ class JsonFile(Format):
         turns = [
             {**self._kept(had, as_it_came), self.layout.role: self.layout.roles[turn.role], self.layout.text: text}
             for turn, had in zip(row.turns, own, strict=True)
-            for text in [text_of(turn)]
+            for text in [self._text(turn, had, as_it_came)]
             if not (turn.role == "system" and (self.no_system or self._has_system(row, had, text, as_it_came)))
         ]
         if self.no_system and any(turn.role == "system" for turn in row.turns):
@@ -99,6 +100,12 @@ class JsonFile(Format):
     def _has_system(self, row: ExportRow, had: Mapping[str, Any], text: str, as_it_came: bool) -> bool:
         """Whether the row says in its own field what a system turn would say."""
         return self.reads_system and as_it_came and not had and text in map(row.fields.record.get, SYSTEM)
+
+    def _text(self, turn: Turn, had: Mapping[str, Any], as_it_came: bool) -> str:
+        """What a turn says; without what was thought before, where that goes along in a field of its own."""
+        text, own = text_of(turn), had.get(self.layout.text)
+        is_own = as_it_came and thought_before(had) and isinstance(own, str) and text.endswith(own)
+        return str(own) if is_own else text
 
     def _as_it_came(self, row: ExportRow, turns: list[dict[str, Any]], report: PartReport) -> dict[str, Any]:
         images = self.images(row, turns, report)
@@ -128,7 +135,8 @@ class JsonFile(Format):
     def _lost_of_turns(self, name: str, own: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         for turn in own:
             for key, value in turn.items():
-                if key not in TURN_KEYS and key not in self.turn_places and value is not None:
+                is_said = key in TURN_KEYS or (key in THOUGHTS and thought_before(turn))
+                if not is_said and key not in self.turn_places and value is not None:
                     yield f"{name}[].{key}"
 
     @abstractmethod
