@@ -14,6 +14,7 @@ import pytest
 from scalselect_ray import config
 from scalselect_ray.config import CorpusConfig, SourceConfig
 from scalselect_ray.corpus import ImagePlaceholder, Reason, Reject, Sample, fields, list_files, plan_file, read_slices
+from scalselect_ray.corpus.formats import base, jsonl
 
 ASKED, ANSWERED = "What is it?", " A cat. "
 USER, ASSISTANT = {"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}
@@ -671,6 +672,29 @@ def test_rows_in_the_place_of_one_weigh_what_they_are(kind: str, tmp_path: Path)
     count = 1 if kind.startswith("one") else 40
     assert f"of {count} rows, in the place of one" in reject.message
     assert abs(reject.lost_bytes - (tmp_path / "a.json").stat().st_size) < 10
+
+
+@pytest.mark.parametrize("kind", ["a list", "by their names", "in columns"])
+def test_so_do_rows_that_are_too_many_to_be_parsed_as_one(kind: str, monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(base, "MAX_ROW_VALUES", 100)
+    table = TABLES[kind] if kind != "a list" else ROWS
+    lines = [json.dumps(table), json.dumps({**ROWS[0], "more": [[]] * 200})]
+    (tmp_path / "a.jsonl").write_text("\n".join([json.dumps(ROWS[0]), *lines]) + "\n")
+    _, rows, row = read(tmp_path / "a.jsonl")
+    assert isinstance(rows, Reject)
+    assert isinstance(row, Reject)
+    assert (rows.reason, row.reason) == (Reason.TOO_COSTLY, Reason.TOO_COSTLY)
+    assert (rows.lost_bytes, row.lost_bytes) == (len(lines[0]), 0)
+
+
+def test_a_file_that_is_one_row_which_nobody_reads_weighs_what_it_holds(monkeypatch, tmp_path: Path):
+    for module in (base, jsonl):
+        monkeypatch.setattr(module, "MAX_ROW_BYTES", 300)
+    table, path = json.dumps(TABLES["by their names"]), tmp_path / "a.json"
+    path.write_text(table)
+    assert [row.lost_bytes for row in read(path) if isinstance(row, Reject)] == [len(table)]
+    path.write_text(json.dumps(ROWS[0]) + "\n" + table)
+    assert [row.lost_bytes for row in read(path) if isinstance(row, Reject)] == [0]
 
 
 ONE = [ROWS[0], {"0": {"id": 1}, "image": "a.png"}, {"meta": {"width": 1}}, {"data": [[1]]}, {}]

@@ -16,6 +16,7 @@ from scalselect_ray.io.storage import FileInfo
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_ROW_BYTES = 1 << 28  # a longer row is no sample but an attack or an accident
+_ROWS = re.compile(rb'\s*[\[{]\s*(?:"([^"\\]{1,200})"\s*:\s*)?\{\s*"([^"\\]{1,200})"\s*:')
 _TURNS = re.compile(rb'\[\s*\{\s*"(?:from|role|value|content)"\s*:')
 _KEY = re.compile(r'\s*"([^"\\]*(?:\\.[^"\\]*)*)"\s*:\s*')
 _NEXT = re.compile(r"\s*,")
@@ -70,6 +71,7 @@ def parse_row(data: bytes) -> object:
         return Broken(
             f"the row has {values:,} commas, lists and objects, above the limit of {MAX_ROW_VALUES:,}",
             Reason.TOO_COSTLY,
+            lost_bytes=len(data) if _begins_as_rows(data) else 0,
         )
     try:
         return json.loads(data.removeprefix(BYTE_ORDER_MARK))
@@ -77,6 +79,16 @@ def parse_row(data: bytes) -> object:
         several = isinstance(error, json.JSONDecodeError) and _goes_on(error)
         what = "several rows in the place of one, not JSON" if several else "not JSON"
         return Broken(f"{what}: {error}: {data[:60]!r}", lost_bytes=len(data) if several else 0)
+
+
+def _begins_as_rows(data: bytes) -> bool:
+    """Whether what stands in the place of a row begins as several: in a list, in an object by their names, or in
+    columns."""
+    found = _ROWS.match(data)
+    if found is None:
+        return False
+    outer, inner = ((name or b"").decode("utf-8", "replace") for name in found.groups())
+    return inner == "0" if outer in FIELDS else inner in FIELDS
 
 
 def _goes_on(error: json.JSONDecodeError) -> bool:
@@ -90,9 +102,10 @@ def count_values(data: bytes) -> int:
     return sum(map(data.count, (b",", b"[", b"{"))) if len(data) > MAX_ROW_VALUES else 0
 
 
-def too_long(size: int) -> Broken:
-    """In the place of a row of so many bytes, which nobody reads."""
-    return Broken(f"the row has {size:,} bytes, above the limit of {MAX_ROW_BYTES:,}", Reason.TOO_COSTLY)
+def too_long(size: int, file_size: int | None = None) -> Broken:
+    """In the place of a row of so many bytes, which nobody reads. It stands for many where it is the whole file."""
+    message = f"the row has {size:,} bytes, above the limit of {MAX_ROW_BYTES:,}"
+    return Broken(message, Reason.TOO_COSTLY, lost_bytes=size if size == file_size else 0)
 
 
 class UnreadableFileError(Exception):

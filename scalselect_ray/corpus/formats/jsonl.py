@@ -67,7 +67,7 @@ class JsonLines(Format):
             for range_ in ranges:
                 size = range_.stop_byte - range_.start_byte
                 if size > MAX_ROW_BYTES + 1 and range_.stop_row - range_.first_row == 1:
-                    yield range_, [too_long(size)]
+                    yield range_, [too_long(size, file.size)]
                     continue
                 block = storage.read_bytes(file.uri, range_.start_byte, range_.stop_byte)
                 yield range_, [line for line in block.split(b"\n") if line.strip()]
