@@ -53,6 +53,8 @@ def _schema_of(kind: Any) -> dict[str, Any]:
             "required": [item.name for item in _settings(kind) if _is_required(item)],
             "additionalProperties": False,
         }
+    if kind is Any:  # its range says what it may be
+        return {}
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin is list:
