@@ -63,13 +63,14 @@ _GENERATION = {
     "use_cache",
 }
 _COMPUTING = {"architectures", "dtype", "torch_dtype", "attn_implementation", "_attn_implementation"}  # set by us
+_LOADED_BY = {"is_local", "local_files_only"}  # how a tokenizer was loaded that was saved then
 _CUTTING = {"model_max_length", "padding_side", "truncation_side"}  # nothing is padded or cut
 
 _UNREAD: Mapping[str, set[str]] = {
     "config.json": _SAVED_BY | _GENERATION | _COMPUTING,
     "processor_config.json": _SAVED_BY | {"video_processor"},
     "preprocessor_config.json": _SAVED_BY,
-    "tokenizer_config.json": _SAVED_BY | _CUTTING,
+    "tokenizer_config.json": _SAVED_BY | _LOADED_BY | _CUTTING,
 }
 """Keys that change no feature, whatever they hold."""
 

@@ -1,5 +1,6 @@
 """LLaVA from its parts: what the classes of transformers make of them, and nothing where the parts do not fit."""
 
+import io
 import json
 import pickle
 import shutil
@@ -7,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import sentencepiece
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -163,6 +166,37 @@ def test_a_run_can_open_it_and_nothing_of_it_is_filled_in(parts):
     (answer,) = make_extractor(extractor)([sample])
     assert answer.num_vision_tokens == 4
     assert answer.feature.shape == (WIDTH,)
+
+
+def test_a_tokenizer_that_is_a_sentencepiece_model_alone_as_vicuna_has_it(parts):
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["USER: What is it? ASSISTANT: It is red."] * 20),
+        model_writer=written,
+        vocab_size=WORDS,
+        model_type="bpe",
+        minloglevel=2,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+    )
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    assert len(pieces) < WORDS
+    for path in (parts / "llm").glob("tokenizer*"):
+        path.unlink()
+    (parts / "llm" / "tokenizer.model").write_bytes(written.getvalue())
+    said = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "pad_token": "<unk>"}
+    (parts / "llm" / "tokenizer_config.json").write_text(json.dumps(said))
+    assert main(typed(parts)) == 0
+    sample = make_preparer(ExtractorConfig(model=str(parts / "out")))(
+        Sample(0, None, TURNS, ()), [Image.new("RGB", (40, 30), "red")]
+    )
+    ids = sample.input_ids
+    assert (ids == len(pieces)).sum() == sample.vision.sum() == 4
+    before, after = (part[part != len(pieces)] for part in np.split(ids, [int(np.argmax(ids == len(pieces)))]))
+    assert before.tolist() == [pieces.bos_id(), *pieces.encode("USER: ")]
+    assert pieces.decode(after.tolist()).strip() == "What is it? ASSISTANT: It is red."
+    assert json.loads((parts / "out" / "config.json").read_text())["image_token_index"] == len(pieces)
 
 
 def test_the_same_parts_make_the_same_bytes(parts):

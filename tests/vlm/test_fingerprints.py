@@ -113,8 +113,9 @@ def saved_by_another_version(folder: Path) -> None:
 
     edit(folder / "config.json", change)
     edit(folder / "processor_config.json", lambda document: document.update(transformers_version="4.99"))
-    cutting = {"name_or_path": "/elsewhere", "model_max_length": 3, "padding_side": "left", "truncation_side": "left"}
-    edit(folder / "tokenizer_config.json", lambda document: document.update(cutting))
+    loaded = {"name_or_path": "/elsewhere", "is_local": False, "local_files_only": False}
+    cutting = {"model_max_length": 3, "padding_side": "left", "truncation_side": "left"}
+    edit(folder / "tokenizer_config.json", lambda document: document.update(loaded | cutting))
 
 
 def with_other_films(folder: Path) -> None:
