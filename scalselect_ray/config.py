@@ -479,7 +479,7 @@ def _inside(kind: Any) -> tuple[Any, str]:
 
 
 def _is_optional(kind: Any) -> bool:
-    return isinstance(kind, UnionType) and NoneType in typing.get_args(kind)
+    return typing.get_origin(kind) in (UnionType, typing.Union) and NoneType in typing.get_args(kind)
 
 
 def _type_text(kind: Any) -> str:

@@ -67,7 +67,8 @@ def _schema_of(kind: Any) -> dict[str, Any]:
 def _schema_of_field(item: "Field[Any]") -> dict[str, Any]:
     if is_dataclass(item.type):
         return _schema_of(item.type)
-    kinds = set(typing.get_args(item.type) if isinstance(item.type, UnionType) else [item.type])
+    is_union = typing.get_origin(item.type) in (UnionType, typing.Union)
+    kinds = set(typing.get_args(item.type) if is_union else [item.type])
     optional = [_TYPES[NoneType]] if NoneType in kinds else []
     known: Range | None = item.metadata["range"]
     of_type = _schema_of(kinds.pop()) if len(kinds := kinds - {NoneType}) == 1 else {}

@@ -260,3 +260,17 @@ def test_trouble_of_a_disk_while_a_file_is_planned_is_not_the_files_own(name, tm
         with pytest.raises(StorageError, match="Input/output error"):
             plan_file(file)
     assert plan_file(file)[-1].stop_row == len(ROWS)
+
+
+@pytest.mark.parametrize("said", [{"path": "all/called.so"}, {"size": "7"}, {"comment": "by git archive"}])
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_what_a_tar_says_of_all_that_follows_is_not_heeded(name, said, tmp_path):
+    """A slice is read from the midst of the tar, where nobody has seen it."""
+    whole, header = tar_bytes(), tarfile.TarInfo.create_pax_global_header(said)
+    for at in (0, 8 * 1024):  # before the first sample, and before the third or so
+        data = whole[:at] + header + whole[at:]
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+        planned = slices(tmp_path / name, rows=2)
+        assert [row.id for row in read(planned)] == [str(row["id"]) for row in ROWS]
+        for slice_ in planned:
+            assert len(read([slice_])) == slice_.rows

@@ -178,7 +178,12 @@ class WebDataset(Format):
 
     def _open(self, stream: object) -> tarfile.TarFile:
         try:
-            return tarfile.open(fileobj=stream, mode="r|" if self.sequential else "r:", tarinfo=_Header)  # type: ignore[call-overload, no-any-return]
+            return tarfile.open(  # type: ignore[call-overload, no-any-return]
+                fileobj=stream,
+                mode="r|" if self.sequential else "r:",
+                tarinfo=_Header,
+                pax_headers=_Unheeded(),
+            )
         except (StorageError, UnreadableFileError):
             raise
         except Exception as error:  # tarfile raises what it likes
@@ -191,6 +196,14 @@ class PackedWebDataset(WebDataset):
     suffixes = (*(".tar" + packed for packed in SUFFIXES), ".tgz", ".tbz2", ".txz", ".tzst")
     packed = sequential = True
     placed = False
+
+
+class _Unheeded(dict[str, str]):
+    """What headers say of all members after them: who reads from the midst of a tar has not seen them, so nobody heeds
+    them. Tools write comments there."""
+
+    def __setitem__(self, name: str, value: str) -> None:
+        pass
 
 
 class _Header(tarfile.TarInfo):
