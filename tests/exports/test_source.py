@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,22 @@ def object_rows(data: bytes) -> list[object]:
 def json_list(path: Path) -> list[bytes]:
     path.write_bytes(b"[ " + b" ,\n\t".join(ROWS) + b"\n]")
     return ROWS
+
+
+def packed_list(path: Path) -> list[bytes]:
+    path.write_bytes(PACK[path.suffix](b"[ " + b" ,\n".join(ROWS) + b"\n]"))
+    return ROWS
+
+
+def joined(path: Path) -> list[bytes]:
+    rows = [row.replace(b'{"id"', b'{\n "id"', 1) for row in ROWS]
+    content = b" ".join(rows)
+    path.write_bytes(PACK[path.suffix](content) if path.suffix in PACK else content)
+    return rows
+
+
+def joined_rows(data: bytes) -> list[bytes]:
+    return re.split(rb"\n(?=\{)", data.strip()) if data else []
 
 
 def table(path: Path) -> list[dict[str, object]]:
@@ -121,6 +138,12 @@ KINDS: dict[str, tuple[Callable[[Path], list], Callable[[bytes], list]]] = {
     "a.jsonl.gz": (packed_lines, lambda data: text_rows(gzip.decompress(data))),
     "a.jsonl.bz2": (packed_lines, lambda data: text_rows(bz2.decompress(data))),
     "a.jsonl.xz": (packed_lines, lambda data: text_rows(lzma.decompress(data))),
+    "list.json.gz": (packed_list, lambda data: text_rows(gzip.decompress(data))),
+    "list.jsonl.xz": (packed_list, lambda data: text_rows(lzma.decompress(data))),
+    "joined.json": (joined, joined_rows),
+    "joined.jsonl": (joined, joined_rows),
+    "joined.json.gz": (joined, lambda data: joined_rows(gzip.decompress(data))),
+    "joined.jsonl.bz2": (joined, lambda data: joined_rows(bz2.decompress(data))),
     "object.json": (json_object, object_rows),
     "a.json": (json_list, text_rows),
     "a.parquet": (table, parquet_rows),

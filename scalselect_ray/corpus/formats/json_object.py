@@ -9,6 +9,7 @@ from scalselect_ray.corpus.fields import FIELDS
 from scalselect_ray.corpus.formats.base import (
     BYTE_ORDER_MARK,
     Cutting,
+    Format,
     RowRange,
     UnreadableFileError,
     cut,
@@ -95,6 +96,7 @@ class PackedJsonObject(JsonObject):
 
     suffixes = tuple(name + packed for name in JsonObject.suffixes for packed in SUFFIXES)
     packed = True
+    copy_rows = Format.copy_rows
 
     def begins(self, head: bytes) -> bool:
         if super().begins(head):
