@@ -40,20 +40,24 @@ def _checked(source: str, files: Sequence[CorpusFile]) -> Kept:
     found = parse_filter(text)
     rows: list[Mapping[str, object]] = []
     columns: dict[str, None] = {}
+    looked = 0
     for file in files[:_FILES]:
+        looked += 1
         some = _first_rows(file, found)
         rows += some
         columns |= dict.fromkeys(str(name) for row in some for name in (*row, *unread_of(row)))
         if rows and not found.unknown(rows):
             break
     where = f"corpus.sources[].filter of source '{source}' is {text}"
+    first = f"in the first {len(rows):,} rows of {files[0].file.uri}" + (
+        f" and {looked - 1:,} more" if looked > 1 else ""
+    )
     if rows and (unknown := found.unknown(rows)):
         raise CorpusError(
-            f"{where}: no column '{unknown[0]}' in the first {len(rows):,} rows of {files[0].file.uri}"
-            f"{_similar(unknown[0], columns)}; they have {_listed(columns)}"
+            f"{where}: no column '{unknown[0]}' {first}{_similar(unknown[0], columns)}; they have {_listed(columns)}"
         )
     if mismatch := next(found.mismatches(rows), ""):
-        raise CorpusError(f"{where}: {mismatch} in the first {len(rows):,} rows of {files[0].file.uri}")
+        raise CorpusError(f"{where}: {mismatch} {first}")
     return Kept(text, sum(map(found.keeps, rows)), len(rows))
 
 

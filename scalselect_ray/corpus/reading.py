@@ -1,10 +1,10 @@
 """Slices to samples."""
 
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from scalselect_ray.corpus.conversation import known_id, normalise, rows_in
-from scalselect_ray.corpus.fields import every_field, renamed, wanted
+from scalselect_ray.corpus.fields import Columns, every_field, renamed, wanted
 from scalselect_ray.corpus.formats import Broken, Cutting, Format, RowRange, UnreadableFileError, format_of
 from scalselect_ray.corpus.images import resolver
 from scalselect_ray.corpus.planning import CorpusFile, check_bytes, check_unchanged
@@ -95,7 +95,7 @@ def read_rows(file: CorpusFile, rows: Sequence[int]) -> dict[int, Sample | Rejec
 
 def samples_of(part: Slice | CorpusFile) -> Callable[[int, Sequence[object]], list[Sample | Reject]]:
     """What makes samples of consecutive records of a file, given the number of the first; of those that a filter
-    leaves out none. What is broken says nothing of its columns, and stays."""
+    leaves out none. What is broken, or no row, says nothing of its columns, and stays."""
     resolve, columns, kept = resolver(part.image_root, part.image_links), part.columns, _filter_of(part)
 
     def sample(row: int, record: object) -> Sample | Reject:
@@ -110,13 +110,17 @@ def samples_of(part: Slice | CorpusFile) -> Callable[[int, Sequence[object]], li
     return lambda first_row, records: [
         sample(row, record)
         for row, record in enumerate(records, start=first_row)
-        if kept is None or isinstance(record, Broken) or kept.keeps(record)
+        if kept is None or kept.keeps(record) or _is_no_row(record, columns)
     ]
 
 
 def _written_bytes(record: object) -> int:
     """About what a row takes in its file."""
     return len(json.dumps(record, ensure_ascii=False, default=str))
+
+
+def _is_no_row(record: object, columns: Columns) -> bool:
+    return not isinstance(record, Mapping | list) or rows_in(record, columns) > 0
 
 
 def _filter_of(part: Slice | CorpusFile) -> RowFilter | None:

@@ -128,6 +128,8 @@ def test_what_is_broken_is_a_reject_whatever_the_filter(tmp_path):
     kept, broken = read(file)
     assert (kept.id, broken.row) == ("0", 1)
     assert isinstance(broken, Reject)
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, [{row["id"]: row for row in ROWS}, 7, ROWS[8]])))
+    assert [row.row for row in read(corpus(tmp_path / "c.jsonl", "score < 0.1")[0])] == [0, 1], "these are no rows"
     (tmp_path / "b.parquet").write_bytes(b"PAR1 and nothing else")
     (file,) = corpus(tmp_path / "b.parquet", "score < 0.1")
     assert check_filters([file])["s"].looked_at == 0
