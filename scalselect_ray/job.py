@@ -13,7 +13,7 @@ from scalselect_ray.cluster.session import cluster_gpus, own_errors, session
 from scalselect_ray.config import JobConfig
 from scalselect_ray.console import Console
 from scalselect_ray.corpus import check_filters, list_corpus
-from scalselect_ray.corpus.location import check_apart, check_links
+from scalselect_ray.corpus.location import check_apart, check_links, check_told
 from scalselect_ray.errors import DamagedObjectError, NoAnswerError, OutputError, StorageError
 from scalselect_ray.io import storage
 from scalselect_ray.stages.context import Job
@@ -35,6 +35,7 @@ def run(config: JobConfig, console: Console | None = None) -> RunRecord:
     Raises ScalSelectError with the exit code of its kind.
     """
     console = console or Console()
+    check_told(config.corpus)
     corpus = list_corpus(config.corpus)  # a wrong path is told before a model is fetched and read
     check_links(config.output, corpus)
     for source, kept in check_filters(corpus.files).items():

@@ -4,6 +4,7 @@ It is applied where a text leaves the program: by the console, by the text of an
 the report. Whoever makes a message need not think of it, unless it is cut: half a secret is not known as one."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -23,8 +24,9 @@ _hidden: set[str] = set()  # in this process
 
 def hide_environment(name: str, value: str) -> None:
     """From here on `redact` leaves out the value of an environment variable whose name is that of a secret. One of
-    fewer than 6 characters is too short to be told from other texts."""
-    if _SECRET_NAME.search(name) and len(value) >= 6:
+    fewer than 6 characters is too short to be told from other texts, and the path of a file or folder that is there
+    (`GOOGLE_APPLICATION_CREDENTIALS`, `TOKENIZED_DATA`) is none."""
+    if _SECRET_NAME.search(name) and len(value) >= 6 and not (os.path.isabs(value) and os.path.exists(value)):
         _hidden.add(value)
 
 

@@ -19,7 +19,7 @@ from scalselect_ray.corpus import (
     read_slices,
     rests_of,
 )
-from scalselect_ray.corpus.location import check_links
+from scalselect_ray.corpus.location import check_links, check_told
 from scalselect_ray.corpus.planning import passed_over_text
 from scalselect_ray.errors import ScalSelectError
 from scalselect_ray.store.features import FeatureStore
@@ -37,6 +37,7 @@ def plan(config: JobConfig, console: Console, verified_share: float | None = Non
     from scalselect_ray.stages.extract import extractor_bytes
     from scalselect_ray.vlm.representer import checkpoint_of, slow_on_cpu
 
+    check_told(config.corpus)
     corpus = list_corpus(config.corpus)
     check_links(config.output, corpus)
     filtered = check_filters(corpus.files)

@@ -23,6 +23,7 @@ from scalselect_ray.corpus import (
     reading_units,
     shard_name,
 )
+from scalselect_ray.errors import DamagedObjectError
 from scalselect_ray.io.ahead import ahead
 from scalselect_ray.store.features import IMAGES_DIGEST, FeatureStore
 
@@ -90,10 +91,10 @@ def _read(
 def _compare(
     slice_: Slice, samples: list[Sample | Reject], store: FeatureStore, threads: ThreadPoolExecutor, found: _Found
 ) -> None:
-    table = store.peek(slice_.id, ["row", "reason", IMAGES_DIGEST])
-    if table is None:
-        return  # damaged, or gone meanwhile: the next run makes it anew
-    rows = table.to_pylist()
+    try:
+        rows = store.read(slice_.id, ["row", "reason", IMAGES_DIGEST]).to_pylist()
+    except DamagedObjectError:
+        return  # or gone meanwhile: the next run makes it anew
     found.unknown += sum(row["reason"] is None and row[IMAGES_DIGEST] is None for row in rows)
     known = {row["row"]: row[IMAGES_DIGEST] for row in rows if row[IMAGES_DIGEST] is not None}
     compared = [sample for sample in samples if sample.row in known]

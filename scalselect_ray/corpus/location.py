@@ -3,9 +3,32 @@
 import os
 
 from scalselect_ray.corpus.planning import Corpus, CorpusSettings
-from scalselect_ray.errors import CorpusError, OutputError, StorageError
+from scalselect_ray.errors import ConfigError, CorpusError, OutputError, StorageError
 from scalselect_ray.io import storage
 from scalselect_ray.io.listing import matches, parsed
+from scalselect_ray.redaction import redact, redact_uri
+
+
+def check_told(corpus: CorpusSettings) -> None:
+    """That no name or path of a source holds a secret of the environment outside the places that URIs have for secrets:
+    tables, records and exports tell samples and pictures by them. Raises ConfigError."""
+    for number, source in enumerate(corpus.sources):
+        for key, text in (("name", source.name), *(("paths", path) for path in source.paths)):
+            _check_told(f"corpus.sources.{number}.{key}", text)
+        _check_told(f"corpus.sources.{number}.image_root", source.image_root or "")
+    for folder in corpus.image_links:
+        _check_told("corpus.image_links", folder)
+
+
+def _check_told(key: str, text: str) -> None:
+    if redact(text) != redact_uri(text):
+        raise ConfigError(
+            f"{key} is {text}: *** is the value of an environment variable that is called like a secret, and tables, "
+            "records and exports tell samples by their names and paths, so it would stand in all of them. Give a "
+            "secret "
+            "by the variables, profiles or roles that the store's client reads, or as user:password@ or a signed query "
+            "of the URI; a value that is no secret by a variable of another name"
+        )
 
 
 def check_apart(output: str, corpus: CorpusSettings) -> None:

@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -29,7 +30,7 @@ from scalselect_ray.corpus.formats import RowRange, format_of
 from scalselect_ray.corpus.formats.webdataset import WebDataset
 from scalselect_ray.corpus.planning import check_unchanged
 from scalselect_ray.corpus.sample import plain
-from scalselect_ray.errors import CorpusChangedError, CorpusError
+from scalselect_ray.errors import CorpusChangedError, CorpusError, DamagedObjectError
 from scalselect_ray.exports.base import ExportImage, ExportRow, Images
 from scalselect_ray.exports.fields import read_fields
 from scalselect_ray.io import storage
@@ -61,11 +62,11 @@ def read_rows(
 
 def stored_digests(store: FeatureStore, slice_ids: Iterable[SliceId], rows: Container[int]) -> dict[int, str]:
     """The digests that the feature files of some slices of one file have for some of its rows: none where a feature
-    file has none, or is gone."""
+    file has none, is gone or is damaged."""
     found: dict[int, str] = {}
     for slice_id in slice_ids:
-        table = store.peek(slice_id, ["row", IMAGES_DIGEST])
-        if table is not None:
+        with suppress(DamagedObjectError):
+            table = store.read(slice_id, ["row", IMAGES_DIGEST])
             known = zip(table["row"].to_pylist(), table[IMAGES_DIGEST].to_pylist(), strict=True)
             found.update((row, digest) for row, digest in known if digest is not None and row in rows)
     return found

@@ -113,7 +113,7 @@ class FeatureStore:
             raise DamagedObjectError(uri, "its checksum differs")
         try:
             table = _read_table(pa.BufferReader(data), columns)
-        except (pa.ArrowException, OSError) as error:
+        except _UNREADABLE as error:
             raise DamagedObjectError(uri, str(error)) from error
         found = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
         check_format("features", found.get("format"), uri)
@@ -138,14 +138,14 @@ class FeatureStore:
             raise DamagedObjectError(uri, problem, dict(others))
 
     def peek(self, slice_id: SliceId, columns: Sequence[str]) -> pa.Table | None:
-        """Some small columns of a slice, without the features beside them and without its checksum; None when it is
-        gone or damaged."""
+        """Some small columns of a slice, without the features beside them and without its checksum: for what people
+        are shown, and what may be wrong. None when it is gone or cannot be read."""
         try:
             with storage.open_random(self._uri(slice_id)) as stream:
                 return _read_table(stream, columns)
         except StorageError:
             raise
-        except (pa.ArrowException, OSError):
+        except _UNREADABLE:
             return None
 
     def check_rows(self, slices: Sequence[Slice]) -> None:
@@ -170,15 +170,21 @@ class FeatureStore:
         return self.output.feature_file(self.extractor_id, slice_id)
 
 
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError)
+"""What `_read_table` raises of a damaged file: ValueError where a name is no UTF-8, KeyError where it is another."""
+
+
 def _read_table(source: Any, columns: Sequence[str] | None) -> pa.Table:
-    """Columns of a feature file (None: all it has). Raises pa.ArrowException, OSError."""
-    if columns is None or not _ADDED.keys() & set(columns):
-        return pq.read_table(source, columns=list(columns) if columns else None)
-    missing = [name for name in columns if name in _ADDED and name not in pq.read_schema(source).names]
+    """Columns of a feature file (None: all it has). Raises as `_UNREADABLE` has it."""
+    if columns is None:
+        return pq.read_table(source)
+    added = [name for name in columns if name in _ADDED]
+    there = pq.read_schema(source).names if added else []
+    missing = [name for name in added if name not in there]
     table = pq.read_table(source, columns=[name for name in columns if name not in missing])
     for name in missing:
         table = table.append_column(name, pa.nulls(len(table), _ADDED[name]))
-    return table
+    return table.select(list(columns))
 
 
 def find_store(

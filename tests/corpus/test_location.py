@@ -1,10 +1,13 @@
 """A corpus and an output lie apart."""
 
+from contextlib import nullcontext
+
 import pytest
 
+from scalselect_ray import redaction
 from scalselect_ray.config import CorpusConfig, SourceConfig
-from scalselect_ray.corpus.location import check_apart
-from scalselect_ray.errors import OutputError
+from scalselect_ray.corpus.location import check_apart, check_told
+from scalselect_ray.errors import ConfigError, OutputError
 from scalselect_ray.io import storage
 
 
@@ -66,3 +69,31 @@ def test_a_folder_of_the_corpus_may_have_signs_of_a_pattern(tmp_path):
     with pytest.raises(OutputError, match="would read as samples"):
         check_apart(str(tmp_path / "d[1]" / "out"), corpus_of(str(tmp_path / "d[1]")))
     check_apart(str(tmp_path / "d1" / "out"), corpus_of(str(tmp_path / "d[1]")))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "is_told"),
+    [
+        ("paths", ["s3://b/hunter2hunter2/x.json"], True),
+        ("paths", ["/a.json", "https://host/hunter2hunter2"], True),
+        ("name", "of hunter2hunter2", True),
+        ("image_root", "s3://b/hunter2hunter2", True),
+        ("paths", ["https://me:hunter2hunter2@host/x.json", "https://host/x.json?sig=hunter2hunter2"], False),
+        ("paths", ["s3://b/hunter2/x.json"], False),
+    ],
+)
+def test_a_secret_in_what_samples_are_told_by_is_refused(field, value, is_told, monkeypatch):
+    monkeypatch.setattr(redaction, "_hidden", set())
+    redaction.hide_environment("STORE_SECRET", "hunter2hunter2")
+    source = SourceConfig(**{"name": "s", "paths": ["/x.json"], field: value})
+    with pytest.raises(ConfigError) if is_told else nullcontext() as raised:
+        check_told(CorpusConfig(sources=[source]))
+    if raised is not None:
+        assert f"corpus.sources.0.{field}" in str(raised.value)
+        assert "hunter2" not in str(raised.value)
+
+
+def test_the_place_of_a_file_that_is_there_is_no_secret(monkeypatch, tmp_path):
+    monkeypatch.setattr(redaction, "_hidden", set())
+    redaction.hide_environment("TOKENIZED_DATA", str(tmp_path))
+    check_told(corpus_of(f"{tmp_path}/x.json"))

@@ -11,7 +11,7 @@ import mixed_corpus
 import pytest
 from PIL import Image
 
-from scalselect_ray.corpus import CorpusFile, ImagePlaceholder, Turn, normalise, plan_file, resolver
+from scalselect_ray.corpus import CorpusFile, ImagePlaceholder, SliceId, Turn, normalise, plan_file, resolver
 from scalselect_ray.corpus.formats.webdataset import WebDataset
 from scalselect_ray.errors import ConfigError, CorpusChangedError
 from scalselect_ray.exports import FORMATS, parts
@@ -26,8 +26,10 @@ from scalselect_ray.exports.base import (
 )
 from scalselect_ray.exports.formats.datacomp import key_of
 from scalselect_ray.exports.formats.energon import escaped
-from scalselect_ray.exports.rows import read_rows, suffix_of
+from scalselect_ray.exports.rows import read_rows, stored_digests, suffix_of
 from scalselect_ray.io import storage
+from scalselect_ray.store.features import FeatureStore, feature_table
+from scalselect_ray.store.layout import Output
 
 
 def row(*turns: tuple[str, str], images: int = 1, **more: object) -> ExportRow:
@@ -225,3 +227,18 @@ def test_energon_reads_names_with_braces_as_they_are(name):
 
 def test_turns_are_known_by_value():
     assert Turn("user", (ImagePlaceholder(0, written=False),)) == Turn("user", (ImagePlaceholder(0),))
+
+
+def test_a_digest_of_pictures_that_is_damaged_is_none(tmp_path):
+    """It would say of good pictures that they were replaced."""
+    store, slice_id = FeatureStore(Output(str(tmp_path)), "abc"), SliceId("0123456789abcdef", 0, 2, 2)
+    rows = [{"source": "s", "shard": "/a", "row": row, "images_digest": f"{row:032x}", "reason": "x"} for row in (0, 1)]
+    store.commit(slice_id, feature_table(rows, 3))
+    assert stored_digests(store, [slice_id], {1}) == {1: f"{1:032x}"}
+    path = tmp_path / "features" / "abc" / f"{slice_id}.parquet"
+    data = path.read_bytes()
+    for place in range(0, len(data), 50):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
+        assert stored_digests(store, [slice_id], {0, 1}) == {}
+    path.unlink()
+    assert stored_digests(store, [slice_id], {0, 1}) == {}

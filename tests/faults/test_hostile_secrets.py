@@ -13,7 +13,7 @@ import tenacity
 import torch
 from conftest import GOLDEN, write_config
 
-from scalselect_ray import cli, errors
+from scalselect_ray import cli, errors, redaction
 from scalselect_ray.cli import main
 from scalselect_ray.config_files import parse_config, to_yaml
 from scalselect_ray.console import Console
@@ -267,3 +267,18 @@ def test_a_broken_model_config_is_said_plainly(text, tmp_path, capsys):
     shutil.copytree(MODEL, model)
     (model / "config.json").write_text(text, encoding="latin-1")
     assert "config.json" in refused(golden_config(tmp_path, model), capsys)
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_a_config_with_a_secret_in_a_path_is_refused_before_anything_else(verb, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(redaction, "_hidden", set())
+    monkeypatch.setenv("STORE_SECRET", "hunter2hunter2")
+    path = "s3://nowhere/${oc.env:STORE_SECRET}/x.json"
+    config = {"corpus": {"sources": [{"name": "s", "paths": [path]}]}, "extractor": {"model": "none/none"}}
+    config["selection"] = {"budget": 1}
+    (tmp_path / "config.yaml").write_text(json.dumps({**config, "output": str(tmp_path / "output")}))
+    assert main([verb, str(tmp_path / "config.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert "corpus.sources.0.paths" in said
+    assert "hunter2" not in said
+    assert not (tmp_path / "output").exists()

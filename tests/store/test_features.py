@@ -1,5 +1,8 @@
 """The feature store."""
 
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -64,6 +67,22 @@ def test_damage_is_found_and_named(store, damage, tmp_path):
     storage.write(path, bytes(data))
     with pytest.raises(DamagedObjectError, match=f"{ONE}"):
         store.read(ONE)
+
+
+@pytest.mark.parametrize("columns", [["row", "images_digest"], ["source", "shard"]])
+def test_whatever_byte_is_flipped_is_found_or_makes_no_trouble(columns, store):
+    """What is read whole is damaged; what is peeked at has the columns that were asked for, or cannot be read."""
+    store.commit(ONE, feature_table([{**row, "images_digest": "0" * 32} for row in ROWS], 3))
+    path = f"{store.folder}/{ONE}.parquet"
+    data, found = storage.read_bytes(path), Counter()
+    for place in range(0, len(data), 13):
+        Path(path).write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        with pytest.raises(DamagedObjectError):
+            store.read(ONE, columns)
+        table = store.peek(ONE, columns)
+        found[table is not None] += 1
+        assert table is None or table.column_names == columns
+    assert set(found) == {True, False}
 
 
 def test_a_slice_of_rejects_alone_has_no_features(store):
