@@ -196,3 +196,11 @@ def test_fuzzed_checkpoints_are_used_or_refused(tmp_path):
     record = run("fuzz_checkpoints.py", *options)  # a finding is an exit code
     assert sum(record["outcomes"].values()) == 150
     assert min(record["outcomes"]["refused"], record["outcomes"]["represented"]) > 20
+
+
+@pytest.mark.cluster
+def test_small_node_benchmark_runs():
+    record = run("small_node.py", "--photos", "2", "--width", "400")
+    assert record["same_features"]
+    assert {found["exit"] for found in record["runs"].values()} == {0}
+    assert all(found["largest_mib"]["driver"] > 0 for found in record["runs"].values())

@@ -17,8 +17,11 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from scalselect_ray.console import Console
 from scalselect_ray.errors import ClusterError, ScalSelectError
+from scalselect_ray.io.machine import total_memory
 
 _REACHED_S = 15  # a head that answers later is not up
+_SMALL = 8 << 30  # bytes of a machine on which Ray's own share for its object store, 30%, is wanted by processes
+_LEAST_STORE = 256 << 20
 ATTEMPTS = 5
 """How often a task may take its worker with it: one that does so each time would be tried forever."""
 
@@ -38,6 +41,8 @@ def session(console: Console) -> Iterator[bool]:
         # Without an address Ray would also wait for one that a killed cluster left behind on this machine: "local"
         # never does.
         where: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
+        if not address and total_memory() < _SMALL:
+            where["object_store_memory"] = max(_LEAST_STORE, total_memory() // 16)
         os.environ.setdefault("RAY_task_oom_retries", str(ATTEMPTS))
         # Ray ends a worker that idles for a second where there are more of them than CPUs; each new one would first
         # import torch.
@@ -48,7 +53,7 @@ def session(console: Console) -> Iterator[bool]:
                 _check_reachable(address)
             with _interruptible(), _without_native_output():
                 ray.init(logging_level=logging.ERROR, log_to_driver=False, **where)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises what it likes, a bare Exception where a machine is slow
             what = (
                 f"the Ray cluster at RAY_ADDRESS={address} cannot be joined"
                 if address
@@ -114,9 +119,9 @@ def cluster_gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
-def node_memory() -> int:
-    """Bytes that the largest node lends to tasks and actors."""
-    return max(int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
+def node_memories() -> list[int]:
+    """Bytes that each node lends to tasks and actors."""
+    return [int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"]]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 slice."""
 
 import functools
+import itertools
 import json
 import os
 import threading
@@ -20,7 +21,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from scalselect_ray.cluster import metrics
-from scalselect_ray.cluster.session import ATTEMPTS, cluster_cpus, cluster_gpus, is_lost_worker, node_memory
+from scalselect_ray.cluster.session import ATTEMPTS, cluster_cpus, cluster_gpus, is_lost_worker, node_memories
 from scalselect_ray.cluster.waiting import EVERY_S, missing_resources, told_while
 from scalselect_ray.cluster.witness import Witness, new_witness, witnessed
 from scalselect_ray.config import ExtractorConfig, WorkersConfig
@@ -28,7 +29,6 @@ from scalselect_ray.console import Stage, counted
 from scalselect_ray.corpus import (
     Plan,
     Reject,
-    Sample,
     SampleRejectedError,
     Slice,
     SliceId,
@@ -54,17 +54,21 @@ from scalselect_ray.vlm import (
     front_bytes,
 )
 from scalselect_ray.vlm.representer import (
+    FetchedSample,
     checkpoint_of,
     description_of,
+    fetch_sample,
     id_of,
     make_extractor,
     make_preparer,
-    prepare_sample,
+    prepare_fetched,
     preparing_of,
 )
 
-_IMAGE_THREADS = 8  # of one task; the images of JSON corpora are fetched one by one
-_PREPARE_BYTES = 768 << 20  # of one prepare task: a slice of samples, its decoded images and what is made of them
+_FETCH_THREADS = 8  # of one task; the images of JSON corpora are fetched one by one
+_PREPARE_THREADS = 2  # of one task, which has one CPU: what they make waits in memory
+_PREPARE_BYTES = 1152 << 20  # of one prepare task: half is libraries, half a photo, a payload and what is made of them
+_BESIDE_BYTES = 1 << 30  # of the node of an extractor: what that one takes, at least
 _ACTIVATION_BYTES = 2 << 30  # of one extractor beside its weights: the pixels and activations of a batch
 _SHOWN_ROWS = 5  # of a slice, in a warning
 _CHANGED = b""  # instead of a payload: the file is no longer the one that was planned
@@ -248,9 +252,17 @@ def prepared_slices(
         compute=ray.data.TaskPoolStrategy(readers),
         num_cpus=1,
         max_retries=ATTEMPTS,
-        memory=min(_PREPARE_BYTES, node_memory() // 2),  # on a small node rather tight than never
+        memory=prepare_bytes(node_memories()),
         label_selector=workers.prepare_labels or None,
     )
+
+
+def prepare_bytes(nodes: Sequence[int]) -> int:
+    """What a prepare task asks of the memory that a node lends, given what the nodes of the cluster lend: as many run
+    at once as find room, one at least; where there is but one node, beside what else a run has on it."""
+    largest = max(nodes)
+    at_once = max(1, (largest - (_BESIDE_BYTES if len(nodes) == 1 else 0)) // _PREPARE_BYTES)
+    return min(largest, largest // (at_once + 1) + 1)
 
 
 def extractor_bytes(extractor: ExtractorConfig) -> int:
@@ -269,16 +281,21 @@ def prepare_unit(
     `payloads`. Raises ModelError where the model, by `preparing_of`, is not the run's."""
     slices = [Slice(**fields) for fields in json.loads(batch["unit"][0].as_py())]
     preparer = _preparer(extractor, preparing)
-    with witnessed(witness, slices[0].id), ThreadPoolExecutor(_IMAGE_THREADS) as threads:
+    with (
+        witnessed(witness, slices[0].id),
+        ThreadPoolExecutor(_FETCH_THREADS) as fetching,
+        ThreadPoolExecutor(_PREPARE_THREADS) as preparing_threads,
+    ):
         started = time.perf_counter()
         try:
             for slice_, samples in read_without(slices, deadly):
                 prepare = functools.partial(_prepare_row, preparer, slice_.source)
-                prepared = ahead(threads, prepare, samples, _IMAGE_THREADS)
-                for piece, payload in payloads(slice_, prepared):
-                    answer = _one_row(piece, payload)
+                fetched = ahead(fetching, fetch_sample, samples, _FETCH_THREADS)
+                prepared = ahead(preparing_threads, prepare, fetched, _PREPARE_THREADS)
+                for row in itertools.starmap(_one_row, payloads(slice_, prepared)):
                     metrics.step_done("prepare", slice_.source, time.perf_counter() - started)
-                    yield answer
+                    yield row
+                    del row  # the next one is made without it
                     started = time.perf_counter()
         except CorpusChangedError:  # what was yielded before is of the planned version; nothing after it is
             yield _one_row(slices[0], _CHANGED)
@@ -312,7 +329,7 @@ class ExtractSlices:
         if self._refused:  # not when the actor is made: Ray would make it again and again
             raise self._refused
         slice_ = Slice(**json.loads(batch["slice"][0].as_py()))
-        payload = batch["payload"][0].as_buffer()
+        payload = _payload_of(batch)
         if payload.size == len(_CHANGED):
             return _answer(Committed(0, 0, slice_.shard))
         with witnessed(self._witness, slice_.id):
@@ -363,8 +380,8 @@ def _answer(committed: Committed) -> pa.Table:
     return pa.Table.from_pylist([asdict(committed)], schema)
 
 
-def _prepare_row(preparer: Preparer, source: str, sample: Sample | Reject) -> PreparedRow:
-    made = prepare_sample(preparer, sample)
+def _prepare_row(preparer: Preparer, source: str, fetched: FetchedSample) -> PreparedRow:
+    made, sample = prepare_fetched(preparer, fetched), fetched.sample
     metrics.images_read(source, made.image_bytes)
     lost = (sample.lost_bytes or None) if isinstance(sample, Reject) else None
     return {"row": sample.row, "id": sample.id, IMAGES_DIGEST: made.images_digest, LOST_BYTES: lost}, made.outcome
@@ -393,7 +410,15 @@ def _another_model(extractor: ExtractorConfig) -> ModelError:
     )
 
 
-def _one_row(slice_: Slice, payload: bytes) -> pa.Table:
+def _payload_of(batch: pa.Table) -> pa.Buffer:
+    """The payload of a batch of one row, where it lies: a scalar of it would be a copy."""
+    (column,) = (chunk for chunk in batch["payload"].chunks if len(chunk))
+    _, ends, data = column.buffers()
+    start, stop = np.frombuffer(ends, np.int64)[column.offset : column.offset + 2].tolist()
+    return data.slice(start, stop - start)
+
+
+def _one_row(slice_: Slice, payload: bytes | memoryview) -> pa.Table:
     ends = pa.py_buffer(np.array([0, len(payload)], dtype=np.int64))
     column = pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(payload)])  # not a copy of it
     return pa.table({"slice": [json.dumps(slice_.to_dict())], "payload": column})

@@ -10,13 +10,15 @@ from ray.exceptions import RayError, RayTaskError
 from scalselect_ray.config import ExtractorConfig
 from scalselect_ray.corpus import Reason, Reject, Sample, Slice, SliceId, read_slices
 from scalselect_ray.errors import ClusterError
+from scalselect_ray.io.ahead import ahead
+from scalselect_ray.stages.payload import PreparedRow, payloads, unpack
 from scalselect_ray.vlm import Prepared
 from scalselect_ray.vlm.representer import make_extractor, make_preparer, prepare_sample
 
 Deadly = Mapping[SliceId, frozenset[int]]
 """Rows of slices that are not to be touched."""
 
-_THREADS = 8  # that prepare, as in a run
+_THREADS = 2  # that prepare, as in a run
 MOST_SLICES = 32
 """With deadly samples in more slices than these it is the machines that are at fault, or the model."""
 
@@ -79,11 +81,15 @@ def deadly_rows(rows: Sequence[int], survives: Callable[[Sequence[int]], bool]) 
 
 @ray.remote(max_retries=0)
 def _work(slice_: Slice, rows: list[int], extractor: ExtractorConfig) -> None:
-    """Reads a slice; prepares and represents some of its rows."""
+    """Reads a slice; prepares and represents some of its rows, as many at a time as a run does."""
     samples = [sample for _, samples in read_slices([slice_]) for sample in samples if sample.row in rows]
     if not samples:
         return
-    prepare = make_preparer(extractor)
+    prepare, represent = make_preparer(extractor), make_extractor(extractor)
+
+    def prepared(sample: Sample | Reject) -> PreparedRow:
+        return {}, prepare_sample(prepare, sample).outcome
+
     with ThreadPoolExecutor(_THREADS) as threads:
-        prepared = list(threads.map(lambda sample: prepare_sample(prepare, sample).outcome, samples))
-    make_extractor(extractor)([item for item in prepared if isinstance(item, Prepared)])
+        for _, payload in payloads(slice_, ahead(threads, prepared, samples, _THREADS)):
+            represent([outcome for _, outcome in unpack(payload) if isinstance(outcome, Prepared)])

@@ -5,7 +5,7 @@ is opened: this one is made and opened by workers of one cluster, which hand eac
 read from storage or written there."""
 
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -24,7 +24,7 @@ MAX_BYTES = 128 << 20
 _ALIGNMENT = 8  # bytes; of every array, so that it can be used where it lies
 
 
-def payloads(slice_: Slice, rows: Iterable[PreparedRow]) -> Iterator[tuple[Slice, bytes]]:
+def payloads(slice_: Slice, rows: Iterable[PreparedRow]) -> Iterator[tuple[Slice, memoryview]]:
     """The rows of a slice as payloads of bounded size: the slice as it was planned, or where its pictures are large
     several smaller ones, each of which is a slice of its own from here on.
 
@@ -37,21 +37,41 @@ def payloads(slice_: Slice, rows: Iterable[PreparedRow]) -> Iterator[tuple[Slice
         size += sum(array.nbytes for array in outcome.images.values()) if isinstance(outcome, Prepared) else 0
         following = key["row"] + 1
         if size >= MAX_BYTES and following < slice_.stop_row:
-            yield replace(slice_, first_row=first, stop_row=following, digest=""), pack(held)
-            held, first, size = [], following, 0
-    yield replace(slice_, first_row=first, digest=slice_.digest if first == slice_.first_row else ""), pack(held)
+            yield replace(slice_, first_row=first, stop_row=following, digest=""), pack(_drained(held))
+            first, size = following, 0
+    yield (
+        replace(slice_, first_row=first, digest=slice_.digest if first == slice_.first_row else ""),
+        pack(_drained(held)),
+    )
 
 
-def pack(rows: Sequence[PreparedRow]) -> bytes:
-    """The rows as one payload, never an empty one. Equal images travel once."""
-    shared = iter(share_images(held for _, held in rows if isinstance(held, Prepared)))
-    rows = [(key, next(shared) if isinstance(held, Prepared) else held) for key, held in rows]
+def _drained(held: list[PreparedRow]) -> Iterator[PreparedRow]:
+    """The rows, which are no longer in the list once they are had: `pack` lets go of each as it is copied."""
+    rows = iter(held.copy())
+    held.clear()
+    return rows
+
+
+def pack(rows: Iterable[PreparedRow]) -> memoryview:
+    """The rows as one payload, never an empty one. Equal images travel once. Rows that nobody else holds are let go one
+    by one: a payload is large, and would be there twice."""
+    held = list(rows)
+    del rows
+    shared = iter(share_images(outcome for _, outcome in held if isinstance(outcome, Prepared)))
+    held = [(key, next(shared) if isinstance(outcome, Prepared) else outcome) for key, outcome in held]
     buffers: list[pickle.PickleBuffer] = []
-    pickled = pickle.dumps(rows, protocol=5, buffer_callback=buffers.append)
-    pieces = [memoryview(pickled), *(buffer.raw() for buffer in buffers)]
-    lengths = np.array([len(pieces), *map(len, pieces)], dtype=np.int64)
-    padded = ((piece, bytes(-len(piece) % _ALIGNMENT)) for piece in pieces)
-    return b"".join([lengths.tobytes(), *(data for pair in padded for data in pair)])
+    pickled = pickle.dumps(held, protocol=5, buffer_callback=buffers.append)
+    del held, shared
+    lengths = [len(pickled), *(len(buffer.raw()) for buffer in buffers)]
+    head = np.array([len(lengths), *lengths], dtype=np.int64).tobytes()
+    ends = list(accumulate((-(-length // _ALIGNMENT) * _ALIGNMENT for length in lengths), initial=len(head)))
+    payload = np.zeros(ends[-1], np.uint8)  # memory is taken only as it is written to
+    view = payload.data
+    view[: len(head)] = head
+    buffers.reverse()
+    for start, length in zip(ends[:-1], lengths, strict=True):
+        view[start : start + length] = buffers.pop().raw() if start > len(head) else pickled
+    return view
 
 
 def unpack(payload: Any) -> list[PreparedRow]:

@@ -1,6 +1,7 @@
 """How a decoder layer is read: what each of the two ways gives of a sample, and what both are made of."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 
 from scalselect_ray.vlm.families import Family
 from scalselect_ray.vlm.prepare import Prepared
+
+_PATCHES = 1 << 11  # of pictures of any size, or whole pictures, that are made floats at once
 
 
 class Reading(NamedTuple):
@@ -44,7 +47,7 @@ class ImageInputs:
                 name: tensor.to(self._dtype) if tensor.is_floating_point() else tensor
                 for name, tensor in images.items()
             }
-        images["pixel_values"] = self._family.all_frames(self._normalise(images["pixel_values"]), self._image_processor)
+        images["pixel_values"] = self._floats(images["pixel_values"])
         return images
 
     def sent(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -52,6 +55,22 @@ class ImageInputs:
         if self._device.type != "cuda":
             return tensor.to(self._device)
         return tensor.pin_memory().to(self._device, non_blocking=True)
+
+    def _floats(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the vision tower takes of bytes, made piece by piece: of a photo it is hundreds of MB."""
+        parts = (
+            self._family.all_frames(self._normalise(part), self._image_processor)
+            for part in torch.split(pixel_values, _PATCHES)
+        )
+        first = next(parts)
+        if len(first) == len(pixel_values):
+            return first
+        floats = first.new_empty((len(pixel_values), *first.shape[1:]))
+        start = 0
+        for part in chain([first], parts):
+            floats[start : start + len(part)] = part
+            start += len(part)
+        return floats
 
     def _normalise(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Bytes to floats, as the model's own image processor does it."""

@@ -2,17 +2,15 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from scalselect_ray.config import ExtractorConfig
 from scalselect_ray.corpus import (
+    ImageRef,
     Reason,
     Reject,
     Sample,
@@ -22,6 +20,7 @@ from scalselect_ray.corpus import (
     open_images,
 )
 from scalselect_ray.errors import ScalSelectError
+from scalselect_ray.io.machine import total_memory
 from scalselect_ray.vlm import (
     Checkpoint,
     Extractor,
@@ -39,7 +38,7 @@ from scalselect_ray.vlm import (
 from scalselect_ray.vlm.families import Family
 from scalselect_ray.vlm.pixels import PixelBudget
 
-_DECODED = PixelBudget(24 << 20)  # of one process, whatever the number of its threads
+_DECODED = PixelBudget(16 << 20)  # of one process, whatever the number of its threads: a photo at a time
 _FRONT_SHARE = 4  # of this machine's memory a model's front may take a fourth to be tried
 _PUBLISHED_PIXELS, _PUBLISHED_LENGTH = (262_144, 589_824), 4096
 _TOGETHER = 32  # samples whose pixels are in memory at once
@@ -101,7 +100,7 @@ def try_model(extractor: ExtractorConfig, preparer: Preparer) -> None:
     check_tensors(checkpoint)
     dtype = torch.bfloat16 if extractor.dtype == "float16" else getattr(torch, extractor.dtype)  # see `slow_on_cpu`
     sample = preparer.made_up()
-    if sample is None or _FRONT_SHARE * front_bytes(checkpoint, dtype) > _memory():
+    if sample is None or _FRONT_SHARE * front_bytes(checkpoint, dtype) > total_memory():
         return
     Extractor(
         checkpoint,
@@ -120,15 +119,6 @@ def slow_on_cpu(extractor: ExtractorConfig) -> str | None:
         "extractor.dtype: float16 on a CPU takes about 20 times as long as bfloat16, and no GPU is here: set bfloat16 "
         "or float32 (features of another dtype are features of their own), or run where there are GPUs"
     )
-
-
-def _memory() -> int:
-    """Bytes that this machine, or the container that this process is in, has in all."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        with suppress(OSError, ValueError):  # no such file, or `max`
-            limits.append(int(path.read_text()))
-    return min(limits)
 
 
 def description_of(extractor: ExtractorConfig) -> dict[str, Any]:
@@ -167,27 +157,53 @@ class PreparedSample(NamedTuple):
     """None where it has no images, or they could not be fetched."""
 
 
-def prepare_sample(preparer: Preparer, sample: Sample | Reject) -> PreparedSample:
-    """The sample as the model takes it, or why it cannot be used."""
+class FetchedSample(NamedTuple):
+    """A sample with the bytes of its images at hand, still encoded, or why it cannot be used."""
+
+    sample: Sample | Reject
+    images: list[ImageRef] | SampleRejectedError
+
+
+def fetch_sample(sample: Sample | Reject) -> FetchedSample:
+    """The first half of `prepare_sample`, which waits for stores and disks. Raises CorpusError, StorageError."""
     if isinstance(sample, Reject):
-        return PreparedSample(SampleRejectedError(sample.reason, sample.message))
-    size, digest = 0, None
+        return FetchedSample(sample, SampleRejectedError(sample.reason, sample.message))
     try:
-        encoded = fetched_images(sample.images)
-        data = [image.data or b"" for image in encoded]
-        size, digest = sum(map(len, data)), images_digest(data) if data else None
-        opened = open_images(encoded)
+        return FetchedSample(sample, fetched_images(sample.images))
+    except Exception as error:  # clients of stores raise what they like
+        return FetchedSample(sample, _reject_of(error, "its images cannot be fetched"))
+
+
+def prepare_fetched(preparer: Preparer, fetched: FetchedSample) -> PreparedSample:
+    """The other half, which takes processor time and memory."""
+    sample, images = fetched
+    if isinstance(images, SampleRejectedError):
+        return PreparedSample(images)
+    assert isinstance(sample, Sample), "a reject has no images"
+    data = [image.data or b"" for image in images]
+    size, digest = sum(map(len, data)), images_digest(data) if data else None
+    try:
+        opened = open_images(images)
         with _DECODED.taken(opened.pixels):
             return PreparedSample(preparer(sample, opened.decode()), size, digest)
-    except SampleRejectedError as error:
-        return PreparedSample(error, size, digest)
-    except MemoryError:
-        message = "there is not enough memory to prepare this sample"
-    except ScalSelectError:
-        raise
     except Exception as error:  # processors and templates raise what they like
-        message = f"the model's processor fails on this sample: {type(error).__name__}: {error}"
-    return PreparedSample(SampleRejectedError(Reason.EXTRACTION_FAILED, message), size, digest)
+        return PreparedSample(_reject_of(error, "the model's processor fails on this sample"), size, digest)
+
+
+def _reject_of(error: Exception, what: str) -> SampleRejectedError:
+    """What an error makes of its sample. Raises it where it is no sample's."""
+    if isinstance(error, SampleRejectedError):
+        return error
+    if isinstance(error, ScalSelectError):
+        raise error
+    if isinstance(error, MemoryError):
+        return SampleRejectedError(Reason.EXTRACTION_FAILED, "there is not enough memory to prepare this sample")
+    return SampleRejectedError(Reason.EXTRACTION_FAILED, f"{what}: {type(error).__name__}: {error}")
+
+
+def prepare_sample(preparer: Preparer, sample: Sample | Reject) -> PreparedSample:
+    """The sample as the model takes it, or why it cannot be used."""
+    return prepare_fetched(preparer, fetch_sample(sample))
 
 
 class Representer:

@@ -1,5 +1,6 @@
 """What travels from a prepare worker to an extractor comes out as it went in."""
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from scalselect_ray.corpus import Reason, SampleRejectedError, Slice
-from scalselect_ray.stages import payload
+from scalselect_ray.stages import extract, payload
 from scalselect_ray.stages.payload import PreparedRow, pack, unpack
 from scalselect_ray.vlm import Prepared
 
@@ -102,3 +103,31 @@ def test_rows_that_a_filter_left_out_are_in_the_slices_that_are_cut(monkeypatch)
     assert [[key["row"] for key, _ in unpack(packed)] for _, packed in pieces] == [[12], [13], [17], []]
     ((piece, packed),) = payload.payloads(planned, [])
     assert (piece, unpack(packed)) == (planned, [])
+
+
+def test_rows_are_let_go_before_their_payload_is_handed_on(monkeypatch):
+    """Both are hundreds of MB where pictures are large."""
+    monkeypatch.setattr(payload, "MAX_BYTES", 100)
+    held: list[weakref.ref[np.ndarray]] = []
+
+    def rows():
+        for row in range(6):
+            made = large(row, 60)
+            held.append(weakref.ref(made[1].images["pixel_values"]))
+            yield made
+
+    alive = []
+    for _, packed in payload.payloads(Slice("s", "/s", 9, "v", "/", "k", 0, 6, 6, 0, 9), rows()):
+        del packed
+        alive.append(sum(ref() is not None for ref in held))
+    assert max(alive) <= 1, "the last one that was looked at"
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_a_payload_is_used_where_it_lies(chunks):
+    slice_ = Slice("s", "/s", 9, "v", "/", "k", 0, 1, 1, 0, 9)
+    rows = pa.concat_tables([extract._one_row(slice_, bytes([number]) * 9) for number in range(4)])
+    batch = rows.slice(2, 1) if chunks == 1 else pa.concat_tables([rows.slice(0, 0), rows.slice(2, 1), rows.slice(4)])
+    found = extract._payload_of(batch)
+    assert found.to_pybytes() == bytes([2]) * 9
+    assert found.address == rows["payload"].chunk(2).buffers()[2].address

@@ -3,7 +3,7 @@
 import pytest
 
 from scalselect_ray.config import WorkersConfig
-from scalselect_ray.stages.extract import pool_size
+from scalselect_ray.stages.extract import pool_size, prepare_bytes
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,26 @@ from scalselect_ray.stages.extract import pool_size
 def test_the_size_of_a_pool_follows_the_cluster(cpus, gpus, workers, expected):
     size = pool_size(WorkersConfig(**workers), cpus, gpus)
     assert (size.least, size.most, size.gpus_each, size.readers) == expected
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("nodes", "at_once"),
+    [
+        pytest.param([2.4], 1, id="all on a node of 4 GiB"),
+        pytest.param([5], 3, id="all on a laptop"),
+        pytest.param([0.4], 1, id="rather tight than never"),
+        pytest.param([45], 39, id="all on a server"),
+        pytest.param([2.4, 2.4], 2, id="nodes that share the work"),
+        pytest.param([1, 45], 40, id="nodes of two sizes"),
+    ],
+)
+def test_so_many_prepare_tasks_run_at_once_as_a_node_has_memory_for(nodes, at_once):
+    asked = prepare_bytes([int(node * GIB) for node in nodes])
+    assert max(int(node * GIB) for node in nodes) // asked == at_once
+
+
+def test_of_nodes_that_lend_no_memory_none_is_asked():
+    assert prepare_bytes([0, 0]) == 0

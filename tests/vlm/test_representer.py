@@ -10,7 +10,8 @@ from conftest import GOLDEN
 from scalselect_ray.config import ExtractorConfig
 from scalselect_ray.corpus import Reason, Sample, SampleRejectedError, normalise, resolver
 from scalselect_ray.errors import ModelError, StorageError
-from scalselect_ray.vlm import Extractor, Prepared, Preparer
+from scalselect_ray.testing import checkpoints
+from scalselect_ray.vlm import Extractor, Prepared, Preparer, layers
 from scalselect_ray.vlm.representer import Representer, make_preparer, prepare_sample
 
 FOLDER = GOLDEN / "llava"
@@ -98,3 +99,12 @@ def test_a_long_text_of_few_tokens_is_prepared():
 def sample_of(text: str) -> Sample:
     turns = [{"from": "human", "value": f"<image>\n{text}"}, {"from": "gpt", "value": "."}]
     return normalise(0, {"image": ROWS[0]["images"][0], "conversations": turns}, resolver(str(FOLDER)))
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_vl"])
+def test_pixels_become_floats_piece_by_piece_to_the_same_bits(family, tmp_path, monkeypatch):
+    checkpoints.MAKERS[family](tmp_path)
+    represent = Representer(ExtractorConfig(model=str(tmp_path), dtype="float32"))
+    whole = [answer.feature for answer in represent(SAMPLES)]
+    monkeypatch.setattr(layers, "_PATCHES", 1 if family != "qwen2_vl" else 37)
+    assert np.array_equal([answer.feature for answer in represent(SAMPLES)], whole)
