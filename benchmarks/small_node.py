@@ -36,7 +36,15 @@ from scalselect_ray.testing import checkpoints
 MAX_PIXELS = 16384 * 28 * 28  # what the published Qwen2-VL and Qwen2.5-VL take
 CGROUPS = Path("/sys/fs/cgroup")
 SECONDS = 0.2  # between two looks
-ROLES = {"prepare_unit": "prepare", "ExtractSlices": "extract", "scalselect_ray run": "driver", "ray::IDLE": "idle"}
+ROLES = {
+    "prepare_unit": "prepare",
+    "ExtractSlices": "extract",
+    "scalselect_ray run": "driver",
+    "ray::IDLE": "idle",
+    "default_worker.py": "idle",
+    "ray/": "ray's own",
+    "ray::": "ray's own",
+}
 
 
 def make_model(folder: Path) -> None:
@@ -107,7 +115,7 @@ def descendants(pid: int) -> list[int]:
 def role_of(process: Path) -> str:
     """What a process is, by its title."""
     title = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return next((role for part, role in ROLES.items() if part in title), "ray's own" if "ray" in title else "other")
+    return next((role for part, role in ROLES.items() if part in title), "idle")
 
 
 class Watch(threading.Thread):

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import ray
+from ray._private import worker
 from ray.data import DataContext
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
@@ -71,11 +72,14 @@ def session(console: Console) -> Iterator[bool]:
         "ignore", "`ray_remote_args` is deprecated"
     )  # Ray Data has no other way yet to bound a task's attempts
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it would print a trace of what is raised here anyway
-    try:
-        yield not ours or bool(os.environ.get("RAY_ADDRESS"))
-    finally:
-        if ours:
-            ray.shutdown()
+    if not ours:
+        yield True
+        return
+    with _without_reports():
+        try:
+            yield bool(os.environ.get("RAY_ADDRESS"))
+        finally:
+            ray.shutdown()  # which prints what was held back
 
 
 def _check_reachable(address: str) -> None:
@@ -138,6 +142,17 @@ def _without_native_output() -> Iterator[None]:
 
 
 @contextmanager
+def _without_reports() -> Iterator[None]:
+    """Ray prints on stdout of a driver, whatever it is told about logs, pages about each worker that was lost: of no
+    use where the run goes on, and where it does not what was lost is raised."""
+    worker._worker_logs_enabled = False
+    try:
+        yield
+    finally:
+        worker._worker_logs_enabled = True
+
+
+@contextmanager
 def _interruptible() -> Iterator[None]:
     """Ray puts its own handler in the place of a process's for SIGTERM: an interruption is one here as everywhere
     else."""
@@ -165,7 +180,10 @@ def _of_the_cluster(error: BaseException | None) -> ClusterError | None:
                 )
             else:
                 said = " ".join(str(error).split("\n\n")[0].split())[:600]
-                cure = "see Ray's logs for why"
+                cure = (
+                    "Ray's logs say why; where the machine ran out of memory, give it more, or cut what is left into "
+                    "smaller slices (corpus.slice_rows, corpus.slice_bytes)"
+                )
             return ClusterError(
                 f"something of the run was lost again and again: {said}",
                 f"Next: {cure}; run again: what is committed stays and is not paid for again",

@@ -50,7 +50,7 @@ def node(output: Path) -> None:
         initialize_head=True, head_node_args={"num_cpus": 2, "_system_config": quick, "include_dashboard": False}
     )
     second = cluster.add_node(num_cpus=2)
-    ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
+    os.environ["RAY_ADDRESS"] = cluster.address
 
     def watch() -> None:
         while len(list(output.glob("features/*/*.parquet"))) < 3:
@@ -68,6 +68,4 @@ if __name__ == "__main__":
         hold()
     elif what == "node":
         node(Path(details[0]))
-    code = main(sys.argv[2:])
-    ray.shutdown()  # before the nodes, where they were started here
-    sys.exit(code)
+    sys.exit(main(sys.argv[2:]))

@@ -335,4 +335,6 @@ def test_a_node_whose_raylet_is_killed_loses_nothing(job):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+    assert done.stdout == "", "Ray prints there what has become of its workers"
+    assert "raylet" not in done.stderr
     job.is_as_if_undisturbed(again=False)
