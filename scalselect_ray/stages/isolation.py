@@ -88,7 +88,7 @@ def _work(slice_: Slice, rows: list[int], extractor: ExtractorConfig) -> None:
     prepare, represent = make_preparer(extractor), make_extractor(extractor)
 
     def prepared(sample: Sample | Reject) -> PreparedRow:
-        return {}, prepare_sample(prepare, sample).outcome
+        return {"row": sample.row}, prepare_sample(prepare, sample).outcome
 
     with ThreadPoolExecutor(_THREADS) as threads:
         for _, payload in payloads(slice_, ahead(threads, prepared, samples, _THREADS)):
