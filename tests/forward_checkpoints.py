@@ -516,6 +516,25 @@ def molmo2(folder: Path) -> None:
     _save(t.Molmo2ForConditionalGeneration(config), processor, folder)
 
 
+def paligemma(folder: Path) -> None:
+    """PaliGemma 2: a prefix that looks both ways, capped logits."""
+    tokenizer = byte_tokenizer(tokens("<image>"), "", bos_token="<bos>", image_token="<image>")
+    tokenizer.chat_template = None
+    config = t.PaliGemmaConfig(
+        text_config=t.Gemma2Config(
+            vocab_size=1400, sliding_window=24, query_pre_attn_scalar=16, attn_logit_softcapping=5.0, **TEXT
+        ),
+        vision_config=t.SiglipVisionConfig(**VISION, vision_use_head=False),
+        image_token_index=3,
+        projection_dim=64,
+        hidden_size=64,
+        vocab_size=1400,
+    )
+    image_processor = t.SiglipImageProcessor(size=SIDE)
+    image_processor.image_seq_length = 16
+    _save(t.PaliGemmaForConditionalGeneration(config), t.PaliGemmaProcessor(image_processor, tokenizer), folder)
+
+
 FORWARD_MAKERS: dict[str, Callable[[Path], None]] = {
     maker.__name__: maker
     for maker in (

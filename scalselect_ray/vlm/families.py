@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from transformers import ProcessorMixin
 
+from scalselect_ray.vlm.texts import Rendering
+
 Tensors = Mapping[str, torch.Tensor]
 Arrays = Mapping[str, np.ndarray]
 
@@ -80,6 +82,19 @@ class Family:
     def images_argument(self, images: Sequence[Any]) -> Any:
         """The images of one sample as the processor wants them."""
         return list(images)
+
+    def process(self, processor: Any, rendered: Rendering, images: Sequence[Any], **settings: Any) -> Mapping[str, Any]:
+        """What the processor makes of one sample: token ids with their places in the text, where images were put in
+        place of placeholders, and the images."""
+        answer: Mapping[str, Any] = processor(
+            text=[rendered.text],
+            images=self.images_argument(images),
+            return_offsets_mapping=True,
+            return_text_replacement_offsets=True,
+            return_mm_token_type_ids=True,
+            **settings,
+        )
+        return answer
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """What of the processor's answer to one sample travels, by name."""

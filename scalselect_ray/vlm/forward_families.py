@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from scalselect_ray.vlm.families import AnyResolutionFamily, Arrays, Family, Grid, Picture, QwenFamily, Tensors
+from scalselect_ray.vlm.texts import Rendering
 
 _TEXT_INPUTS = ("input_ids", "attention_mask", "offset_mapping")
 
@@ -100,6 +101,62 @@ class PixtralFamily(ForwardFamily):
         step = picture.config.vision_config.patch_size * picture.config.spatial_merge_size
         height, width = picture.inputs["image_sizes"][picture.index]
         return [Grid(int(height) // step, int(width) // step)]
+
+
+@dataclass(frozen=True, slots=True)
+class PaliGemmaFamily(ForwardFamily):
+    """PaliGemma: the images, one question, and one answer, which alone is not looked at by what stands before it."""
+
+    def template_name(self, config: Any, tokenizer: Any) -> str | None:
+        return "paligemma"
+
+    def process(self, processor: Any, rendered: Rendering, images: Sequence[Any], **settings: Any) -> Mapping[str, Any]:
+        """The processor itself puts `<bos>` and a line break into the text, which the template has written already; as
+        it does, question and answer are tokenized apart."""
+        full, expansions = _expanded(rendered.text, processor.image_token, processor.image_seq_length)
+        border = len(full) - len(rendered.text) + rendered.ranges["assistant"][0].start
+        parts = [
+            processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            for text in (full[:border], full[border:])
+        ]
+        ids = [number for part in parts for number in part["input_ids"]]
+        places = [
+            (start + shift, stop + shift)
+            for part, shift in zip(parts, (0, border), strict=True)
+            for start, stop in part["offset_mapping"]
+        ]
+        kinds = [kind for kind, part in enumerate(parts) for _ in part["input_ids"]]
+        pictures = processor.image_processor(list(images), return_tensors="pt", **settings["images_kwargs"])
+        return {
+            "input_ids": torch.tensor([ids]),
+            "token_type_ids": torch.tensor([kinds]),
+            "offset_mapping": [places],
+            "text_replacement_offsets": [expansions],
+            **pictures,
+        }
+
+    def grids(self, picture: Picture) -> list[Grid]:
+        side = math.isqrt(picture.tokens)
+        return [Grid(side, side)]
+
+
+def _expanded(text: str, placeholder: str, count: int) -> tuple[str, list[dict[str, Any]]]:
+    """The text with `count` placeholders for each, and where each came to stand, as processors of transformers tell
+    it."""
+    pieces, expansions, grown = text.split(placeholder), [], len(placeholder) * (count - 1)
+    at = 0
+    for number, piece in enumerate(pieces[:-1]):
+        at += len(piece)
+        start = at + number * grown
+        expansions.append(
+            {
+                "text": placeholder,
+                "span": (at, at + len(placeholder)),
+                "new_span": (start, start + len(placeholder) + grown),
+            }
+        )
+        at += len(placeholder)
+    return (placeholder * count).join(pieces), expansions
 
 
 @dataclass(frozen=True, slots=True)

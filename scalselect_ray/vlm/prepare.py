@@ -153,14 +153,8 @@ class Preparer:
             rendered = replace(rendered, ranges={**rendered.ranges, "assistant": bare})
         self._check_tokens(sample, rendered)
         try:
-            batch = self._processor(
-                text=[rendered.text],
-                images=self._family.images_argument(images),
-                images_kwargs=self._images_kwargs,
-                **self._kwargs,
-                return_offsets_mapping=True,
-                return_text_replacement_offsets=True,
-                return_mm_token_type_ids=True,
+            batch = self._family.process(
+                self._processor, rendered, images, images_kwargs=self._images_kwargs, **self._kwargs
             )
         except Exception as error:  # sizes and aspect ratios that the model's own processor refuses, in whatever way
             sizes = ", ".join(f"{image.width}x{image.height}" for image in images)

@@ -41,9 +41,16 @@ TEMPLATES = {
         + _IMAGES_FIRST.replace("{{ IMAGE }}", "<image>").replace("TEXT", "{{ '\\n' + c['text'] }}")
         + "<|im_end|>{% endfor %}"
     ),
+    "paligemma": (
+        "{% if messages | length != 2 or messages[0]['role'] != 'user' or messages[1]['role'] != 'assistant' %}"
+        "{{ raise_exception('PaliGemma knows one question and one answer') }}{% endif %}{% set m = messages[0] %}"
+        + _IMAGES_FIRST.partition("{% endfor %}")[0].replace("{{ IMAGE }}", "<image>")
+        + "{% endfor %}{{ bos_token }}{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}"
+        "{{ '\\n' }}{% for c in messages[1]['content'] %}{{ c['text'] }}{% endfor %}{{ eos_token }}"
+    ),
 }
-"""As llava-hf publishes LLaVA 1.5, LLaVA-NeXT with Mistral, and LLaVA-OneVision. Never change one: features were made
-with it."""
+"""As llava-hf publishes LLaVA 1.5, LLaVA-NeXT with Mistral, and LLaVA-OneVision, and as PaliGemma's processor puts a
+question and an answer together. Never change one: features were made with it."""
 
 _FLAT = (
     "{%- set flat = namespace(messages=[]) -%}{%- for m in messages -%}{%- set said = namespace(text='') -%}"

@@ -14,6 +14,7 @@ from scalselect_ray.vlm.forward_families import (
     Molmo2Family,
     NextVideoFamily,
     PaddedFamily,
+    PaliGemmaFamily,
     PixtralFamily,
     TiledFamily,
     WholeFamily,
@@ -42,6 +43,7 @@ FAMILIES: dict[str, Family] = {
     "mistral3": PixtralFamily(),
     "molmo2": Molmo2Family(),
     "ovis2": TiledFamily(shrunk_by=lambda config: config.vision_config.hidden_stride, whole_first=True),
+    "paligemma": PaliGemmaFamily(),
     "smolvlm": TiledFamily(shrunk_by=lambda config: config.scale_factor),
 }
 

@@ -30,12 +30,14 @@ class Watch:
 
 class _Allowed:
     """Which tokens row tokens may look at, by the mask that the model made: (1, 1, S, S) bool, or None, which means
-    back alone."""
+    back alone, or all where the attention is not causal."""
 
-    def __init__(self, mask: torch.Tensor | None, length: int) -> None:
-        self._mask, self._length = mask, length
+    def __init__(self, mask: torch.Tensor | None, length: int, is_causal: bool) -> None:
+        self._mask, self._length, self._is_causal = mask, length, is_causal
 
     def __call__(self, rows_R: torch.Tensor) -> torch.Tensor:
+        if self._mask is None and not self._is_causal:
+            return torch.ones((len(rows_R), self._length), dtype=torch.bool, device=rows_R.device)
         if self._mask is None:
             return causal(rows_R, self._length, None)
         return self._mask[0, 0, rows_R, : self._length]
@@ -55,7 +57,10 @@ def _watched(
     if bending := [name for name in _BENDING if settings.get(name) is not None]:
         raise ModelError(f"the attention of {type(module).__name__} has {bending[0]}, which is not known here")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    allowed = _Allowed(attention_mask, key.shape[2])
+    is_causal = settings.get("is_causal")
+    allowed = _Allowed(
+        attention_mask, key.shape[2], getattr(module, "is_causal", True) if is_causal is None else is_causal
+    )
     watch: Watch | None = getattr(module, "watch", None)
     if watch is not None:
         watch.received_V = masked_attention_received(

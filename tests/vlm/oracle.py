@@ -62,6 +62,25 @@ def layers_of(model) -> torch.nn.ModuleList:
     return (model.model.text_model if hasattr(model.model, "text_model") else model.model.language_model).layers
 
 
+def attention_and_output(model, inputs, number: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a layer, for one sample: the attention, mean over heads (S, S), and the output (S, E)."""
+    caught: dict[str, torch.Tensor] = {}
+
+    def keep(module, args, output) -> None:
+        caught["output"] = output[0] if isinstance(output, tuple) else output
+
+    layer = layers_of(model)[number]
+    hooks = [
+        layer.register_forward_hook(keep),
+        layer.self_attn.register_forward_hook(lambda module, args, output: caught.update(attention=output[1])),
+    ]
+    with torch.no_grad(), suppress(AttributeError):  # Llama 4 of transformers 5.24 fails after its layers
+        model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    return caught["attention"][0].mean(0), caught["output"][0]
+
+
 def oracle(folder: Path, sample: Sample, images: list[Image.Image], rule: str, threshold: float, number: int = 0):
     """A layer's attention and output in the whole model. Token roles are counted by tokenizing growing prefixes of the
     text."""
@@ -77,19 +96,7 @@ def oracle(folder: Path, sample: Sample, images: list[Image.Image], rule: str, t
     text = processor.apply_chat_template(messages)
     nested = [images] if "Onevision" in type(processor).__name__ else images
     inputs = processor(text=[text], images=nested, return_tensors="pt").to(torch.float32)
-    caught = {}
-    layer = layers_of(model)[number]
-    hooks = [
-        layer.register_forward_hook(
-            lambda module, args, output: caught.update(hidden=output[0] if isinstance(output, tuple) else output)
-        ),
-        layer.self_attn.register_forward_hook(lambda module, args, output: caught.update(attention=output[1])),
-    ]
-    with torch.no_grad(), suppress(AttributeError):  # Llama 4 of transformers 5.24 fails after its layers
-        model(**inputs)
-    for hook in hooks:
-        hook.remove()
-    attention, hidden = caught["attention"][0].mean(0), caught["hidden"][0]
+    attention, hidden = attention_and_output(model, inputs, number)
 
     ids = inputs["input_ids"][0]
     image = ids == model.config.image_token_id

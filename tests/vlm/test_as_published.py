@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from oracle import layers_of, whole
+from oracle import attention_and_output, whole
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -93,18 +92,7 @@ def as_published(folder: Path, images: list[Image.Image], said: list[tuple[str, 
         messages.append({"role": roles[role], "content": content})
     text = processor.apply_chat_template(messages)
     inputs = processor(text=[text], images=images, return_tensors="pt")
-    caught: dict[str, torch.Tensor] = {}
-    layer = layers_of(model)[0]
-    hooks = [
-        layer.register_forward_hook(
-            lambda module, args, output: caught.update(hidden=output[0] if isinstance(output, tuple) else output)
-        ),
-        layer.self_attn.register_forward_hook(lambda module, args, output: caught.update(attention=output[1])),
-    ]
-    with torch.no_grad():
-        model(**inputs)
-    for hook in hooks:
-        hook.remove()
+    attention, output = attention_and_output(model, inputs)
     ids = inputs["input_ids"][0].tolist()
     vision = [place for place, token in enumerate(ids) if token == model.config.image_token_id]
     answers: set[int] = set()
@@ -116,12 +104,12 @@ def as_published(folder: Path, images: list[Image.Image], said: list[tuple[str, 
             start = first + len(own)
             answers |= set(range(first, start))
     query = [place for place in range(len(ids)) if place not in answers and place not in vision]
-    received = caught["attention"][0].mean(0)[query][:, vision].mean(0)
+    received = attention[query][:, vision].mean(0)
     received = received / received.sum()
     order = received.argsort(descending=True)
     kept = int((received[order].cumsum(0) <= 0.9).sum()) + 1
     rows = [vision[place] for place in order[:kept].tolist()]
-    return caught["hidden"][0][rows].mean(0).numpy(), len(query), kept
+    return output[rows].mean(0).numpy(), len(query), kept
 
 
 def sample_of(count: int, said: list[tuple[str, str]]):

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forward_checkpoints import FORWARD_MAKERS, gemma2_llava, lfm2_vl, qwen3_5, qwen3_vl
-from oracle import oracle, samples
+from forward_checkpoints import FORWARD_MAKERS, gemma2_llava, lfm2_vl, paligemma, qwen3_5, qwen3_vl
+from oracle import attention_and_output, oracle, samples, whole
 from PIL import Image
 
-from scalselect_ray.corpus import ImagePlaceholder, Sample, Turn
+from scalselect_ray.corpus import ImagePlaceholder, Sample, SampleRejectedError, Turn
 from scalselect_ray.errors import ModelError
 from scalselect_ray.testing.checkpoints import MAKERS
 from scalselect_ray.vlm import Extractor, Preparer, open_checkpoint
@@ -85,6 +85,38 @@ def test_a_language_model_with_other_layers_is_not_read_part_by_part(tmp_path):
     """LLaVA on Gemma 2: norms after each part, capped logits, a sliding window."""
     gemma2_llava(tmp_path)
     check(tmp_path, 0)
+
+
+def test_paligemma_agrees_with_its_own_processor_and_the_full_model(tmp_path):
+    """Question and answer as prefix and suffix, of which the prefix looks both ways; other conversations are no
+    samples."""
+    paligemma(tmp_path)
+    made, preparer = extractor(tmp_path), Preparer(open_checkpoint(str(tmp_path)))
+    assert any("paligemma" in line for line in preparer.filled)
+    processor, model = whole(tmp_path)
+    for count, question, answer in ((1, "answer en What\nis it?", "a cat"), (2, "caption en", "two cats\nand a dog")):
+        rng = np.random.default_rng(count)
+        images = [Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)) for _ in range(count)]
+        content = (*(ImagePlaceholder(number) for number in range(count)), question)
+        prepared = preparer(Sample(0, None, (Turn("user", content), Turn("assistant", (answer,))), ()), images)
+        inputs = processor(text=["<image>" * count + question], images=[images], suffix=[answer], return_tensors="pt")
+        assert prepared.input_ids.tolist() == inputs["input_ids"][0].tolist()
+        assert prepared.images["token_type_ids"].tolist() == inputs["token_type_ids"].tolist()
+        inputs.pop("labels")
+        attention, output = attention_and_output(model, inputs)
+        said = len(processor.tokenizer(answer, add_special_tokens=False)["input_ids"])
+        query = torch.ones(len(prepared.input_ids), dtype=torch.bool)
+        query[-1 - said : -1] = False  # the last one ends the text
+        vision = inputs["input_ids"][0] == 3
+        received = attention[query & ~vision][:, vision].mean(0)
+        received = received / received.sum()
+        order = received.argsort(descending=True)
+        rows = torch.where(vision)[0][order[: int((received[order].cumsum(0) <= 0.9).sum()) + 1]]
+        (found,) = made([prepared])
+        assert (found.num_query_tokens, found.num_attended_tokens) == (int((query & ~vision).sum()), len(rows))
+        np.testing.assert_allclose(found.feature, output[rows].mean(0).numpy(), atol=1e-5)
+    with pytest.raises(SampleRejectedError, match="one question and one answer"):
+        preparer(*samples()[1])
 
 
 def test_the_first_layer_with_attention_is_found(tmp_path):
