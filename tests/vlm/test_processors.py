@@ -142,10 +142,18 @@ def test_no_template_is_made_up_for_a_family_that_has_none(whole, tmp_path):
         make_preparer(ExtractorConfig(model=str(tmp_path / "model")))
 
 
+DIGESTS = {
+    "vicuna": "1679c82298ee8068",
+    "mistral": "b938dc57fadc3311",
+    "chatml": "a6acf7e2abe05eb3",
+    "paligemma": "a5e9113594e121e7",
+}
+
+
 def test_the_named_templates_never_change():
     """Features were made with them, and the id of an extractor does not hold their text."""
-    digest = hashlib.sha256(json.dumps(TEMPLATES, sort_keys=True).encode()).hexdigest()
-    assert digest[:16] == "fe0eb70a42fac871"
+    digests = {name: hashlib.sha256(template.encode()).hexdigest()[:16] for name, template in TEMPLATES.items()}
+    assert digests == DIGESTS
 
 
 def test_a_tokenizer_that_is_a_sentencepiece_model_alone(whole, tmp_path):
