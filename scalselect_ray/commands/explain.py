@@ -70,8 +70,10 @@ def explain(output: Output, wanted: str, run: str, console: Console) -> dict[str
     folder = output.run(record.run_id)
     matches = _matches(folder, wanted)
     if not matches:
+        filtered = sum(record.filtered_out.values())
+        left_out = f" (its filters left out {filtered:,} rows)" if filtered else ""
         raise CorpusError(
-            f"run {record.run_id} has no sample '{wanted}'; expected an id as in the manifest, or SHARD:ROW "
+            f"run {record.run_id} has no sample '{wanted}'{left_out}; expected an id as in the manifest, or SHARD:ROW "
             "(the file's URI or the end of it, and the row's number from 0)"
         )
     if len(matches) > 1:

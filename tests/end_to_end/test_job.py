@@ -295,6 +295,8 @@ def test_a_filter_leaves_rows_out_and_what_is_kept_scores_as_if_it_were_the_corp
     assert record["samples"] == len(ROWS)
     assert scores["row"].to_pylist() == [number for number in range(len(ROWS)) if not 3 <= number < 12]
     assert len(rejects) == 0
+    assert main(["explain", str(tmp_path / "made" / "output"), "rows.json:5"]) == 2
+    assert "its filters left out 9 rows" in capsys.readouterr().err.replace("\n", " ")
     again, *_ = run(config, keep.replace(" < ", "<"), "corpus.slice_rows=4")
     assert again["slices"]["extracted"] == 0
     assert again["filtered_out"] == {"made": 9}
