@@ -154,7 +154,15 @@ def smolvlm(folder: Path) -> None:
     )
 
 
-def _glm(folder: Path, config_class: Any, model_class: Any, processor_class: Any, image_class: Any, video_class: Any):
+def _glm(
+    folder: Path,
+    config_class: Any,
+    model_class: Any,
+    processor_class: Any,
+    image_class: Any,
+    video_class: Any,
+    **more: Any,
+) -> None:
     special = tokens(
         "<|begin_of_image|>", "<|image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|video|>", "<|end_of_video|>"
     )
@@ -169,7 +177,7 @@ def _glm(folder: Path, config_class: Any, model_class: Any, processor_class: Any
                 "mrope_section": [2, 3, 3],
                 "partial_rotary_factor": 1.0,
             },
-            **text,
+            **text | more,
         ),
         vision_config=dict(
             depth=2,
@@ -217,6 +225,24 @@ def glm46v(folder: Path) -> None:
         t.Glm46VProcessor,
         t.Glm46VImageProcessor,
         t.Glm46VVideoProcessor,
+    )
+
+
+def glm4v_moe(folder: Path) -> None:
+    """GLM-4.5V and the large GLM-4.6V: experts after the first layer."""
+    _glm(
+        folder,
+        t.Glm4vMoeConfig,
+        t.Glm4vMoeForConditionalGeneration,
+        t.Glm4vProcessor,
+        t.Glm4vImageProcessor,
+        t.Glm4vVideoProcessor,
+        moe_intermediate_size=32,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
     )
 
 
@@ -433,6 +459,38 @@ def deepseek_vl(folder: Path) -> None:
     _save(t.DeepseekVLForConditionalGeneration(config), processor, folder)
 
 
+def deepseek_vl_hybrid(folder: Path) -> None:
+    """As DeepSeek-VL, with a second tower for fine detail."""
+    tokenizer = byte_tokenizer(
+        tokens("<image_placeholder>"), template("<image_placeholder>"), image_token="<image_placeholder>"
+    )
+    vision = t.SiglipVisionConfig(**VISION)
+    vision.vision_use_head = False
+    config = t.DeepseekVLHybridConfig(
+        text_config=t.LlamaConfig(vocab_size=len(tokenizer), **TEXT),
+        vision_config=vision,
+        high_res_vision_config=t.SamVisionConfig(
+            hidden_size=32,
+            output_channels=16,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=128,
+            patch_size=8,
+            window_size=4,
+            global_attn_indexes=[1],
+            mlp_dim=64,
+        ),
+        image_token_id=3,
+    )
+    processor = t.DeepseekVLHybridProcessor(
+        t.DeepseekVLHybridImageProcessor(size=SIDE, high_res_size={"height": 128, "width": 128}, min_size=14),
+        tokenizer,
+        chat_template=tokenizer.chat_template,
+        num_image_tokens=16,
+    )
+    _save(t.DeepseekVLHybridForConditionalGeneration(config), processor, folder)
+
+
 def llama4(folder: Path) -> None:
     """Chunked attention, layers without positions, experts."""
     named = [
@@ -540,9 +598,11 @@ FORWARD_MAKERS: dict[str, Callable[[Path], None]] = {
     for maker in (
         aya_vision,
         deepseek_vl,
+        deepseek_vl_hybrid,
         gemma3,
         glm46v,
         glm4v,
+        glm4v_moe,
         idefics3,
         internvl,
         lfm2_vl,
