@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from scalselect_ray.config import CorpusConfig, SourceConfig
-from scalselect_ray.corpus import CorpusFile, Sample, fetched_images, list_files, plan_file, read_slices
+from scalselect_ray.corpus import CorpusFile, Sample, Turn, fetched_images, list_files, plan_file, read_slices
 from scalselect_ray.exports import FORMATS
 from scalselect_ray.exports.base import ExportRow, Finish, ImagePaths, Images, NotExportableError, PartReport
 from scalselect_ray.exports.rows import copy_images, fetch_images, read_rows
@@ -120,6 +120,10 @@ def files(path: Path, image_root: Path) -> list[CorpusFile]:
     return list_files(CorpusConfig(sources=[source]))
 
 
+def _turns(sample: Sample) -> tuple[Turn, ...]:
+    return tuple(turn.stripped() for turn in sample.turns)
+
+
 def said(path: Path, image_root: Path) -> list[tuple[Any, list[bytes | None]] | None]:
     """The turns and the image bytes of each row; None of one that is rejected."""
     found: list[tuple[Any, list[bytes | None]] | None] = []
@@ -127,7 +131,7 @@ def said(path: Path, image_root: Path) -> list[tuple[Any, list[bytes | None]] | 
         for _, rows in read_slices(plan_file(file)):
             for row in rows:
                 is_sample = isinstance(row, Sample)
-                found.append((row.turns, [image.data for image in fetched_images(row.images)]) if is_sample else None)
+                found.append((_turns(row), [image.data for image in fetched_images(row.images)]) if is_sample else None)
     return found
 
 
