@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo unit test check test-trainers lock clean
+.PHONY: help install demo unit test test-benchmarks check test-trainers lock clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -25,8 +25,11 @@ check: install  ## lint, format and types
 unit: install  ## the tests that need this process alone: no Ray, server, browser or large model; half a minute
 	$(BIN)/pytest -n 2 --dist loadfile -m "not cluster and not heavy" --ignore tests/faults
 
-test: check  ## check, then every test
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: check  ## check, then every test but those of test-benchmarks
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not benchmark"
+
+test-benchmarks: install  ## the benchmarks of the whole job, small: ten minutes
+	$(BIN)/pytest -m benchmark tests/test_benchmarks.py
 
 test-trainers: install  ## exports loaded by the trainers' own code, in .venv-trainers (7 GB)
 	test -d .venv-trainers || $(PYTHON) -m venv .venv-trainers

@@ -43,6 +43,7 @@ def test_extraction_benchmark_runs():
     assert ours["tokens"]["attended"] < ours["tokens"]["vision"] == 576
 
 
+@pytest.mark.benchmark
 @pytest.mark.cluster
 def test_scaling_benchmark_runs():
     record = run("scaling.py", "--dim", "16", "--rows", "2000", "4000", "--speedup-rows", "2000")
@@ -105,6 +106,7 @@ def test_prepare_benchmark_runs():
     assert all(result["payload_kib_per_sample"] > 336 * 336 * 3 / 1024 for result in results)
 
 
+@pytest.mark.benchmark
 @pytest.mark.cluster
 def test_million_benchmark_runs():
     record = run("million.py", "--rows", "4000", "--dim", "8", "--ledger", "2000")
@@ -114,6 +116,7 @@ def test_million_benchmark_runs():
     assert record["ledger"]["moments_of"] == 2000
 
 
+@pytest.mark.benchmark
 @pytest.mark.cluster
 def test_soak_benchmark_runs():
     record = run("soak.py", "--slices", "12", "--every", "0")
@@ -123,6 +126,7 @@ def test_soak_benchmark_runs():
     assert any(sample["actors_mib"] and sample["actor_handles"] for sample in record["samples"])
 
 
+@pytest.mark.benchmark
 @pytest.mark.cluster
 def test_input_benchmark_runs():
     small = ("--pictures", "32", "--copies", "2", "--store-copies", "1", "--only", "tar")
@@ -132,6 +136,7 @@ def test_input_benchmark_runs():
     ]  # fmt: skip
 
 
+@pytest.mark.benchmark
 @pytest.mark.cluster
 def test_startup_benchmark_runs():
     record = run("startup.py", "--layers", "2", "--width", "64", "--repeat", "1", "--models", "large")
@@ -142,6 +147,7 @@ def test_startup_benchmark_runs():
     assert found["needed_mib"] < found["checkpoint_mib"]
 
 
+@pytest.mark.benchmark
 @pytest.mark.cluster
 def test_storage_benchmark_runs(tmp_path):
     rows = json.loads((GOLDEN / "llava" / "samples.json").read_text())
@@ -198,6 +204,7 @@ def test_fuzzed_checkpoints_are_used_or_refused(tmp_path):
     assert min(record["outcomes"]["refused"], record["outcomes"]["represented"]) > 20
 
 
+@pytest.mark.benchmark
 @pytest.mark.cluster
 def test_small_node_benchmark_runs():
     record = run("small_node.py", "--photos", "2", "--width", "400")
