@@ -260,6 +260,8 @@ def _quantised(path: Path, name: str, dtype: str) -> str:
 
 def _unpickled(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a pickle, which stay in the file until they are read."""
+    # The public projectors (and Vicuna) are published as pickles alone. `weights_only` unpickles tensors and plain
+    # values and refuses all else, so nothing in the file can run; a run never comes here, it reads safetensors only.
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # of pickles that are cut, are none, or hold what could run

@@ -5,6 +5,7 @@ import string
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from oracle import attention_and_output, whole
 from PIL import Image
@@ -180,3 +181,13 @@ def test_the_preset_and_the_place_of_images_are_part_of_an_extractors_identity_a
 def test_checkpoint_of_knows_the_layer(tmp_path):
     MAKERS["llava"](tmp_path)
     assert checkpoint_of(ExtractorConfig(model=str(tmp_path), layer=1), weights=False).layer == 1
+
+
+def test_answers_of_nlvr_stand_in_their_questions_where_the_published_search_meets_them_first(shared):
+    rows = [
+        row
+        for path in sorted((shared / "data" / "nlvr" / "parquet").glob("*.parquet"))
+        for row in pq.read_table(path, columns=["messages"])["messages"].to_pylist()
+    ]
+    assert len(rows) > 3000
+    assert all(asked["content"].count(answer["content"]) for asked, answer in rows)

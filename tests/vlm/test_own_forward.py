@@ -59,9 +59,13 @@ def test_each_token_lies_where_its_pixels_are(family):
     """Of two pictures that differ in one corner, the tokens there come out of the tower the most different. Not so
     those of Ovis2, which are words of a table; LFM2-VL has no map."""
     folder, made = family
-    if folder.name.startswith(("lfm2_vl", "ovis2")):
-        return
     prepare = Preparer(open_checkpoint(str(folder)))
+    if folder.name.startswith(("lfm2_vl", "ovis2")):
+        turns = Turn("user", (ImagePlaceholder(0), "What?")), Turn("assistant", ("It.",))
+        prepared = prepare(Sample(0, None, turns, ()), [Image.new("RGB", (112, 112))])
+        shapes = [seen.received_RC.shape for seen in made.attention_maps(prepared, [(112, 112)])]
+        assert shapes == ([(4, 4)] if folder.name.startswith("ovis2") else [])
+        return
     seen: list[torch.Tensor] = []
     hook = made._reader._layer.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
