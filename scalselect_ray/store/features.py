@@ -69,7 +69,10 @@ class FeatureStore:
         others = [other for other in others if other]
         changes = [[name for name in ours | other if ours.get(name) != other.get(name)] for other in others]
         nearest = min(zip(changes, others, strict=True), key=lambda item: len(item[0]), default=([], {}))
-        return ", ".join(f"{name} is {ours.get(name)} and was {nearest[1].get(name)}" for name in nearest[0])
+        absent = "its default"  # keys that are newer than features name themselves only where they are another
+        return ", ".join(
+            f"{name} is {ours.get(name, absent)} and was {nearest[1].get(name, absent)}" for name in nearest[0]
+        )
 
     def committed(self) -> set[SliceId]:
         """The slices that are done: one listing. Raises StorageError."""

@@ -20,11 +20,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from scalselect_ray.config import ExtractorConfig
+from scalselect_ray.config import CorpusConfig, ExtractorConfig, JobConfig, SourceConfig
+from scalselect_ray.console import Console
 from scalselect_ray.corpus import ImageRef, Reason, SampleRejectedError, normalise
+from scalselect_ray.job import open_store
 from scalselect_ray.testing.checkpoints import _CLIP, _CROP, _TEXT, MAKERS, _save
 from scalselect_ray.vlm.processors import TEMPLATES
-from scalselect_ray.vlm.representer import checkpoint_of, make_extractor, make_preparer
+from scalselect_ray.vlm.representer import checkpoint_of, earlier_id, make_extractor, make_preparer
 
 pytestmark = pytest.mark.heavy
 
@@ -191,3 +193,19 @@ def test_answers_of_nlvr_stand_in_their_questions_where_the_published_search_mee
     ]
     assert len(rows) > 3000
     assert all(asked["content"].count(answer["content"]) for asked, answer in rows)
+
+
+@pytest.mark.parametrize("blank", [True, False], ids=["SentencePiece", "bytes"])
+def test_earlier_features_are_gone_on_with_only_where_they_were_counted_alike(blank, vicuna, tmp_path):
+    model = vicuna
+    if not blank:
+        model = tmp_path / "model"
+        MAKERS["llava"](model)
+    settings = ExtractorConfig(model=str(model), dtype="float32")
+    features = tmp_path / "out" / "features"
+    (features / earlier_id(settings)).mkdir(parents=True)
+    (features / earlier_id(settings) / "extractor.json").write_text("{}")
+    source = SourceConfig(name="s", paths=[str(tmp_path / "rows.json")])
+    config = JobConfig(corpus=CorpusConfig(sources=[source]), extractor=settings, output=str(tmp_path / "out"))
+    open_store(config, Console())
+    assert len(list(features.iterdir())) == (2 if blank else 1)

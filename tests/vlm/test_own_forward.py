@@ -17,6 +17,7 @@ from scalselect_ray.vlm.extractor import on_picture
 from scalselect_ray.vlm.families import Picture
 from scalselect_ray.vlm.layers import ImageInputs
 from scalselect_ray.vlm.own_forward import OwnForward
+from scalselect_ray.vlm.watched_attention import Watch, _watched
 
 pytestmark = pytest.mark.heavy
 
@@ -166,3 +167,25 @@ def test_a_layer_without_softmax_attention_is_refused_with_the_way_out(tmp_path)
         open_checkpoint(str(tmp_path), layer=2)
     with pytest.raises(ModelError, match=r"extractor.layer: 3, but .* has 3 decoder layers; expected 0 to 2"):
         open_checkpoint(str(tmp_path), layer=3)
+
+
+def test_attention_that_is_bent_in_ways_that_are_not_known_is_refused_by_name():
+    query = torch.randn(1, 2, 5, 8)
+    for name in ("s_aux", "position_bias"):
+        with pytest.raises(ModelError, match=f"has {name}, which is not known"):
+            _watched(torch.nn.Identity(), query, query, query, None, **{name: torch.zeros(2)})
+
+
+def test_without_a_mask_tokens_look_back_alone_or_everywhere_as_the_module_says():
+    """The only query token stands before the images: what looks back alone gives them nothing, which is uniform."""
+    query = torch.randn(1, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    received = {}
+    for is_causal in (True, False):
+        module = torch.nn.Identity()
+        module.is_causal, module.watch = is_causal, Watch(torch.tensor([0]), torch.arange(2, 5))
+        _watched(module, query, query, query, None)
+        received[is_causal] = module.watch.received_V
+    assert torch.allclose(received[True], torch.full((3,), 1 / 3))
+    logits = query[0, :, 0] @ query[0].transpose(1, 2) * 8**-0.5
+    expected = torch.stack([logits[head, head] for head in range(2)]).softmax(-1)[:, 2:].sum(0)
+    assert torch.allclose(received[False], expected / expected.sum())
